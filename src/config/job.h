@@ -1,0 +1,107 @@
+// The job: one struct per concern, as written in job.yaml. The description of the fields (help, range, choices) is in fields.h; this file says
+// what exists and what its default is.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace conclave {
+
+enum class Device { automatic, cpu, cuda };
+enum class ActivationCheckpointing { none, selective, full };
+enum class LoadBalancing { none, aux_loss };
+enum class Precision { automatic, fp32, bf16 };
+enum class ScheduleKind { cosine, linear, constant };
+
+struct RunConfig {
+  std::string name = "conclave";
+  std::filesystem::path output_dir;  // required
+  int64_t steps = 1000;
+  int64_t seed = 1234;
+  Device device = Device::automatic;
+  int64_t timeout_seconds = 300;  // a collective that takes longer means a lost or hung rank
+};
+
+struct ModelSource {
+  std::filesystem::path config;                    // required: a Hugging Face config.json or its folder
+  std::optional<std::filesystem::path> init_from;  // a Hugging Face checkpoint folder to start from; random initialization without it
+};
+
+struct DataConfig {
+  std::filesystem::path train;                      // required for training: prefix of a .bin/.idx pair
+  std::optional<std::filesystem::path> validation;  // prefix of a .bin/.idx pair
+  int64_t sequence_length = 2048;                   // tokens of one sample
+  int64_t micro_batch_size = 1;                     // sequences per rank and micro-step
+  std::optional<int64_t> global_batch_size;         // sequences per step over all ranks; default: micro_batch_size x world size
+};
+
+struct ParallelConfig {
+  int64_t expert_parallel_degree = 1;
+  int64_t hybrid_shard_degree = 0;  // 0: the whole world
+  int64_t prefetch_units = 1;       // units gathered ahead of the one that computes
+};
+
+struct MemoryConfig {
+  ActivationCheckpointing activation_checkpointing = ActivationCheckpointing::none;
+};
+
+struct MoeConfig {
+  LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
+  std::optional<double> moe_aux_loss_coeff;  // default: the model's own router_aux_loss_coef
+  double moe_z_loss_coeff = 0.0;
+  std::optional<double> router_jitter_noise;  // default: the model's own
+};
+
+struct PrecisionConfig {
+  Precision compute = Precision::automatic;
+};
+
+struct OptimizerConfig {
+  double lr = 1e-4;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.2;
+  double grad_clip = 1.0;  // 0: none
+};
+
+struct ScheduleConfig {
+  ScheduleKind kind = ScheduleKind::cosine;
+  int64_t warmup_steps = 0;
+  double min_lr = 1e-5;
+};
+
+struct CheckpointConfig {
+  int64_t every = 0;           // steps between checkpoints; 0 saves nothing
+  int64_t keep = 2;            // newest checkpoints kept
+  std::string resume = "auto";  // auto: the newest of output_dir, if any; never; or the path of a checkpoint folder
+};
+
+struct ValidationConfig {
+  int64_t every = 0;    // steps between validations; 0: none
+  int64_t batches = 8;  // micro-steps of a validation; 0: the whole set
+};
+
+struct MetricsConfig {
+  bool tensorboard = true;
+  int64_t log_every = 1;  // steps between progress lines; metrics.jsonl has every step
+};
+
+struct Job {
+  RunConfig run;
+  ModelSource model;
+  DataConfig data;
+  ParallelConfig parallel;
+  MemoryConfig memory;
+  MoeConfig moe;
+  PrecisionConfig precision;
+  OptimizerConfig optimizer;
+  ScheduleConfig schedule;
+  CheckpointConfig checkpoint;
+  ValidationConfig validation;
+  MetricsConfig metrics;
+};
+
+}  // namespace conclave

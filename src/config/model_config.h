@@ -1,0 +1,34 @@
+// What a Hugging Face Mixtral config.json says, in either of its versions (Transformers 4: rope_theta, torch_dtype; 5: rope_parameters, dtype).
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+namespace conclave {
+
+struct ModelConfig {
+  int64_t vocab_size = 32000;
+  int64_t hidden_size = 4096;
+  int64_t intermediate_size = 14336;
+  int64_t num_hidden_layers = 32;
+  int64_t num_attention_heads = 32;
+  int64_t num_key_value_heads = 8;
+  int64_t head_dim = 128;  // hidden_size / num_attention_heads when the file has none
+  int64_t max_position_embeddings = 131072;
+  double rms_norm_eps = 1e-5;
+  double rope_theta = 1e6;
+  double initializer_range = 0.02;
+  bool tie_word_embeddings = false;
+  std::optional<int64_t> sliding_window;  // tokens a query sees, itself included; none: all before it
+  int64_t num_experts_per_tok = 2;
+  int64_t num_local_experts = 8;  // the global number of experts (the name is Hugging Face's)
+  double router_aux_loss_coef = 0.001;
+  double router_jitter_noise = 0.0;
+};
+
+// Reads a config.json, or the one in a folder. Refuses, with a UserError that names file, key and remedy: no such file, not JSON, another
+// model_type, an activation other than silu, a rope type other than default, attention_dropout > 0, values that do not fit each other.
+ModelConfig read_model_config(const std::filesystem::path& file_or_folder);
+
+}  // namespace conclave

@@ -1,0 +1,40 @@
+// One mesh of ranks, two views. Dense parameters see world = replica x shard; experts see world = expert_replica x expert_shard x expert, with
+// the expert axis over adjacent ranks. Pure arithmetic: no process is needed to ask it anything.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "config/job.h"
+
+namespace conclave {
+
+enum class Axis { world, replica, shard, expert_replica, expert_shard, expert };
+
+const char* name_of(Axis axis);
+
+// The ranks that share all coordinates but that of one axis, ascending, and the place of the asking rank among them.
+struct AxisGroup {
+  std::vector<int> ranks;
+  int index = 0;
+  int size() const { return static_cast<int>(ranks.size()); }
+};
+
+class Layout {
+ public:
+  // Refuses degrees that do not divide with a UserError that names the degrees that would.
+  // `num_experts`: the model's experts, which the expert degree must divide.
+  Layout(int world_size, const ParallelConfig& parallel, int64_t num_experts);
+
+  int world_size() const { return world_size_; }
+  int degree(Axis axis) const;
+  AxisGroup group(Axis axis, int rank) const;
+
+ private:
+  int world_size_;
+  int shard_;
+  int expert_;
+  int expert_shard_;
+};
+
+}  // namespace conclave
