@@ -1,5 +1,5 @@
-// The job: one struct per concern, as written in job.yaml. The description of the fields (help, range, choices) is in fields.h; this file says
-// what exists and what its default is.
+// The job: one struct per concern, as written in job.yaml. The description of the fields (help, range, choices) is in
+// fields.h; this file says what exists and what its default is.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@ namespace conclave {
 enum class Device { automatic, cpu, cuda };
 enum class ActivationCheckpointing { none, selective, full };
 enum class LoadBalancing { none, aux_loss };
+enum class Dispatcher { all_to_all };
 enum class Precision { automatic, fp32, bf16 };
 enum class ScheduleKind { cosine, linear, constant };
 
@@ -21,12 +22,14 @@ struct RunConfig {
   int64_t steps = 1000;
   int64_t seed = 1234;
   Device device = Device::automatic;
+  bool deterministic = true;      // only true: every path of this version is deterministic
   int64_t timeout_seconds = 300;  // a collective that takes longer means a lost or hung rank
 };
 
 struct ModelSource {
-  std::filesystem::path config;                    // required: a Hugging Face config.json or its folder
-  std::optional<std::filesystem::path> init_from;  // a Hugging Face checkpoint folder to start from; random initialization without it
+  std::filesystem::path config;  // required: a Hugging Face config.json or its folder
+  std::optional<std::filesystem::path>
+      init_from;  // a Hugging Face checkpoint folder to start from; random initialization without it
 };
 
 struct DataConfig {
@@ -34,28 +37,39 @@ struct DataConfig {
   std::optional<std::filesystem::path> validation;  // prefix of a .bin/.idx pair
   int64_t sequence_length = 2048;                   // tokens of one sample
   int64_t micro_batch_size = 1;                     // sequences per rank and micro-step
-  std::optional<int64_t> global_batch_size;         // sequences per step over all ranks; default: micro_batch_size x world size
+  std::optional<int64_t>
+      global_batch_size;  // sequences per step over all ranks; default: micro_batch_size x world size
 };
 
 struct ParallelConfig {
   int64_t expert_parallel_degree = 1;
   int64_t hybrid_shard_degree = 0;  // 0: the whole world
-  int64_t prefetch_units = 1;       // units gathered ahead of the one that computes
+  int64_t prefetch_units = 1;       // units gathered ahead of the one that computes; 0: none
+  bool reshard_after_forward =
+      true;  // false: gathered parameters are kept from forward to backward, half the gathers for more memory
 };
 
 struct MemoryConfig {
   ActivationCheckpointing activation_checkpointing = ActivationCheckpointing::none;
+  bool activation_offloading =
+      false;  // kept unit inputs go to host memory (CPU run: to a scratch file); needs checkpointing
+  int64_t activation_loading_horizon = 2;  // the most units whose offloaded inputs are on the device at once
+  int64_t loss_chunk_tokens = 1024;        // tokens whose logits are alive at once
 };
 
 struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
   std::optional<double> moe_aux_loss_coeff;  // default: the model's own router_aux_loss_coef
   double moe_z_loss_coeff = 0.0;
+  Dispatcher dispatcher = Dispatcher::all_to_all;
+  bool global_token_shuffle = false;          // only false in this version
+  std::optional<double> capacity_factor;      // only null in this version: dropless
   std::optional<double> router_jitter_noise;  // default: the model's own
 };
 
 struct PrecisionConfig {
-  Precision compute = Precision::automatic;
+  Precision compute = Precision::automatic;  // automatic: bf16 where the hardware has it, else fp32
+  Precision reduce = Precision::fp32;        // gradients are reduced in fp32 or, for half the traffic, in bf16
 };
 
 struct OptimizerConfig {
@@ -65,6 +79,8 @@ struct OptimizerConfig {
   double eps = 1e-8;
   double weight_decay = 0.2;
   double grad_clip = 1.0;  // 0: none
+  int64_t max_skipped_steps =
+      5;  // steps with a non-finite loss or gradient are skipped; the job stops after this many in a row
 };
 
 struct ScheduleConfig {
@@ -74,8 +90,8 @@ struct ScheduleConfig {
 };
 
 struct CheckpointConfig {
-  int64_t every = 0;           // steps between checkpoints; 0 saves nothing
-  int64_t keep = 2;            // newest checkpoints kept
+  int64_t every = 0;            // steps between checkpoints; 0 saves nothing
+  int64_t keep = 2;             // newest checkpoints kept
   std::string resume = "auto";  // auto: the newest of output_dir, if any; never; or the path of a checkpoint folder
 };
 
