@@ -39,6 +39,15 @@ void fill_normal(std::span<float> out, uint64_t seed, uint64_t stream, uint64_t 
   }
 }
 
+void fill_uniform(std::span<float> out, uint64_t seed, uint64_t stream, uint64_t begin, float low, float high) {
+  uint64_t index = begin;
+  for (size_t j = 0; j < out.size();) {
+    const auto words = philox_block(seed, stream, index / 4);
+    for (uint64_t lane = index % 4; lane < 4 && j < out.size(); ++lane, ++index, ++j)
+      out[j] = low + (high - low) * open_uniform(words[lane]);
+  }
+}
+
 uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t index) {
   const auto words = philox_block(seed, stream, index / 2);
   const int half = static_cast<int>(index % 2) * 2;

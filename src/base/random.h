@@ -14,6 +14,9 @@ uint64_t random_stream(std::string_view name);
 // Fills out[j] with element (begin + j) of the standard normal stream, times `std`, plus `mean`. Box-Muller on 24-bit uniforms.
 void fill_normal(std::span<float> out, uint64_t seed, uint64_t stream, uint64_t begin, float mean, float std);
 
+// Fills out[j] with element (begin + j) of the uniform stream over (low, high), 24 bits of it random.
+void fill_uniform(std::span<float> out, uint64_t seed, uint64_t stream, uint64_t begin, float low, float high);
+
 // Element `index` of the stream of uniformly distributed 64-bit integers.
 uint64_t random_u64(uint64_t seed, uint64_t stream, uint64_t index);
 

@@ -1,0 +1,34 @@
+// A parameter as a model declares it, before anything is allocated. Models declare, sharding allocates: neither knows the other.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace conclave {
+
+enum class ParameterKind {
+  dense,   // sharded over the shard axis
+  expert,  // dim 0 counts the experts: divided over the expert axis, then sharded over the expert-shard axis
+};
+
+struct ParameterDeclaration {
+  std::string name;
+  std::vector<int64_t> shape;  // global
+  ParameterKind kind = ParameterKind::dense;
+  float init_mean = 0.0f;  // initial values are normal(init_mean, init_std), a pure function of (seed, name, element index)
+  float init_std = 0.0f;   // 0: every element is init_mean
+  bool decay = true;       // whether AdamW's weight decay applies
+
+  int64_t numel() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
+};
+
+// What is gathered and freed together: the embedding, one decoder layer, or the head.
+struct UnitDeclaration {
+  std::string name;
+  std::vector<ParameterDeclaration> parameters;
+};
+
+}  // namespace conclave

@@ -1,0 +1,107 @@
+#include "memory/memory_category.h"
+
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <new>
+
+namespace conclave {
+namespace {
+
+thread_local MemoryCategory current_category = MemoryCategory::workspace;
+
+class Account {
+ public:
+  void add(int64_t bytes, MemoryCategory category) {
+    const int index = static_cast<int>(category);
+    std::lock_guard lock(mutex_);
+    report_.now.total += bytes;
+    report_.now.of[index] += bytes;
+    if (bytes >= (int64_t{1} << 20)) ++report_.large_allocations;
+    report_.peak_of.of[index] = std::max(report_.peak_of.of[index], report_.now.of[index]);
+    if (report_.now.total > report_.at_peak.total) report_.at_peak = report_.now;
+    report_.peak_of.total = report_.at_peak.total;
+  }
+  void remove(int64_t bytes, MemoryCategory category) {
+    std::lock_guard lock(mutex_);
+    report_.now.total -= bytes;
+    report_.now.of[static_cast<int>(category)] -= bytes;
+  }
+  MemoryReport report() {
+    std::lock_guard lock(mutex_);
+    return report_;
+  }
+  void reset() {
+    std::lock_guard lock(mutex_);
+    report_.at_peak = report_.peak_of = report_.now;
+    report_.large_allocations = 0;
+  }
+
+ private:
+  std::mutex mutex_;
+  MemoryReport report_;
+};
+
+// Never destroyed: tensors with static lifetime are freed after main.
+Account& account() {
+  static auto* const instance = new Account;
+  return *instance;
+}
+
+// Stands before each block; one cache line, so that the block stays aligned as ATen expects.
+struct alignas(64) BlockHeader {
+  int64_t bytes;
+  MemoryCategory category;
+};
+
+void free_block(void* data) {
+  if (data == nullptr) return;
+  auto* header = static_cast<BlockHeader*>(data) - 1;
+  account().remove(header->bytes, header->category);
+  std::free(header);
+}
+
+class CountingAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* data = nullptr;
+    if (bytes > 0) {
+      const size_t rounded = (bytes + 63) / 64 * 64;
+      void* block = std::aligned_alloc(alignof(BlockHeader), sizeof(BlockHeader) + rounded);
+      if (block == nullptr) throw std::bad_alloc();
+      auto* header = new (block) BlockHeader{static_cast<int64_t>(bytes), current_category};
+      account().add(header->bytes, header->category);
+      data = header + 1;
+    }
+    return {data, data, &free_block, c10::Device(c10::DeviceType::CPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &free_block; }
+  void copy_data(void* destination, const void* source, size_t bytes) const override {
+    std::memcpy(destination, source, bytes);
+  }
+};
+
+}  // namespace
+
+const char* name_of(MemoryCategory category) {
+  static constexpr std::array<const char*, memory_categories> names = {
+      "parameters",  "moments",  "gradients", "unsharded_parameters", "unsharded_gradients",
+      "activations", "dispatch", "logits",    "workspace"};
+  return names[static_cast<int>(category)];
+}
+
+MemoryScope::MemoryScope(MemoryCategory category) : outer_(current_category) { current_category = category; }
+MemoryScope::~MemoryScope() { current_category = outer_; }
+
+void install_counting_allocator() {
+  static CountingAllocator allocator;
+  c10::SetCPUAllocator(&allocator, /*priority=*/1);
+}
+
+MemoryReport memory_report() { return account().report(); }
+void reset_memory_peaks() { account().reset(); }
+
+}  // namespace conclave

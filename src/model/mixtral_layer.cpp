@@ -1,0 +1,160 @@
+#include "model/mixtral_layer.h"
+
+
+#include "base/random.h"
+#include "kernels/linear.h"
+#include "kernels/rms_norm.h"
+#include "memory/memory_category.h"
+#include "moe/experts.h"
+
+namespace conclave {
+
+MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, Dispatcher& dispatcher, LayerOptions options)
+    : config_(config), index_(index), dispatcher_(dispatcher), options_(options) {}
+
+AttentionShape MixtralLayer::attention_shape(const MicroBatch& batch) const {
+  return {batch.batch, batch.sequence, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim,
+          config_.sliding_window};
+}
+
+void MixtralLayer::compute_attention(const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
+                                     LayerState& state) const {
+  const at::Tensor& input_TH = state.input_TH;
+  const int64_t tokens = input_TH.size(0);
+  const auto fp32 = input_TH.options().dtype(at::kFloat);
+  at::Tensor normed_TH = at::empty_like(input_TH);
+  MemoryScope scope(MemoryCategory::activations);
+  state.input_rstd_T = at::empty({tokens}, fp32);
+  rms_norm_forward(normed_TH, state.input_rstd_T, input_TH, weights.input_norm_H, config_.rms_norm_eps);
+  state.qkv_TM = at::empty({tokens, weights.qkv_MH.size(0)}, input_TH.options());
+  linear_forward(state.qkv_TM, normed_TH, weights.qkv_MH);
+  rotary_forward_(state.qkv_TM, config_.num_attention_heads + config_.num_key_value_heads, config_.head_dim, rotary);
+  state.attention_TN = at::empty({tokens, weights.output_HN.size(1)}, input_TH.options());
+  state.logsumexp_BNS = at::empty({batch.batch, config_.num_attention_heads, batch.sequence}, fp32);
+  attention_forward(state.attention_TN, state.logsumexp_BNS, state.qkv_TM, attention_shape(batch));
+  state.hidden_TH = input_TH.clone();
+  linear_forward_add(state.hidden_TH, state.attention_TN, weights.output_HN);
+}
+
+void MixtralLayer::apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const {
+  if (options_.jitter_noise == 0.0) return;
+  const int64_t elements = batch.sequence * normed_TH.size(1);  // of one sample
+  at::Tensor noise = at::empty({batch.batch, elements}, at::kFloat);
+  const uint64_t stream = random_stream("router_jitter." + std::to_string(index_));
+  for (int64_t b = 0; b < batch.batch; ++b)
+    fill_uniform({noise[b].data_ptr<float>(), static_cast<size_t>(elements)}, options_.seed, stream,
+                 static_cast<uint64_t>(batch.sample_of_B.at(b)) * elements, static_cast<float>(1.0 - options_.jitter_noise),
+                 static_cast<float>(1.0 + options_.jitter_noise));
+  normed_TH.mul_(noise.view(normed_TH.sizes()).to(normed_TH.options()));
+}
+
+void MixtralLayer::compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const {
+  at::Tensor logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
+  linear_forward(logits_TE, normed_TH, weights.router_EH);
+  MemoryScope scope(MemoryCategory::activations);
+  state.routing = route(logits_TE, config_.num_experts_per_tok);
+  state.plan = dispatcher_.plan(state.routing.expert_of_choice_TK);
+  state.rows = dispatcher_.dispatch(state.plan, normed_TH, state.routing.weight_TK);
+}
+
+at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
+                             LayerState& state) const {
+  compute_attention(weights, batch, rotary, state);
+  {
+    at::Tensor normed_TH = at::empty_like(state.hidden_TH);
+    state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
+    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H, config_.rms_norm_eps);
+    if (mode == Mode::training) apply_jitter(normed_TH, batch);
+    compute_dispatch(weights, normed_TH, state);
+  }
+  ExpertOutput output = experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI});
+  state.gate_up_RJ = std::move(output.gate_up_RJ);
+  return dispatcher_.combine(state.plan, state.hidden_TH, std::move(output.row_RH));
+}
+
+at::Tensor MixtralLayer::forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
+                                 const RotaryTable& rotary, LayerState& state, RoutingStatistics& statistics) const {
+  state.input_TH = std::move(input_TH);
+  at::Tensor output_TH = run(Mode::training, weights, batch, rotary, state);
+  statistics = routing_statistics(state.routing);
+  if (options_.checkpointing == ActivationCheckpointing::none) return output_TH;
+  LayerState kept;
+  kept.input_TH = state.input_TH;
+  if (options_.checkpointing == ActivationCheckpointing::selective) {
+    kept.hidden_rstd_T = state.hidden_rstd_T;
+    kept.routing = state.routing;
+    kept.plan = std::move(state.plan);
+    kept.rows = state.rows;
+  }
+  state = std::move(kept);
+  return output_TH;
+}
+
+at::Tensor MixtralLayer::evaluate(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
+                                  const RotaryTable& rotary, RoutingStatistics& statistics) const {
+  LayerState state;
+  state.input_TH = std::move(input_TH);
+  at::Tensor output_TH = run(Mode::evaluation, weights, batch, rotary, state);
+  statistics = routing_statistics(state.routing);
+  return output_TH;
+}
+
+at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gradients, at::Tensor grad_TH,
+                                  const MicroBatch& batch, const RotaryTable& rotary, const RouterLossGradient& router_loss,
+                                  LayerState state) const {
+  if (!state.qkv_TM.defined()) compute_attention(weights, batch, rotary, state);
+
+  // The expert block's input, once more.
+  at::Tensor normed_TH = at::empty_like(state.hidden_TH);
+  if (state.hidden_rstd_T.defined()) {
+    rms_norm_repeat(normed_TH, state.hidden_TH, state.hidden_rstd_T, weights.post_attention_norm_H);
+  } else {
+    state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
+    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H, config_.rms_norm_eps);
+  }
+  apply_jitter(normed_TH, batch);
+  if (!state.rows.row_RH.defined()) compute_dispatch(weights, normed_TH, state);
+  const ExpertWeights experts{weights.gate_up_LJH, weights.down_LHI};
+  if (!state.gate_up_RJ.defined()) state.gate_up_RJ = experts_gate_up(state.rows.row_RH, state.plan.rows_per_expert, experts);
+
+  // Experts and their routing.
+  DispatchGradient grad_dispatch;
+  {
+    ExpertGradients expert_gradients{gradients.gate_up_LJH, gradients.down_LHI};
+    at::Tensor grad_RH = dispatcher_.combine_backward(state.plan, grad_TH);
+    const ExpertRows grad_rows = experts_backward(grad_RH, std::move(state.rows), std::move(state.gate_up_RJ),
+                                                  state.plan.rows_per_expert, experts, expert_gradients);
+    grad_RH.reset();
+    grad_dispatch = dispatcher_.dispatch_backward(state.plan, grad_rows);
+  }
+  at::Tensor grad_logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
+  route_backward(grad_logits_TE, state.routing, grad_dispatch.weight_TK, router_loss.probability_E,
+                 router_loss.logsumexp_square);
+  linear_backward_weight(gradients.router_EH.tensor, grad_logits_TE, normed_TH, gradients.router_EH.accumulate);
+  linear_forward_add(grad_dispatch.token_TH, grad_logits_TE, weights.router_EH.t());
+  apply_jitter(grad_dispatch.token_TH, batch);
+  rms_norm_backward(grad_TH, gradients.post_attention_norm_H.zeroed(), grad_dispatch.token_TH, state.hidden_TH,
+                    state.hidden_rstd_T, weights.post_attention_norm_H);
+  grad_dispatch = {};
+  state.hidden_TH.reset();
+
+  // Attention.
+  at::Tensor grad_attention_TN = at::empty_like(state.attention_TN);
+  linear_backward_input(grad_attention_TN, grad_TH, weights.output_HN);
+  linear_backward_weight(gradients.output_HN.tensor, grad_TH, state.attention_TN, gradients.output_HN.accumulate);
+  at::Tensor grad_qkv_TM = at::empty_like(state.qkv_TM);
+  attention_backward(grad_qkv_TM, grad_attention_TN, state.attention_TN, state.logsumexp_BNS, state.qkv_TM,
+                     attention_shape(batch));
+  grad_attention_TN.reset();
+  state.qkv_TM.reset();
+  rotary_backward_(grad_qkv_TM, config_.num_attention_heads + config_.num_key_value_heads, config_.head_dim, rotary);
+  rms_norm_repeat(normed_TH, state.input_TH, state.input_rstd_T, weights.input_norm_H);
+  linear_backward_weight(gradients.qkv_MH.tensor, grad_qkv_TM, normed_TH, gradients.qkv_MH.accumulate);
+  at::Tensor& grad_normed_TH = normed_TH;  // its memory, now that the value is used up
+  linear_backward_input(grad_normed_TH, grad_qkv_TM, weights.qkv_MH);
+  rms_norm_backward(grad_TH, gradients.input_norm_H.zeroed(), grad_normed_TH, state.input_TH, state.input_rstd_T,
+                    weights.input_norm_H);
+  return grad_TH;
+}
+
+}  // namespace conclave

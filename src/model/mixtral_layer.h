@@ -1,0 +1,77 @@
+// One decoder layer of Mixtral: attention and a mixture-of-experts block, each on a normalized input and added to the residual stream. Forward and
+// backward are explicit; what lies between them is LayerState, and a recomputation policy is which of its fields are kept.
+#pragma once
+
+#include "config/job.h"
+#include "config/model_config.h"
+#include "kernels/attention.h"
+#include "kernels/rotary.h"
+#include "kernels/router.h"
+#include "model/micro_batch.h"
+#include "model/mixtral_parameters.h"
+#include "moe/dispatcher.h"
+
+namespace conclave {
+
+// What a layer remembers from forward to backward. Undefined fields are computed again from `input`, to the same bits.
+struct LayerState {
+  at::Tensor input_TH;
+
+  // Kept by `none` only.
+  at::Tensor input_rstd_T;
+  at::Tensor qkv_TM;  // rotated
+  at::Tensor attention_TN;
+  at::Tensor logsumexp_BNS;
+  at::Tensor hidden_TH;  // the residual stream between attention and experts
+  at::Tensor gate_up_RJ;
+
+  // Kept by `none` and `selective`: so recomputation neither routes nor communicates.
+  at::Tensor hidden_rstd_T;
+  Routing routing;
+  DispatchPlan plan;
+  ExpertRows rows;
+};
+
+// What the balancing losses add to the gradient of a layer's router, their coefficients included (moe/balancing.h).
+struct RouterLossGradient {
+  at::Tensor probability_E;  // fp32
+  double logsumexp_square = 0;
+};
+
+// What is the same for all layers of a run.
+struct LayerOptions {
+  ActivationCheckpointing checkpointing = ActivationCheckpointing::none;
+  double jitter_noise = 0;  // in training only
+  uint64_t seed = 0;
+};
+
+class MixtralLayer {
+ public:
+  // `dispatcher` outlives the layer.
+  MixtralLayer(const ModelConfig& config, int64_t index, Dispatcher& dispatcher, LayerOptions options);
+
+  // The output [T,H]. `state` receives what backward needs, by policy; `statistics` what balancing needs.
+  at::Tensor forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch, const RotaryTable& rotary,
+                     LayerState& state, RoutingStatistics& statistics) const;
+  // The output alone, without jitter, keeping nothing.
+  at::Tensor evaluate(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch, const RotaryTable& rotary,
+                      RoutingStatistics& statistics) const;
+  // grad [T,H] with respect to the output becomes, in place, the gradient with respect to the input, and is returned.
+  at::Tensor backward(const LayerWeights& weights, LayerGradients gradients, at::Tensor grad_TH, const MicroBatch& batch,
+                      const RotaryTable& rotary, const RouterLossGradient& router_loss, LayerState state) const;
+
+ private:
+  enum class Mode { training, evaluation };
+  at::Tensor run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary, LayerState& state) const;
+  void compute_attention(const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary, LayerState& state) const;
+  void compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const;
+  void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
+  AttentionShape attention_shape(const MicroBatch& batch) const;
+
+  ModelConfig config_;
+  int64_t index_;
+  Dispatcher& dispatcher_;
+  LayerOptions options_;
+};
+
+}  // namespace conclave

@@ -1,0 +1,94 @@
+// The parameters of one kind of one unit, and everything a rank remembers of them: the fp32 shard, AdamW's moments, the reduced gradient, and, while they
+// are needed, the unsharded copy in the compute dtype and the unsharded gradient.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "base/gradient.h"
+#include "base/parameter_declaration.h"
+#include "comm/communicator.h"
+#include "sharding/flat_layout.h"
+
+namespace conclave {
+
+enum class ParameterState {
+  sharded,    // this rank's fp32 shard only
+  gathering,  // shard + unsharded buffer being filled by an all-gather in flight; must not be read
+  unsharded,  // shard + unsharded buffer in the compute dtype, readable
+};
+
+// How a group's memory and traffic are to be.
+struct FlatParameterOptions {
+  at::ScalarType compute_dtype = at::kFloat;
+  at::ScalarType reduce_dtype = at::kFloat;
+  at::Device device = at::kCPU;
+};
+
+class FlatParameter {
+ public:
+  // `shard`: the axis the group is sharded over; `replica`: the axis over which equal shards exist. Both outlive this object.
+  FlatParameter(std::vector<ParameterDeclaration> parameters, int expert_index, int expert_degree, Communicator& shard,
+                Communicator& replica, FlatParameterOptions options);
+
+  const std::vector<ParameterDeclaration>& parameters() const { return parameters_; }
+  const FlatLayout& layout() const { return layout_; }
+  Communicator& shard_axis() const { return shard_; }
+  Communicator& replica_axis() const { return replica_; }
+
+  // The state of training, 1-D fp32 [shard_numel]. Padding is zero in all of them, always.
+  at::Tensor parameter_shard;
+  at::Tensor exp_avg;
+  at::Tensor exp_avg_sq;
+  at::Tensor gradient_shard;  // valid between the end of the last reduction and the next step's first backward
+
+  void allocate_parameters();  // zeros
+  void allocate_training_state();
+  // Fills the parameter shard by the declared initialization; the same values on any layout.
+  void initialize(uint64_t seed);
+
+  ParameterState state() const { return state_; }
+  void begin_unshard();
+  void finish_unshard();
+  void reshard();
+  // One tensor per parameter, in declared order, in the compute dtype; views of the unsharded buffer. Only when unsharded.
+  const std::vector<at::Tensor>& weights() const;
+
+  // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding is zero) to be written, later
+  // calls what was written, to be added to.
+  std::vector<Gradient> gradients();
+  // Starts to sum the unsharded gradients over the shard axis, and with `last` (the step's last micro-step) the shards over the replica axis;
+  // adds to gradient_shard unless `first` (the step's first micro-step).
+  void begin_reduce(bool first, bool last);
+  void finish_reduce();
+  bool is_reducing() const { return reducing_; }
+
+ private:
+  std::vector<at::Tensor> views(const at::Tensor& flat) const;
+  bool shard_is_whole() const { return shard_.size() == 1; }
+
+  std::vector<ParameterDeclaration> parameters_;
+  FlatLayout layout_;
+  Communicator& shard_;
+  Communicator& replica_;
+  FlatParameterOptions options_;
+
+  ParameterState state_ = ParameterState::sharded;
+  at::Tensor unsharded_;
+  std::vector<at::Tensor> weights_;
+  Pending gather_;
+
+  at::Tensor gradient_;  // unsharded; the shard itself when the shard is the whole
+  bool gradient_written_ = false;
+  bool shard_gradient_valid_ = false;
+  bool reducing_ = false;
+  bool first_ = true;
+  bool last_ = true;
+  at::Tensor reduce_input_;
+  at::Tensor reduce_output_;
+  Pending reduce_;
+};
+
+}  // namespace conclave

@@ -1,0 +1,71 @@
+#include "sharding/unit.h"
+
+#include "base/error.h"
+
+namespace conclave {
+
+Unit::Unit(const UnitDeclaration& declaration, const ShardingAxes& axes, const FlatParameterOptions& options)
+    : name_(declaration.name) {
+  std::vector<ParameterDeclaration> dense;
+  std::vector<ParameterDeclaration> expert;
+  for (const ParameterDeclaration& parameter : declaration.parameters)
+    (parameter.kind == ParameterKind::dense ? dense : expert).push_back(parameter);
+  size_t next_dense = 0;
+  size_t next_expert = 0;
+  for (const ParameterDeclaration& parameter : declaration.parameters) {
+    if (parameter.kind == ParameterKind::dense)
+      places_.push_back({0, next_dense++});
+    else
+      places_.push_back({dense.empty() ? 0u : 1u, next_expert++});
+  }
+  if (!dense.empty()) groups_.emplace_back(std::move(dense), 0, 1, axes.shard, axes.replica, options);
+  if (!expert.empty())
+    groups_.emplace_back(std::move(expert), axes.expert.rank(), axes.expert.size(), axes.expert_shard,
+                         axes.expert_replica, options);
+}
+
+void Unit::begin_unshard() {
+  for (FlatParameter& group : groups_) group.begin_unshard();
+}
+
+void Unit::finish_unshard() {
+  for (FlatParameter& group : groups_) group.finish_unshard();
+}
+
+void Unit::reshard() {
+  for (FlatParameter& group : groups_) group.reshard();
+}
+
+bool Unit::is_sharded() const {
+  return groups_.empty() || groups_.front().state() == ParameterState::sharded;
+}
+
+std::vector<at::Tensor> Unit::weights() const {
+  std::vector<at::Tensor> weights;
+  for (const Place& place : places_) weights.push_back(groups_[place.group].weights()[place.index]);
+  return weights;
+}
+
+std::vector<Gradient> Unit::gradients() {
+  std::vector<std::vector<Gradient>> of_group;
+  for (FlatParameter& group : groups_) of_group.push_back(group.gradients());
+  std::vector<Gradient> gradients;
+  for (const Place& place : places_) gradients.push_back(of_group[place.group][place.index]);
+  return gradients;
+}
+
+void Unit::begin_reduce(bool first, bool last) {
+  for (FlatParameter& group : groups_) group.begin_reduce(first, last);
+}
+
+void Unit::finish_reduce() {
+  for (FlatParameter& group : groups_) group.finish_reduce();
+}
+
+bool Unit::is_reducing() const {
+  for (const FlatParameter& group : groups_)
+    if (group.is_reducing()) return true;
+  return false;
+}
+
+}  // namespace conclave
