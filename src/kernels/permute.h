@@ -1,6 +1,7 @@
 // Moving rows: permute before experts, unpermute after them, and the packed form in which rows travel with their routing weight.
 //
-// A message is one row on its way to another rank: H elements in the compute dtype, one fp32 weight behind them, padded to a multiple of 16 bytes.
+// A message is one row on its way to another rank: H elements in the compute dtype, one fp32 weight behind them, padded with zeros to a multiple of
+// 16 bytes.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,8 +20,8 @@ void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tens
 // rows [R,H] and weights [R] of messages[index[r]].
 void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& messages_NM, const at::Tensor& index_R);
 
-// out[t] = residual[t] + sum over k of rows[row_of_choice[t,k]], summed in fp32 in the order of k and rounded once; -1 adds nothing. `residual` may be
-// out itself, or undefined for none.
+// out[t] = residual[t] + sum over k of rows[row_of_choice[t,k]]: the sum in fp32 in the order of k, then the residual, rounded once; -1 adds nothing.
+// `residual` may be out itself, or undefined for none.
 void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Tensor& rows_RH, const at::Tensor& row_of_choice_TK);
 
 // The same over messages: out[t] = sum over k of the rows, weight[t,k] fp32 = the weight of that message (0 for -1).

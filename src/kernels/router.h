@@ -26,8 +26,8 @@ Routing route(const at::Tensor& logits_TE, int64_t top_k);
 RoutingStatistics routing_statistics(const Routing& routing);
 
 // grad_logits [T,E] (dtype of the logits) from the gradient of the renormalized weights, plus what the balancing losses add:
-//   probability_gradient [E] fp32: d loss / d probability[t,e], the same for every token (the aux loss);
-//   z_coefficient: d loss / d (logsumexp[t]^2) (the z-loss).
+//   probability_gradient [E] fp32: d loss / d probability[t,e], the same for every token (the aux loss); undefined for none;
+//   z_coefficient: d loss / d (logsumexp[t]^2), the same for every token (the z-loss).
 void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const at::Tensor& grad_weight_TK,
                     const at::Tensor& probability_gradient_E, double z_coefficient);
 

@@ -1,0 +1,25 @@
+// What the entries of the kernels demand of their tensors; a breach is a bug of the caller.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "base/error.h"
+
+namespace conclave {
+
+// Defined, of these sizes and this dtype, contiguous.
+void check_tensor(const char* op, const char* name, const at::Tensor& tensor, at::IntArrayRef sizes,
+                  at::ScalarType dtype);
+
+// Defined, with this number of dims, contiguous; the first tensor of an op, from which the sizes of the others follow.
+void check_dims(const char* op, const char* name, const at::Tensor& tensor, int64_t dims);
+
+// The fast paths of the CPU cover fp32 and bf16; every other device and dtype takes the reference.
+inline bool has_cpu_path(const at::Tensor& tensor) {
+  return tensor.is_cpu() && (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16);
+}
+
+// The dtype that sums, weights and statistics beside a tensor of `dtype` have: fp32, or double for double (references in tests).
+inline at::ScalarType wide_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+
+}  // namespace conclave

@@ -1,0 +1,27 @@
+#include "kernels/cross_entropy.h"
+
+#include "kernels/check.h"
+
+namespace conclave {
+
+namespace {
+
+void check_cross_entropy(const char* op, const at::Tensor& logits_CV, const at::Tensor& targets_C) {
+  check_dims(op, "logits", logits_CV, 2);
+  check_invariant(logits_CV.size(1) > 0, "{}: empty vocabulary", op);
+  check_tensor(op, "targets", targets_C, {logits_CV.size(0)}, at::kLong);
+}
+
+}  // namespace
+
+double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
+  check_cross_entropy("cross_entropy", logits_CV, targets_C);
+  return reference::cross_entropy(logits_CV, targets_C);
+}
+
+double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
+  check_cross_entropy("cross_entropy_with_gradient_", logits_CV, targets_C);
+  return reference::cross_entropy_with_gradient_(logits_CV, targets_C, scale);
+}
+
+}  // namespace conclave
