@@ -1,11 +1,14 @@
-// One mesh of ranks, two views. Dense parameters see world = replica x shard; experts see world = expert_replica x expert_shard x expert, with
-// the expert axis over adjacent ranks. Pure arithmetic: no process is needed to ask it anything.
+// One mesh of ranks, two views. Dense parameters see world = replica x shard; experts see world = expert_replica x
+// expert_shard x expert, with the expert axis over adjacent ranks. Pure arithmetic: no process is needed to ask it
+// anything.
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "config/job.h"
+#include "config/mistake.h"
 
 namespace conclave {
 
@@ -23,18 +26,26 @@ struct AxisGroup {
 class Layout {
  public:
   // Refuses degrees that do not divide with a UserError that names the degrees that would.
-  // `num_experts`: the model's experts, which the expert degree must divide.
-  Layout(int world_size, const ParallelConfig& parallel, int64_t num_experts);
+  // `num_experts`: the model's experts, which the expert degree must divide. `origins`: where the degrees were given,
+  // for the message.
+  Layout(int world_size, const ParallelConfig& parallel, int64_t num_experts, const Origins& origins = {});
 
   int world_size() const { return world_size_; }
   int degree(Axis axis) const;
+  // The group of `axis` that `rank` belongs to.
   AxisGroup group(Axis axis, int rank) const;
 
  private:
+  // Ranks between neighbours of an axis's group: a rank's index on the axis is (rank / stride) % degree.
+  int stride(Axis axis) const;
+
   int world_size_;
   int shard_;
   int expert_;
   int expert_shard_;
 };
+
+// The arithmetic, for people: each degree by name, the products, and the share of the parameters that a rank holds.
+std::string describe(const Layout& layout);
 
 }  // namespace conclave
