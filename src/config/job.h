@@ -12,7 +12,7 @@ namespace conclave {
 enum class Device { automatic, cpu, cuda };
 enum class ActivationCheckpointing { none, selective, full };
 enum class LoadBalancing { none, aux_loss };
-enum class Dispatcher { all_to_all };
+enum class DispatcherKind { all_to_all };
 enum class Precision { automatic, fp32, bf16 };
 enum class ScheduleKind { cosine, linear, constant };
 
@@ -61,7 +61,7 @@ struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
   std::optional<double> moe_aux_loss_coeff;  // default: the model's own router_aux_loss_coef
   double moe_z_loss_coeff = 0.0;
-  Dispatcher dispatcher = Dispatcher::all_to_all;
+  DispatcherKind dispatcher = DispatcherKind::all_to_all;
   bool global_token_shuffle = false;          // only false in this version
   std::optional<double> capacity_factor;      // only null in this version: dropless
   std::optional<double> router_jitter_noise;  // default: the model's own

@@ -131,7 +131,7 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
   route_backward(grad_logits_TE, state.routing, grad_dispatch.weight_TK, router_loss.probability_E,
                  router_loss.logsumexp_square);
   linear_backward_weight(gradients.router_EH.tensor, grad_logits_TE, normed_TH, gradients.router_EH.accumulate);
-  linear_forward_add(grad_dispatch.token_TH, grad_logits_TE, weights.router_EH.t());
+  linear_backward_input_add(grad_dispatch.token_TH, grad_logits_TE, weights.router_EH);
   apply_jitter(grad_dispatch.token_TH, batch);
   rms_norm_backward(grad_TH, gradients.post_attention_norm_H.zeroed(), grad_dispatch.token_TH, state.hidden_TH,
                     state.hidden_rstd_T, weights.post_attention_norm_H);
