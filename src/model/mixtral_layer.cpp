@@ -69,6 +69,7 @@ at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const Micro
   }
   ExpertOutput output = experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI});
   state.gate_up_RJ = std::move(output.gate_up_RJ);
+  MemoryScope scope(MemoryCategory::activations);
   return dispatcher_.combine(state.plan, state.hidden_TH, std::move(output.row_RH));
 }
 

@@ -38,9 +38,8 @@ Balance BalanceReduction::finish() {
   return balance;
 }
 
-double expert_imbalance(const Balance& balance) {
-  const at::Tensor mean_L = balance.count_LE.mean(1);
-  return (std::get<0>(balance.count_LE.max(1)) / mean_L).mean().item<double>();
+double expert_imbalance(const at::Tensor& count_LE) {
+  return (std::get<0>(count_LE.max(1)) / count_LE.mean(1)).mean().item<double>();
 }
 
 }  // namespace conclave

@@ -38,7 +38,7 @@ class BalanceReduction {
   Pending pending_;
 };
 
-// max / mean of the choices over the experts of a layer, averaged over layers: 1 is even.
-double expert_imbalance(const Balance& balance);
+// max / mean of the choices over the experts of a layer, averaged over layers: 1 is even. count [L,E].
+double expert_imbalance(const at::Tensor& count_LE);
 
 }  // namespace conclave

@@ -1,0 +1,153 @@
+#include "train/forward_backward.h"
+
+#include "base/error.h"
+#include "kernels/embedding.h"
+#include "memory/memory_category.h"
+
+namespace conclave {
+namespace {
+
+constexpr size_t embedding_unit = 0;
+
+LayerOptions layer_options(const ModelConfig& config, const Job& job) {
+  return {job.memory.activation_checkpointing, job.moe.router_jitter_noise.value_or(config.router_jitter_noise),
+          static_cast<uint64_t>(job.run.seed)};
+}
+
+}  // namespace
+
+ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients)
+    : model_(model),
+      units_(model.units()),
+      schedule_(units_, {job.parallel.prefetch_units, job.parallel.reshard_after_forward}),
+      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts)),
+      head_(model.config(), job.memory.loss_chunk_tokens),
+      coefficients_(coefficients) {
+  for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
+    layers_.emplace_back(model.config(), layer, *dispatcher_, layer_options(model.config(), job));
+}
+
+std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
+  std::vector<size_t> visits;
+  for (size_t unit = 0; unit <= head_unit(); ++unit) visits.push_back(unit);
+  if (model_.config().tie_word_embeddings) visits.push_back(embedding_unit);  // the head projects with its table
+  if (with_backward)
+    for (size_t layer = layers_.size(); layer >= 1; --layer) visits.push_back(layer);
+  return visits;  // the embedding's backward needs no weights
+}
+
+void ForwardBackward::begin_rotary(const MicroBatch& batch) {
+  if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
+  const ModelConfig& config = model_.config();
+  rotary_ = rotary_table(batch.sequence, config.head_dim, config.rope_theta, model_.options().device);
+}
+
+at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
+  Unit& embedding = schedule_.begin(embedding_unit);
+  MemoryScope scope(MemoryCategory::activations);
+  at::Tensor hidden_TH = at::empty({batch.tokens(), model_.config().hidden_size},
+                                   at::device(model_.options().device).dtype(model_.options().compute_dtype));
+  embedding_forward(hidden_TH, embedding.weights()[0], batch.token_T);
+  schedule_.end(embedding_unit);
+  return hidden_TH;
+}
+
+HeadWeights ForwardBackward::begin_head() {
+  const std::vector<at::Tensor> weights = schedule_.begin(head_unit()).weights();
+  if (!model_.config().tie_word_embeddings) return {weights[0], weights[1]};
+  return {weights[0], schedule_.begin(embedding_unit).weights()[0]};
+}
+
+void ForwardBackward::end_head() {
+  schedule_.end(head_unit());
+  if (model_.config().tie_word_embeddings) schedule_.end(embedding_unit);
+}
+
+HeadGradients ForwardBackward::head_gradients() {
+  const std::vector<Gradient> gradients = units_[head_unit()]->gradients();
+  if (!model_.config().tie_word_embeddings) return {gradients[0], gradients[1]};
+  return {gradients[0], units_[embedding_unit]->gradients()[0]};
+}
+
+MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep& micro_step) {
+  begin_rotary(batch);
+  schedule_.start(visits(/*with_backward=*/true));
+  MicroStepResult result;
+
+  at::Tensor hidden_TH = embed(batch);
+  std::vector<LayerState> states(layers_.size());
+  std::vector<RoutingStatistics> statistics(layers_.size());
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    const LayerWeights weights(schedule_.begin(layer + 1).weights());
+    hidden_TH = layers_[layer].forward(weights, std::move(hidden_TH), batch, rotary_, states[layer], statistics[layer]);
+    schedule_.end(layer + 1);
+  }
+  // Summed over the ranks while the head computes.
+  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device);
+
+  // The head goes forward and backward at once; what was its input is now the gradient.
+  result.loss_sum =
+      head_.loss_with_gradient_(hidden_TH, batch.target_T, micro_step.loss_scale, begin_head(), head_gradients());
+  end_head();
+  at::Tensor grad_TH = std::move(hidden_TH);
+  schedule_.reduce(head_unit(), micro_step.first, micro_step.last);
+
+  result.balance = balance.finish();
+  RouterLossGradient router_loss;
+  router_loss.probability_E = result.balance.aux_gradient_E * (coefficients_.aux * micro_step.balance_scale);
+  router_loss.logsumexp_square = result.balance.z_gradient * coefficients_.z * micro_step.balance_scale;
+  for (size_t layer = layers_.size(); layer-- > 0;) {
+    Unit& unit = schedule_.begin(layer + 1);
+    grad_TH = layers_[layer].backward(LayerWeights(unit.weights()), LayerGradients(unit.gradients()), std::move(grad_TH),
+                                      batch, rotary_, router_loss, std::move(states[layer]));
+    schedule_.end(layer + 1);
+    schedule_.reduce(layer + 1, micro_step.first, micro_step.last);
+  }
+  embedding_backward(units_[embedding_unit]->gradients()[0].zeroed(), grad_TH, batch.token_T);
+  schedule_.reduce(embedding_unit, micro_step.first, micro_step.last);
+  schedule_.finish();
+  return result;
+}
+
+at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Balance& balance) {
+  begin_rotary(batch);
+  schedule_.start(visits(/*with_backward=*/false));
+  at::Tensor hidden_TH = embed(batch);
+  std::vector<RoutingStatistics> statistics(layers_.size());
+  for (size_t layer = 0; layer < layers_.size(); ++layer) {
+    const LayerWeights weights(schedule_.begin(layer + 1).weights());
+    hidden_TH = layers_[layer].evaluate(weights, std::move(hidden_TH), batch, rotary_, statistics[layer]);
+    schedule_.end(layer + 1);
+  }
+  balance = BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device).finish();
+  return hidden_TH;
+}
+
+MicroStepResult ForwardBackward::evaluate(const MicroBatch& batch) {
+  MicroStepResult result;
+  const at::Tensor hidden_TH = forward_for_evaluation(batch, result.balance);
+  result.loss_sum = head_.loss(hidden_TH, batch.target_T, begin_head());
+  end_head();
+  schedule_.finish();
+  return result;
+}
+
+ForwardBackward::Traced ForwardBackward::trace(const MicroBatch& batch) {
+  Traced traced;
+  const at::Tensor hidden_TH = forward_for_evaluation(batch, traced.result.balance);
+  {
+    const HeadWeights weights = begin_head();
+    traced.result.loss_sum = head_.loss(hidden_TH, batch.target_T, weights);
+    traced.logits_TV = head_.logits(hidden_TH, weights);
+  }
+  end_head();
+  schedule_.finish();
+  return traced;
+}
+
+WaitingSeconds ForwardBackward::take_waiting() {
+  const UnitSchedule::Waiting waiting = schedule_.take_waiting();
+  return {waiting.gather, waiting.reduce, dispatcher_->take_waiting()};
+}
+
+}  // namespace conclave

@@ -1,0 +1,62 @@
+// A job laid over the ranks: what every command that touches a model sets up first, in one order. Cheap checks come first, so that a mistake is refused
+// before any rank allocates.
+#pragma once
+
+#include <memory>
+
+#include "comm/world.h"
+#include "config/job_file.h"
+#include "config/model_config.h"
+#include "train/axes.h"
+#include "train/parallel_model.h"
+
+namespace conclave {
+
+// What can be known without other ranks: the model fits the layout, and the layout the world.
+struct CheckedJob {
+  Job job;
+  ModelConfig model;
+  Layout layout;
+  int64_t micro_steps = 1;
+};
+// Throws UserError.
+CheckedJob check_job(Job job, int world_size);
+
+class ParallelJob {
+ public:
+  // Connects the axes. Allocates no parameter. `world` outlives it.
+  ParallelJob(CheckedJob checked, World& world);
+
+  const Job& job() const { return checked_.job; }
+  const ModelConfig& model_config() const { return checked_.model; }
+  const Layout& layout() const { return checked_.layout; }
+  int64_t micro_steps() const { return checked_.micro_steps; }
+  at::ScalarType compute() const { return model_.options().compute_dtype; }
+  at::Device device() const { return model_.options().device; }
+  World& world() { return world_; }
+  Axes& axes() { return axes_; }
+  ParallelModel& model() { return model_; }
+  int rank() const { return world_.rank(); }
+  bool is_first() const { return world_.rank() == 0; }
+
+  // A balancing coefficient: the job's, or the model's own.
+  double aux_coefficient() const;
+  // Sequences of one micro-step over all ranks.
+  int64_t sequences_per_micro_step() const { return checked_.job.data.micro_batch_size * world_.size(); }
+  int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps(); }
+  int64_t tokens_per_step() const { return sequences_per_step() * checked_.job.data.sequence_length; }
+
+  // Sums over all ranks, in rank order.
+  std::vector<double> sum_over_world(std::vector<double> values);
+  std::vector<double> max_over_world(std::vector<double> values);
+
+ private:
+  std::vector<double> reduce_over_world(std::vector<double> values, Reduction reduction);
+
+  CheckedJob checked_;
+  World& world_;
+  Axes axes_;
+  ParallelModel model_;
+};
+
+}  // namespace conclave

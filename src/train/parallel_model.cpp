@@ -1,0 +1,137 @@
+#include "train/parallel_model.h"
+
+#include "checkpoint/hugging_face_export.h"
+#include "checkpoint/hugging_face_reader.h"
+#include "model/mixtral_parameters.h"
+#include "train/disk_names.h"
+
+namespace conclave {
+namespace {
+
+at::Tensor& quantity_of(FlatParameter& group, ParallelModel::Quantity quantity) {
+  switch (quantity) {
+    case ParallelModel::Quantity::parameter: return group.parameter_shard;
+    case ParallelModel::Quantity::exp_avg: return group.exp_avg;
+    case ParallelModel::Quantity::exp_avg_sq: return group.exp_avg_sq;
+    case ParallelModel::Quantity::gradient: break;
+  }
+  return group.gradient_shard;
+}
+
+// The shard's ranges of equal treatment: neighbouring slices with the same decay rule, and the padding between them, are one range.
+std::vector<OptimizerRange> ranges_of(FlatParameter& group) {
+  std::vector<OptimizerRange> ranges;
+  const auto add = [&](int64_t begin, int64_t end, bool decay) {
+    const auto part = [&](const at::Tensor& shard) { return shard.narrow(0, begin, end - begin); };
+    ranges.push_back({part(group.parameter_shard), part(group.exp_avg), part(group.exp_avg_sq),
+                      part(group.gradient_shard), decay});
+  };
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool decay = true;
+  for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
+    const bool slice_decay = group.parameters()[slice.parameter].decay;
+    if (end > begin && slice_decay != decay) {
+      add(begin, end, decay);
+      begin = slice.shard_offset;
+    } else if (end == begin) {
+      begin = slice.shard_offset;
+    }
+    end = slice.shard_offset + slice.numel;
+    decay = slice_decay;
+  }
+  if (end > begin) add(begin, end, decay);
+  return ranges;
+}
+
+}  // namespace
+
+ParallelModel::ParallelModel(const ModelConfig& config, const Axes& axes, const FlatParameterOptions& options)
+    : config_(config), axes_(axes), options_(options), declarations_(declare_mixtral(config)) {
+  for (const UnitDeclaration& declaration : declarations_) units_.emplace_back(declaration, axes.sharding(), options);
+}
+
+std::vector<Unit*> ParallelModel::units() {
+  std::vector<Unit*> units;
+  for (Unit& unit : units_) units.push_back(&unit);
+  return units;
+}
+
+int64_t ParallelModel::parameters() const {
+  int64_t sum = 0;
+  for (const UnitDeclaration& unit : declarations_)
+    for (const ParameterDeclaration& parameter : unit.parameters) sum += parameter.numel();
+  return sum;
+}
+
+int64_t ParallelModel::parameters_per_token() const {
+  int64_t sum = 0;
+  for (const UnitDeclaration& unit : declarations_)
+    for (const ParameterDeclaration& parameter : unit.parameters)
+      sum += parameter.kind == ParameterKind::dense
+                 ? parameter.numel()
+                 : parameter.numel() / config_.num_local_experts * config_.num_experts_per_tok;
+  return sum;
+}
+
+void ParallelModel::allocate_parameters() {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.allocate_parameters();
+}
+
+void ParallelModel::allocate_training_state() {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.allocate_training_state();
+}
+
+void ParallelModel::initialize(uint64_t seed) {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.initialize(seed);
+}
+
+void ParallelModel::load_hugging_face(const std::filesystem::path& folder) {
+  const std::vector<DiskNames> names = mixtral_disk_names(config_);
+  conclave::load_hugging_face(folder, names, slices(Quantity::parameter, Replicas::all));
+}
+
+void ParallelModel::save_hugging_face(const std::filesystem::path& folder, at::ScalarType dtype,
+                                      const std::optional<std::filesystem::path>& tokenizer_folder) {
+  const std::vector<DiskNames> names = mixtral_disk_names(config_);
+  HuggingFaceExportOptions options;
+  options.dtype = dtype;
+  options.config_json = hugging_face_config_json(config_, dtype == at::kBFloat16 ? "bfloat16" : "float32");
+  options.generation_config_json = hugging_face_generation_config_json(config_);
+  options.tokenizer_folder = tokenizer_folder;
+  HuggingFaceExport out(folder, names, options, axes_.world());
+  for (const TensorSlice& slice : slices(Quantity::parameter, Replicas::once)) out.write(slice);
+  out.finish();
+}
+
+std::vector<TensorSlice> ParallelModel::slices(Quantity quantity, Replicas replicas) {
+  std::vector<TensorSlice> slices;
+  for (Unit& unit : units_) {
+    for (FlatParameter& group : unit.groups()) {
+      if (replicas == Replicas::once && group.replica_axis().rank() != 0) continue;
+      const at::Tensor& shard = quantity_of(group, quantity);
+      for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
+        const ParameterDeclaration& parameter = group.parameters()[slice.parameter];
+        slices.push_back({parameter.name, parameter.shape, slice.begin, shard.narrow(0, slice.shard_offset, slice.numel)});
+      }
+    }
+  }
+  return slices;
+}
+
+std::vector<OptimizerUnit> ParallelModel::optimizer_units() {
+  std::vector<OptimizerUnit> units;
+  for (Unit& unit : units_) {
+    OptimizerUnit& optimizer_unit = units.emplace_back();
+    for (FlatParameter& group : unit.groups()) {
+      for (OptimizerRange& range : ranges_of(group)) optimizer_unit.ranges.push_back(std::move(range));
+      if (group.replica_axis().rank() == 0) optimizer_unit.counted_gradients.push_back(group.gradient_shard);
+    }
+  }
+  return units;
+}
+
+}  // namespace conclave

@@ -1,0 +1,63 @@
+#include "train/train_step.h"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cmath>
+
+namespace conclave {
+
+MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device) {
+  const int64_t tokens = loaded.samples * sequence;  // rows without a sample are left out
+  const auto tensor = [&](const std::vector<int64_t>& values) {
+    return at::from_blob(const_cast<int64_t*>(values.data()), {tokens}, at::kLong).to(device, at::kLong, false, /*copy=*/true);
+  };
+  MicroBatch batch{tensor(loaded.inputs_BS), tensor(loaded.targets_BS), loaded.samples, sequence, {}};
+  for (int64_t b = 0; b < loaded.samples; ++b) batch.sample_of_B.push_back(loaded.first_sample + b);
+  return batch;
+}
+
+TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
+    : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {}
+
+StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
+  const int64_t micro_steps = job_.micro_steps();
+  const auto targets = static_cast<double>(job_.tokens_per_step());
+  StepReport report;
+  double loss_sum = 0;
+  for (int64_t m = 0; m < micro_steps; ++m) {
+    const auto start = std::chrono::steady_clock::now();
+    const MicroBatch batch = to_micro_batch(loader.next(), job_.job().data.sequence_length, job_.device());
+    report.data_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const MicroStepResult result = forward_backward_.train(
+        batch, {m == 0, m == micro_steps - 1, 1.0 / targets, 1.0 / static_cast<double>(micro_steps)});
+    loss_sum += result.loss_sum;
+    report.aux_loss += result.balance.aux_loss / static_cast<double>(micro_steps);
+    report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
+    report.count_LE = m == 0 ? result.balance.count_LE : report.count_LE + result.balance.count_LE;
+  }
+  report.expert_imbalance = expert_imbalance(report.count_LE);
+  report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
+  report.loss = report.lm_loss + job_.aux_coefficient() * report.aux_loss +
+                job_.job().moe.moe_z_loss_coeff * report.z_loss;
+
+  // Every rank has the same numbers here, so all skip or none does.
+  const std::vector<double> squares = optimizer_.gradient_squares(job_.axes().world(), job_.device());
+  double square_sum = 0;
+  std::vector<std::string> units;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    square_sum += squares[i];
+    if (!std::isfinite(squares[i])) units.push_back(job_.model().declarations()[i].name);
+  }
+  report.gradient_norm = std::sqrt(square_sum);
+  if (!std::isfinite(report.loss)) {
+    report.not_finite = "loss";
+  } else if (!units.empty()) {
+    report.not_finite = fmt::format("gradient of {}", fmt::join(units, ", "));
+  } else {
+    optimizer_.update(lr, update, report.gradient_norm);
+  }
+  return report;
+}
+
+}  // namespace conclave
