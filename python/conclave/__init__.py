@@ -1,1 +1,1 @@
-"""Conclave: pre-training of Mixtral-class mixture-of-experts models with expert parallelism and sharded data parallelism."""
+"""Conclave: pre-trains Mixtral-class mixture-of-experts models with expert parallelism and sharded data parallelism."""

@@ -1,4 +1,7 @@
-"""Making training data: tokenizers and Megatron's `.bin`/`.idx` pairs from text. `python -m conclave.data --help` is the way in."""
+"""Making training data: tokenizers, and Megatron's `.bin`/`.idx` pairs from text.
+
+`python -m conclave.data --help` is the way in.
+"""
 
 from conclave.data.build import BuildOptions, Summary, build
 from conclave.data.documents import ReadOptions

@@ -1,8 +1,9 @@
-"""Tokenizing documents into `.bin`/`.idx` pairs, by several processes, with a result that does not depend on their number."""
+"""Tokenizing documents into `.bin`/`.idx` pairs, by several processes. The result does not depend on their number."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -30,7 +31,8 @@ class BuildOptions:
 
     Attributes:
         read: how inputs become documents.
-        validation_fraction: of the documents, the last ones, that go to PREFIX-validation, the others to PREFIX-train; 0: all go to PREFIX.
+        validation_fraction: of the documents, the last ones, that go to PREFIX-validation, the others to PREFIX-train;
+            0: all go to PREFIX.
         eos_token: the token behind each document; None: the tokenizer's own, if it has one.
         append_eos: whether there is a token behind each document at all.
         workers: processes; 0: one a core.
@@ -89,6 +91,7 @@ _worker: _Worker | None = None  # of a worker process; set once by its initializ
 
 def _start_worker(tokenizer_path: Path, dtype: np.dtype, end_id: int | None) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to handle
     _worker = _Worker(open_tokenizer(tokenizer_path), dtype, end_id)
 
 
@@ -100,7 +103,8 @@ def _tokenize(pieces: Sequence[Piece]) -> _Tokenized:
 def build(inputs: Sequence[str], tokenizer_path: Path, output: Path, options: BuildOptions = BuildOptions()) -> Summary:
     """Tokenizes all documents of the inputs and writes them as one data set, or as a training and a validation set.
 
-    Documents keep the order of the inputs; the files are the same for any number of workers. They appear under their names when they are complete.
+    Documents keep the order of the inputs; the files are the same for any number of workers. They appear under their
+    names when they are complete.
 
     Raises:
         DataError: inputs, tokenizer or options are not usable; nothing was written.
@@ -120,7 +124,8 @@ def build(inputs: Sequence[str], tokenizer_path: Path, output: Path, options: Bu
     with IndexedWriter(train_prefix, summary.dtype) as train:
         with tqdm(total=summary.bytes_read, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
             workers = min(options.workers or len(os.sched_getaffinity(0)), len(tasks))
-            for task, result in zip(tasks, _tokenize_all(tasks, workers, tokenizer, tokenizer_path, summary.dtype, end_id)):
+            results = _tokenize_all(tasks, workers, tokenizer, tokenizer_path, summary.dtype, end_id)
+            for task, result in zip(tasks, results, strict=True):
                 train.append(result.tokens, result.lengths)
                 summary.skipped.undecodable += result.skipped.undecodable
                 summary.skipped.empty += result.skipped.empty
@@ -132,8 +137,8 @@ def build(inputs: Sequence[str], tokenizer_path: Path, output: Path, options: Bu
             held_back = max(1, round(documents * fraction))
             if held_back >= documents:
                 raise DataError(
-                    f"--validation-fraction {fraction} of {documents} documents leaves none to train on. Give more documents "
-                    "(--split-on-blank-lines makes many of one .txt file), or a smaller fraction"
+                    f"--validation-fraction {fraction} of {documents} documents leaves none to train on. Give more "
+                    "documents (--split-on-blank-lines makes many of one .txt file), or a smaller fraction"
                 )
             validation_prefix = _named(output, "-validation")
             with train.split_off(held_back, validation_prefix) as validation:
@@ -147,7 +152,12 @@ def build(inputs: Sequence[str], tokenizer_path: Path, output: Path, options: Bu
 
 
 def _tokenize_all(
-    tasks: Sequence[list[Piece]], workers: int, tokenizer: Tokenizer, tokenizer_path: Path, dtype: np.dtype, end_id: int | None
+    tasks: Sequence[list[Piece]],
+    workers: int,
+    tokenizer: Tokenizer,
+    tokenizer_path: Path,
+    dtype: np.dtype,
+    end_id: int | None,
 ) -> Iterator[_Tokenized]:
     """Results in the order of the tasks, with a bounded number of them waiting in memory."""
     if workers <= 1:

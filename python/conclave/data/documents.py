@@ -6,6 +6,7 @@ Inputs are cut into pieces that any process can read alone, so that the text nev
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from conclave.data.errors import DataError
-from conclave.data.standard_library import KEYWORD, standard_library_files
+from conclave.data.standard_library import KEYWORD, standard_library_files, standard_library_folder
 
 TEXT_SUFFIXES = (".txt", ".py")
 SUPPORTED_SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")
@@ -29,7 +30,7 @@ class ReadOptions:
         json_key: the key of a `.jsonl` line that holds the document's text.
         split_on_blank_lines: a `.txt` file holds many documents with blank lines between them, instead of one.
         extra_suffixes: further suffixes (".md") of files that are one document each.
-        order: of the files of a folder: by their path, or by a hash of it, so that the last documents are a fair sample of all.
+        order: of the files of a folder: by their path, or by a hash of it, so that the last ones are a fair sample.
     """
 
     json_key: str = "text"
@@ -68,7 +69,9 @@ def pieces_of(inputs: Sequence[str], options: ReadOptions) -> list[Piece]:
         for path in _files_of(name, options):
             pieces.extend(_cut(path, options))
     if not pieces:
-        raise DataError(f"no documents in {', '.join(inputs)}. Supported: {' '.join(_suffixes(options))} (--suffix adds others)")
+        raise DataError(
+            f"no documents in {', '.join(inputs)}. Supported: {' '.join(_suffixes(options))} (--suffix adds others)"
+        )
     return pieces
 
 
@@ -85,7 +88,9 @@ def documents_of(piece: Piece, skipped: Skipped) -> Iterator[str]:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
-            skipped.undecodable.append(str(piece.path) if piece.kind == "whole" else f"{piece.path}, byte {piece.begin + offset}")
+            skipped.undecodable.append(
+                str(piece.path) if piece.kind == "whole" else f"{piece.path}, byte {piece.begin + offset}"
+            )
             continue
         if piece.kind == "json_lines":
             text = _text_of_json(text, f"{piece.path}, line at byte {piece.begin + offset}", piece.json_key)
@@ -101,12 +106,14 @@ def _suffixes(options: ReadOptions) -> tuple[str, ...]:
 
 def _files_of(name: str, options: ReadOptions) -> list[Path]:
     if name == KEYWORD:
-        return standard_library_files()
+        return _ordered(standard_library_files(), standard_library_folder(), "hash")
     path = Path(name)
     if path.is_dir():
         return _files_below(path, options)
     if not path.exists():
-        raise DataError(f"{name} does not exist. Give files ({' '.join(_suffixes(options))}), folders, or the word {KEYWORD}")
+        raise DataError(
+            f"{name} does not exist. Give files ({' '.join(_suffixes(options))}), folders, or the word {KEYWORD}"
+        )
     if path.suffix not in _suffixes(options):
         raise DataError(
             f"{name}: files with suffix {path.suffix!r} are not read. Supported: {' '.join(_suffixes(options))}; "
@@ -122,11 +129,14 @@ def _files_below(folder: Path, options: ReadOptions) -> list[Path]:
         for file in files
         if Path(file).suffix in _suffixes(options) and Path(parent, file).is_file()
     ]
-    return ordered(found, folder, options.order)
+    return _ordered(found, folder, options.order)
 
 
-def ordered(files: list[Path], folder: Path, order: Literal["path", "hash"]) -> list[Path]:
-    """Files by their path below the folder, or by a hash of it: neither depends on where the folder is, nor on the file system."""
+def _ordered(files: list[Path], folder: Path, order: Literal["path", "hash"]) -> list[Path]:
+    """Files by their path below the folder, or by a hash of it. Neither depends on where the folder is.
+
+    By path, the last documents all come from what is late in the alphabet; by hash, any stretch is a fair sample.
+    """
 
     def key(path: Path) -> tuple[bytes, str]:
         relative = path.relative_to(folder).as_posix()
@@ -161,23 +171,17 @@ def _raw_documents(piece: Piece, content: bytes) -> Iterator[tuple[int, bytes]]:
     if piece.kind == "whole":
         yield 0, content
         return
-    offset = 0
-    lines: list[bytes] = []
-    begin = 0
-    for line in content.splitlines(keepends=True) if piece.kind == "blank_lines" else content.split(b"\n"):
-        if piece.kind == "json_lines":
-            if line.strip():
-                yield offset, line
-            offset += len(line) + 1
-            continue
+    begin = offset = 0
+    lines: list[bytes] = []  # of a document that began at `begin`
+    for line in io.BytesIO(content):
+        if not lines:
+            begin = offset
+        offset += len(line)
         if line.strip():
-            if not lines:
-                begin = offset
             lines.append(line)
-        elif lines:
+        if lines and (piece.kind == "json_lines" or not line.strip()):
             yield begin, b"".join(lines)
             lines = []
-        offset += len(line)
     if lines:
         yield begin, b"".join(lines)
 

@@ -44,7 +44,9 @@ class IndexedWriter:
     def __enter__(self) -> IndexedWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         self._bin_aside.unlink(missing_ok=True)
         self._index_aside.unlink(missing_ok=True)
@@ -57,26 +59,38 @@ class IndexedWriter:
     def append(self, tokens: npt.NDArray[np.integer], lengths: Sequence[int]) -> None:
         """Adds documents, one behind the other in `tokens`, of the given lengths."""
         if tokens.dtype != self.dtype or len(tokens) != sum(lengths):
-            raise AssertionError(f"{len(tokens)} tokens of {tokens.dtype} for lengths that sum to {sum(lengths)}, in a file of {self.dtype}")
+            raise AssertionError(
+                f"{len(tokens)} tokens of {tokens.dtype}, lengths that sum to {sum(lengths)}, in a file of {self.dtype}"
+            )
         if lengths and max(lengths) > LONGEST_DOCUMENT:
-            raise DataError(f"a document of {max(lengths)} tokens; the format holds at most {LONGEST_DOCUMENT}. Divide it into several files")
+            raise DataError(
+                f"a document of {max(lengths)} tokens; the format holds at most {LONGEST_DOCUMENT}. "
+                "Divide it into several files"
+            )
         self._file.write(tokens.tobytes())
         self.lengths.extend(lengths)
 
     def split_off(self, documents: int, prefix: Path) -> IndexedWriter:
         """Moves the last documents into a writer of their own."""
         tail = IndexedWriter(prefix, self.dtype)
+        try:
+            self._move_tail(documents, tail)
+        except BaseException:
+            tail.__exit__(None, None, None)
+            raise
+        return tail
+
+    def _move_tail(self, documents: int, tail: IndexedWriter) -> None:
         tail.lengths = self.lengths[len(self.lengths) - documents :]
         del self.lengths[len(self.lengths) - documents :]
-        kept_bytes = self.tokens * self.dtype.itemsize - sum(tail.lengths) * self.dtype.itemsize
+        kept_bytes = (self.tokens - sum(tail.lengths)) * self.dtype.itemsize
         self._file.seek(kept_bytes)
         shutil.copyfileobj(self._file, tail._file, 1 << 20)
         self._file.seek(kept_bytes)
         self._file.truncate()
-        return tail
 
     def publish(self) -> None:
-        """Flushes both files to the disk and gives them their names, the index last: without it there is no data set."""
+        """Flushes both files to the disk and names them, the index last: without it there is no data set."""
         with open(self._index_aside, "wb") as index:
             index.write(self._index())
             index.flush()

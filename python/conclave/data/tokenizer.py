@@ -54,8 +54,8 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 
 def end_token(tokenizer: Tokenizer, path: Path, asked: str | None) -> str | None:
-    """The token that ends a document: the one asked for, else `eos_token` of the `tokenizer_config.json` beside the tokenizer, else
-    a well-known one of its vocabulary, else none.
+    """The token that ends a document: the one asked for, else `eos_token` of the `tokenizer_config.json` beside the
+    tokenizer, else a well-known one of its vocabulary, else none.
 
     Raises:
         DataError: the vocabulary does not hold the token asked for.
@@ -69,22 +69,30 @@ def end_token(tokenizer: Tokenizer, path: Path, asked: str | None) -> str | None
         try:
             configured = json.loads(config_file.read_text(encoding="utf-8")).get("eos_token")
         except (ValueError, AttributeError) as error:
-            raise DataError(f"{config_file} is no JSON object ({error}). Mend it, or name the token with --eos-token") from None
+            raise DataError(
+                f"{config_file} is no JSON object ({error}). Mend it, or name the token with --eos-token"
+            ) from None
         token = configured.get("content") if isinstance(configured, dict) else configured
         if isinstance(token, str) and tokenizer.token_to_id(token) is not None:
             return token
     return next((token for token in KNOWN_END_TOKENS if tokenizer.token_to_id(token) is not None), None)
 
 
-def train_tokenizer(inputs: Sequence[str], output: Path, vocab_size: int, options: ReadOptions = ReadOptions()) -> tuple[Tokenizer, Skipped]:
-    """Trains a byte-level BPE and writes `output` (".../tokenizer.json"), and beside it the `tokenizer_config.json` with which
-    Transformers' `AutoTokenizer` loads the folder. The end-of-text token has id 0. The same input gives the same file.
+def train_tokenizer(
+    inputs: Sequence[str], output: Path, vocab_size: int, options: ReadOptions = ReadOptions()
+) -> tuple[Tokenizer, Skipped]:
+    """Trains a byte-level BPE and writes `output` (".../tokenizer.json").
+
+    Beside it comes the `tokenizer_config.json` with which Transformers' `AutoTokenizer` loads the folder. The
+    end-of-text token has id 0. The same input gives the same file.
 
     Raises:
         DataError: the vocabulary is too small for all bytes, the output has another name, or the inputs cannot be read.
     """
     if vocab_size < SMALLEST_VOCABULARY:
-        raise DataError(f"--vocab-size {vocab_size} is too small: 256 bytes and {END_OF_TEXT} take {SMALLEST_VOCABULARY}")
+        raise DataError(
+            f"--vocab-size {vocab_size} is too small: 256 bytes and {END_OF_TEXT} take {SMALLEST_VOCABULARY}"
+        )
     if output.name != "tokenizer.json":
         raise DataError(f"--output {output}: the file must be named tokenizer.json, or Transformers does not find it")
     pieces = pieces_of(inputs, options)
