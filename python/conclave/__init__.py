@@ -1,0 +1,1 @@
+"""Conclave: pre-trains Mixtral-class mixture-of-experts models with expert parallelism and sharded data parallelism."""

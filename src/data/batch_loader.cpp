@@ -1,0 +1,77 @@
+#include "data/batch_loader.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+namespace conclave {
+
+BatchLoader::BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_step,
+                         int64_t end_sample)
+    : stream_(std::move(stream)),
+      shape_(shape),
+      end_sample_(end_sample),
+      next_micro_step_(first_step * shape.micro_steps) {
+  check_invariant(shape.micro_batch_size >= 1 && shape.micro_steps >= 1 && shape.rank >= 0 &&
+                      shape.rank < shape.world_size && first_step >= 0,
+                  "micro-batch size {}, micro-steps {}, rank {} of {}, first step {}", shape.micro_batch_size,
+                  shape.micro_steps, shape.rank, shape.world_size, first_step);
+  for (MicroBatch& batch : buffers_) {
+    const auto places = static_cast<size_t>(shape_.micro_batch_size * stream_->sequence_length());
+    batch.inputs_BS.resize(places);
+    batch.targets_BS.resize(places);
+  }
+  thread_ = std::jthread([this](const std::stop_token& stop) { read_ahead(stop); });
+}
+
+BatchLoader::~BatchLoader() = default;
+
+const MicroBatch& BatchLoader::next() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return ready_; });
+  if (error_) std::rethrow_exception(error_);
+  const MicroBatch& batch = buffers_[filled_next_];
+  filled_next_ = 1 - filled_next_;
+  ++next_micro_step_;
+  ready_ = false;
+  changed_.notify_all();
+  return batch;
+}
+
+void BatchLoader::read_ahead(const std::stop_token& stop) {
+  std::unique_lock lock(mutex_);
+  while (changed_.wait(lock, stop, [&] { return !ready_; })) {
+    MicroBatch& batch = buffers_[filled_next_];
+    const int64_t micro_step = next_micro_step_;
+    lock.unlock();  // the caller computes with the other buffer, or waits for this one: it changes nothing before
+                    // ready_
+    std::exception_ptr error;
+    try {
+      fill(batch, micro_step);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    lock.lock();
+    error_ = error;
+    ready_ = true;
+    changed_.notify_all();
+    if (error_) return;
+  }
+}
+
+void BatchLoader::fill(MicroBatch& batch, int64_t micro_step) const {
+  const int64_t length = stream_->sequence_length();
+  batch.first_sample = (micro_step * shape_.world_size + shape_.rank) * shape_.micro_batch_size;
+  batch.samples = std::clamp<int64_t>(end_sample_ - batch.first_sample, 0, shape_.micro_batch_size);
+  std::vector<int64_t> sample(static_cast<size_t>(length + 1));
+  for (int64_t b = 0; b < batch.samples; ++b) {
+    stream_->read(batch.first_sample + b, sample);
+    std::copy_n(sample.begin(), length, batch.inputs_BS.begin() + b * length);
+    std::copy_n(sample.begin() + 1, length, batch.targets_BS.begin() + b * length);
+  }
+  std::fill(batch.inputs_BS.begin() + batch.samples * length, batch.inputs_BS.end(), 0);
+  std::fill(batch.targets_BS.begin() + batch.samples * length, batch.targets_BS.end(), MicroBatch::ignored_target);
+}
+
+}  // namespace conclave

@@ -1,0 +1,42 @@
+// The endless stream of samples of a data set. Sample i of an epoch is tokens [i*S, i*S + S] of the set: S inputs, and
+// the S targets shifted by one. Documents are packed: a sample may begin or end within one. Invariant: what a global
+// sample index reads depends on nothing but the data, S, the seed and the order, so that one integer says where a run
+// stands.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "data/indexed_tokens.h"
+
+namespace conclave {
+
+enum class Order {
+  shuffled,  // each epoch visits all samples in an order of its own
+  in_order,  // as they lie in the set, each epoch alike: for validation
+};
+
+class SampleStream {
+ public:
+  // UserError, naming the set and the remedy, if it has fewer than sequence_length + 1 tokens.
+  SampleStream(std::shared_ptr<const IndexedTokens> set, int64_t sequence_length, uint64_t seed, Order order);
+
+  // (tokens - 1) / S; the tokens behind the last full sample are never seen. At least 1.
+  int64_t samples_per_epoch() const { return samples_per_epoch_; }
+  int64_t sequence_length() const { return sequence_length_; }
+  const IndexedTokens& set() const { return *set_; }
+
+  // Sample `global_sample_index` (>= 0; it runs on through the epochs) into `out`, S + 1 tokens: the inputs are the
+  // first S, the targets the last S. UserError for a token id outside the set's vocabulary, as IndexedTokens::read.
+  void read(int64_t global_sample_index, std::span<int64_t> out) const;
+
+ private:
+  std::shared_ptr<const IndexedTokens> set_;
+  int64_t sequence_length_;
+  uint64_t seed_;
+  Order order_;
+  int64_t samples_per_epoch_ = 0;
+};
+
+}  // namespace conclave
