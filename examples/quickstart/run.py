@@ -1,0 +1,129 @@
+"""The quickstart: text to tokens, a small Mixtral trained on 2 ranks, its validation loss, a sample, and an export that Transformers loads.
+
+`./dev quickstart` sets up, builds and runs this. Each stage prints the command it runs, so that one can go on by hand from any of them, and each
+starts from what a run before it left in runs/quickstart.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import check_export
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = "examples/quickstart/job.yaml"
+RUNS = "runs/quickstart"
+TOKENIZER = f"{RUNS}/tokenizer/tokenizer.json"
+DATA = f"{RUNS}/data/stdlib"
+TRAINING = f"{RUNS}/training"
+EXPORT = f"{RUNS}/export"
+VOCABULARY = 2048  # that of examples/quickstart/model/config.json
+PROMPT = "def "
+
+
+class StageError(RuntimeError):
+    """A stage did not do what it must; the message says what was seen."""
+
+
+def announce(title: str) -> None:
+    print(f"\n-- {title}", flush=True)
+
+
+def run(*command: str, capture: bool = False) -> str:
+    """Run a command in the root of the checkout, shown as one would type it; return what it printed, if captured."""
+    shown = shlex.join(command).replace(sys.executable, "python")
+    print(f"$ {shown}", flush=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE if capture else None, text=True)
+    if done.returncode != 0:
+        raise StageError(f"`{shown}` ended with exit code {done.returncode}")
+    return done.stdout or ""
+
+
+def make_tokenizer() -> None:
+    announce("Tokenizer: byte-level BPE, trained on the sources of Python's standard library")
+    if (ROOT / TOKENIZER).exists():
+        print(f"already there: {TOKENIZER}")
+        return
+    run(sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", str(VOCABULARY), "--output", TOKENIZER)
+
+
+def make_data() -> None:
+    announce("Data: the same sources as token files, the last 5 % of the documents held back for validation")
+    files = [f"{DATA}-{part}.{kind}" for part in ("train", "validation") for kind in ("bin", "idx")]
+    if all((ROOT / file).exists() for file in files):
+        print(f"already there: {', '.join(files)}")
+        return
+    run(sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", TOKENIZER, "--output", DATA,
+        "--validation-fraction", "0.05")
+
+
+def train(overrides: list[str]) -> None:
+    announce("Training: 2 ranks, expert degree 2, sharded over both")
+    checkpoints = sorted((ROOT / TRAINING / "checkpoints").glob("step-*"))
+    if checkpoints:
+        print(f"goes on from {checkpoints[-1].relative_to(ROOT)} (remove {TRAINING} to start over)")
+    begin = time.monotonic()
+    run("build/conclave", "train", JOB, "--ranks", "2", *overrides)
+    print(f"training: {time.monotonic() - begin:.0f} s")
+
+
+def evaluate(overrides: list[str]) -> dict:
+    """The losses over the whole validation set, in nats per token."""
+    announce("Validation: the model against counting tokens (unigram) and pairs of tokens (bigram)")
+    losses = json.loads(run("build/conclave", "eval", JOB, "--ranks", "2", "--json", *overrides, capture=True))
+    print(f"  unigram cross-entropy  {losses['unigram_cross_entropy']:.4f} nats per token")
+    print(f"  bigram cross-entropy   {losses['bigram_cross_entropy']:.4f}")
+    print(f"  validation loss        {losses['validation_loss']:.4f}")
+    if losses["validation_loss"] >= losses["bigram_cross_entropy"]:
+        raise StageError("the model does not beat the bigram cross-entropy")
+    return losses
+
+
+def export(overrides: list[str]) -> None:
+    announce("Export: a Hugging Face checkpoint, written by both ranks")
+    if (ROOT / EXPORT).exists():
+        print(f"replaces {EXPORT}")
+        shutil.rmtree(ROOT / EXPORT)
+    run("build/conclave", "export", JOB, "--output", EXPORT, "--ranks", "2", *overrides)
+
+
+def check(validation_loss: float) -> None:
+    announce("Transformers loads the export, computes the same loss, and writes a sample")
+    resolved_job = yaml.safe_load((ROOT / TRAINING / "job.yaml").read_text())
+    model = check_export.load(ROOT / EXPORT)
+    loss = check_export.validation_loss(model, ROOT / f"{DATA}-validation", resolved_job["data"]["sequence_length"])
+    difference = abs(loss - validation_loss) / loss
+    print(f"  Conclave      {validation_loss:.7f}")
+    print(f"  Transformers  {loss:.7f}   relative difference {difference:.1e}")
+    if difference > check_export.TOLERANCE:
+        raise StageError(f"the relative difference is above {check_export.TOLERANCE:.0e}")
+    print("\nA sample:\n" + check_export.sample(model, ROOT / TOKENIZER, PROMPT))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key of the job, for example run.steps=50")
+    overrides = [part for value in parser.parse_args().set for part in ("--set", value)]
+    begin = time.monotonic()
+    try:
+        make_tokenizer()
+        make_data()
+        train(overrides)
+        losses = evaluate(overrides)
+        export(overrides)
+        check(losses["validation_loss"])
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"\nquickstart: {time.monotonic() - begin:.0f} s. The run: {TRAINING}; the model for Transformers: {EXPORT}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

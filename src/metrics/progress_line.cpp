@@ -1,0 +1,92 @@
+#include "metrics/progress_line.h"
+
+#include <fmt/core.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace conclave {
+namespace {
+
+// Digits in groups of three, whatever the locale.
+std::string grouped(double value) {
+  if (!std::isfinite(value)) return fmt::format("{}", value);
+  std::string digits = fmt::format("{:.0f}", value);
+  const size_t first = digits.front() == '-' ? 1 : 0;
+  for (size_t end = digits.size(); end > first + 3; end -= 3) digits.insert(end - 3, 1, ',');
+  return digits;
+}
+
+std::string duration(double seconds) {
+  const auto whole = static_cast<int64_t>(std::lround(std::max(seconds, 0.0)));
+  const int64_t days = whole / 86400;
+  const std::string clock = fmt::format("{:02}:{:02}:{:02}", whole / 3600 % 24, whole / 60 % 60, whole % 60);
+  return days > 0 ? fmt::format("{}d {}", days, clock) : clock;
+}
+
+size_t terminal_columns(int descriptor) {
+  winsize size{};
+  if (::ioctl(descriptor, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return std::numeric_limits<size_t>::max();
+  return size.ws_col;
+}
+
+}  // namespace
+
+std::string format_progress(const Progress& progress, int64_t steps, std::optional<double> seconds_left) {
+  const size_t width = fmt::formatted_size("{}", steps);
+  std::string line = fmt::format(
+      "step {:>{}}/{}  loss {:.4f}  grad norm {:.2f}  lr {:.2g}  {} tokens/s  imbalance {:.2f}  memory {:.2f} GiB",
+      progress.step, width, steps, progress.loss, progress.grad_norm, progress.lr, grouped(progress.tokens_per_second),
+      progress.expert_imbalance, static_cast<double>(progress.peak_memory_bytes) / (1 << 30));
+  if (seconds_left) line += fmt::format("  left {}", duration(*seconds_left));
+  return line;
+}
+
+double TimeLeft::after(int64_t step, double step_seconds) {
+  // Dividing by the sum of the weights makes the average exact from the first step on.
+  constexpr double kept = 0.95;
+  weighted_seconds_ = kept * weighted_seconds_ + step_seconds;
+  weight_ = kept * weight_ + 1.0;
+  return weighted_seconds_ / weight_ * static_cast<double>(std::max<int64_t>(steps_ - step, 0));
+}
+
+ProgressLine::ProgressLine(int64_t steps, int64_t log_every, std::FILE* out)
+    : steps_(steps),
+      log_every_(std::max<int64_t>(log_every, 1)),
+      out_(out),
+      on_terminal_(::isatty(::fileno(out)) == 1),
+      time_left_(steps) {}
+
+ProgressLine::~ProgressLine() {
+  end_line();
+}
+
+void ProgressLine::show(const Progress& progress) {
+  const double seconds_left = time_left_.after(progress.step, progress.step_seconds);
+  if (!on_terminal_ && progress.step % log_every_ != 0 && progress.step != steps_) return;
+  std::string line = format_progress(progress, steps_, seconds_left);
+  if (on_terminal_) {
+    // A line that wraps could not be taken back by a carriage return. "\x1b[K" clears what a longer line before left.
+    line.resize(std::min(line.size(), terminal_columns(::fileno(out_)) - 1));
+    print("\r" + line + "\x1b[K");
+    line_open_ = true;
+  } else {
+    print(line + "\n");
+  }
+}
+
+// A line that cannot be shown (a log on a full disk) is not worth ending a run for: no error is looked at.
+void ProgressLine::print(const std::string& text) {
+  std::fputs(text.c_str(), out_);
+  std::fflush(out_);
+}
+
+void ProgressLine::end_line() {
+  if (line_open_) print("\n");
+  line_open_ = false;
+}
+
+}  // namespace conclave

@@ -1,0 +1,17 @@
+// What one step reports: named values in the order they are written. Every sink (metrics.jsonl, TensorBoard) takes the
+// same record, so that a number has one name everywhere.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace conclave {
+
+// monostate: not known on this machine (written as null), which is not the same as a NaN that was computed.
+using MetricValue = std::variant<std::monostate, int64_t, double, std::string, std::vector<double>>;
+using MetricsRecord = std::vector<std::pair<std::string, MetricValue>>;
+
+}  // namespace conclave
