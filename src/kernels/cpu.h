@@ -9,6 +9,7 @@
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/permute.h"
+#include "kernels/rotary.h"
 #include "kernels/router.h"
 
 namespace conclave::cpu {
@@ -40,8 +41,7 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
                       const at::Tensor& row_of_choice_TK);
 ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts);
 
-void rotary_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const at::Tensor& cos_SD, const at::Tensor& sin_SD,
-             bool inverse);
+void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse);
 
 Routing route(const at::Tensor& logits_TE, int64_t top_k);
 RoutingStatistics routing_statistics(const Routing& routing);
