@@ -34,6 +34,9 @@ file(CREATE_LINK ${SYSTEM_FMT_INCLUDE}/fmt ${CMAKE_BINARY_DIR}/include/system_fm
 target_include_directories(torch_cpu SYSTEM INTERFACE ${CMAKE_BINARY_DIR}/include/system_fmt ${TORCH_DIR}/include ${TORCH_DIR}/include/torch/csrc/api/include)
 target_compile_definitions(torch_cpu INTERFACE USE_DISTRIBUTED USE_C10D_GLOO)
 target_link_libraries(torch_cpu INTERFACE ${TORCH_DIR}/lib/libtorch_cpu.so ${TORCH_DIR}/lib/libc10.so)
+# at::parallel_for is a template over OpenMP: compiled without it, it is a plain loop. The runtime is the one in the wheel, not a second one.
+target_compile_options(torch_cpu INTERFACE -fopenmp)
+target_link_libraries(torch_cpu INTERFACE ${TORCH_DIR}/lib/libgomp.so.1)
 set(CMAKE_BUILD_RPATH ${TORCH_DIR}/lib)
 set(CMAKE_INSTALL_RPATH ${TORCH_DIR}/lib)
 

@@ -17,7 +17,7 @@ BatchLoader::BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape 
                       shape.rank < shape.world_size && first_step >= 0,
                   "micro-batch size {}, micro-steps {}, rank {} of {}, first step {}", shape.micro_batch_size,
                   shape.micro_steps, shape.rank, shape.world_size, first_step);
-  for (MicroBatch& batch : buffers_) {
+  for (LoadedBatch& batch : buffers_) {
     const auto places = static_cast<size_t>(shape_.micro_batch_size * stream_->sequence_length());
     batch.inputs_BS.resize(places);
     batch.targets_BS.resize(places);
@@ -27,11 +27,11 @@ BatchLoader::BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape 
 
 BatchLoader::~BatchLoader() = default;
 
-const MicroBatch& BatchLoader::next() {
+const LoadedBatch& BatchLoader::next() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return ready_; });
   if (error_) std::rethrow_exception(error_);
-  const MicroBatch& batch = buffers_[filled_next_];
+  const LoadedBatch& batch = buffers_[filled_next_];
   filled_next_ = 1 - filled_next_;
   ++next_micro_step_;
   ready_ = false;
@@ -42,7 +42,7 @@ const MicroBatch& BatchLoader::next() {
 void BatchLoader::read_ahead(const std::stop_token& stop) {
   std::unique_lock lock(mutex_);
   while (changed_.wait(lock, stop, [&] { return !ready_; })) {
-    MicroBatch& batch = buffers_[filled_next_];
+    LoadedBatch& batch = buffers_[filled_next_];
     const int64_t micro_step = next_micro_step_;
     lock.unlock();  // the caller computes with the other buffer, or waits for this one: it changes nothing before
                     // ready_
@@ -60,7 +60,7 @@ void BatchLoader::read_ahead(const std::stop_token& stop) {
   }
 }
 
-void BatchLoader::fill(MicroBatch& batch, int64_t micro_step) const {
+void BatchLoader::fill(LoadedBatch& batch, int64_t micro_step) const {
   const int64_t length = stream_->sequence_length();
   batch.first_sample = (micro_step * shape_.world_size + shape_.rank) * shape_.micro_batch_size;
   batch.samples = std::clamp<int64_t>(end_sample_ - batch.first_sample, 0, shape_.micro_batch_size);
@@ -71,7 +71,7 @@ void BatchLoader::fill(MicroBatch& batch, int64_t micro_step) const {
     std::copy_n(sample.begin() + 1, length, batch.targets_BS.begin() + b * length);
   }
   std::fill(batch.inputs_BS.begin() + batch.samples * length, batch.inputs_BS.end(), 0);
-  std::fill(batch.targets_BS.begin() + batch.samples * length, batch.targets_BS.end(), MicroBatch::ignored_target);
+  std::fill(batch.targets_BS.begin() + batch.samples * length, batch.targets_BS.end(), LoadedBatch::ignored_target);
 }
 
 }  // namespace conclave

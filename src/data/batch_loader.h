@@ -27,7 +27,7 @@ struct BatchShape {
   int64_t rank = 0;
 };
 
-struct MicroBatch {
+struct LoadedBatch {
   static constexpr int64_t ignored_target = -100;  // the index that cross-entropy leaves out, as in PyTorch
 
   std::vector<int64_t> inputs_BS;   // [B * S], row by row
@@ -52,18 +52,18 @@ class BatchLoader {
 
   // The next micro-batch, valid until the call after this one. Waits if it is still being read. What went wrong with
   // reading it (UserError for a token id outside the vocabulary) is thrown here, and again by each later call.
-  const MicroBatch& next();
+  const LoadedBatch& next();
 
  private:
   void read_ahead(const std::stop_token& stop);
-  void fill(MicroBatch& batch, int64_t micro_step) const;
+  void fill(LoadedBatch& batch, int64_t micro_step) const;
 
   const std::shared_ptr<const SampleStream> stream_;
   const BatchShape shape_;
   const int64_t end_sample_;
 
   // Two buffers: the caller holds buffers_[1 - filled_next_] while the thread fills buffers_[filled_next_].
-  MicroBatch buffers_[2];
+  LoadedBatch buffers_[2];
   std::mutex mutex_;  // guards what follows
   std::condition_variable_any changed_;
   int filled_next_ = 0;

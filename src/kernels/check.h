@@ -19,7 +19,10 @@ inline bool has_cpu_path(const at::Tensor& tensor) {
   return tensor.is_cpu() && (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16);
 }
 
-// The dtype that sums, weights and statistics beside a tensor of `dtype` have: fp32, or double for double (references in tests).
-inline at::ScalarType wide_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+// The dtype that sums, weights and statistics beside a tensor of `dtype` have: fp32, or double for double (references
+// in tests).
+inline at::ScalarType wide_dtype(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 }  // namespace conclave

@@ -1,6 +1,7 @@
 #include "kernels/cross_entropy.h"
 
 #include "kernels/check.h"
+#include "kernels/cpu.h"
 
 namespace conclave {
 
@@ -16,11 +17,13 @@ void check_cross_entropy(const char* op, const at::Tensor& logits_CV, const at::
 
 double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
   check_cross_entropy("cross_entropy", logits_CV, targets_C);
+  if (has_cpu_path(logits_CV)) return cpu::cross_entropy(logits_CV, targets_C);
   return reference::cross_entropy(logits_CV, targets_C);
 }
 
 double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
   check_cross_entropy("cross_entropy_with_gradient_", logits_CV, targets_C);
+  if (has_cpu_path(logits_CV)) return cpu::cross_entropy_with_gradient_(logits_CV, targets_C, scale);
   return reference::cross_entropy_with_gradient_(logits_CV, targets_C, scale);
 }
 

@@ -1,12 +1,13 @@
-// Cross-entropy over a chunk of tokens, its gradient written over the logits, so that a chunk's logits are the only [tokens, V] tensor alive.
-// Targets are int64 [C]; -100 is ignored (Hugging Face's ignore index).
+// Cross-entropy over a chunk of tokens, its gradient written over the logits, so that a chunk's logits are the only
+// [tokens, V] tensor alive. Targets are int64 [C]; -100 is ignored (Hugging Face's ignore index).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace conclave {
 
-// Sum over tokens of -log softmax(logits)[target], in double, tokens in order. Arithmetic in fp32; logits fp32 or bf16, contiguous.
+// Sum over tokens of -log softmax(logits)[target], in double, tokens in order. Arithmetic in fp32; logits fp32 or bf16,
+// contiguous.
 double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C);
 
 // The same, and logits become scale * (softmax(logits) - onehot(target)); rows of ignored targets become 0.

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "kernels/check.h"
+#include "kernels/cpu.h"
 
 namespace conclave {
 
@@ -34,11 +35,13 @@ RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta
 
 void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
   check_rotary("rotary_forward_", qkv_TN, heads, head_dim, table);
+  if (has_cpu_path(qkv_TN)) return cpu::rotary_(qkv_TN, heads, table, /*inverse=*/false);
   reference::rotary_forward_(qkv_TN, heads, head_dim, table);
 }
 
 void rotary_backward_(at::Tensor grad_qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
   check_rotary("rotary_backward_", grad_qkv_TN, heads, head_dim, table);
+  if (has_cpu_path(grad_qkv_TN)) return cpu::rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
   reference::rotary_backward_(grad_qkv_TN, heads, head_dim, table);
 }
 

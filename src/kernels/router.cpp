@@ -1,6 +1,7 @@
 #include "kernels/router.h"
 
 #include "kernels/check.h"
+#include "kernels/cpu.h"
 
 namespace conclave {
 
@@ -21,11 +22,13 @@ void check_routing(const char* op, const Routing& routing) {
 Routing route(const at::Tensor& logits_TE, int64_t top_k) {
   check_dims("route", "logits", logits_TE, 2);
   check_invariant(top_k >= 1 && top_k <= logits_TE.size(1), "route: top_k {} of {} experts", top_k, logits_TE.size(1));
+  if (has_cpu_path(logits_TE)) return cpu::route(logits_TE, top_k);
   return reference::route(logits_TE, top_k);
 }
 
 RoutingStatistics routing_statistics(const Routing& routing) {
   check_routing("routing_statistics", routing);
+  if (has_cpu_path(routing.probability_TE)) return cpu::routing_statistics(routing);
   return reference::routing_statistics(routing);
 }
 
@@ -40,6 +43,8 @@ void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const at:
   if (probability_gradient_E.defined()) {
     check_tensor(op, "probability_gradient", probability_gradient_E, {routing.probability_TE.size(1)}, wide);
   }
+  if (has_cpu_path(routing.probability_TE))
+    return cpu::route_backward(grad_logits_TE, routing, grad_weight_TK, probability_gradient_E, z_coefficient);
   reference::route_backward(grad_logits_TE, routing, grad_weight_TK, probability_gradient_E, z_coefficient);
 }
 

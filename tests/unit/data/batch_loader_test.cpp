@@ -21,7 +21,7 @@ std::shared_ptr<const SampleStream> stream_of(const ScratchFolder& folder, int64
 }
 
 // Row `row` of a batch must be sample `index` of the stream, read directly.
-void expect_row(const SampleStream& stream, const MicroBatch& batch, int64_t row, int64_t index) {
+void expect_row(const SampleStream& stream, const LoadedBatch& batch, int64_t row, int64_t index) {
   std::vector<int64_t> sample(length + 1);
   stream.read(index, sample);
   for (int64_t j = 0; j < length; ++j) {
@@ -43,7 +43,7 @@ TEST(BatchLoader, equals_direct_reads_for_every_rank_through_epochs) {
         BatchLoader loader(stream, {rows, micro_steps, world, rank});
         for (int64_t step = 0; step < 8; ++step) {
           for (int64_t micro_step = 0; micro_step < micro_steps; ++micro_step) {
-            const MicroBatch& batch = loader.next();
+            const LoadedBatch& batch = loader.next();
             const int64_t first = ((step * micro_steps + micro_step) * world + rank) * rows;
             EXPECT_EQ(batch.first_sample, first);
             EXPECT_EQ(batch.samples, rows);
@@ -62,8 +62,8 @@ TEST(BatchLoader, a_later_first_step_continues_the_same_run) {
   BatchLoader whole(stream, shape), resumed(stream, shape, 4);
   for (int micro_step = 0; micro_step < 8; ++micro_step) whole.next();
   for (int micro_step = 0; micro_step < 6; ++micro_step) {
-    const MicroBatch& expected = whole.next();
-    const MicroBatch& batch = resumed.next();
+    const LoadedBatch& expected = whole.next();
+    const LoadedBatch& batch = resumed.next();
     EXPECT_EQ(batch.inputs_BS, expected.inputs_BS);
     EXPECT_EQ(batch.targets_BS, expected.targets_BS);
   }
@@ -76,7 +76,7 @@ TEST(BatchLoader, the_split_over_ranks_does_not_change_a_micro_step) {
   BatchLoader alone(stream, {4, 1, 1, 0});
   BatchLoader half_a(stream, {2, 1, 2, 0}), half_b(stream, {2, 1, 2, 1});
   for (int step = 0; step < 20; ++step) {
-    const MicroBatch& whole = alone.next();
+    const LoadedBatch& whole = alone.next();
     std::vector<int64_t> joined = half_a.next().inputs_BS;
     const auto& second = half_b.next().inputs_BS;
     joined.insert(joined.end(), second.begin(), second.end());
@@ -90,16 +90,16 @@ TEST(BatchLoader, rows_behind_the_last_sample_are_ignored) {
   const auto stream = stream_of(folder, 7 * length + 1, Order::in_order);
   BatchLoader loader(stream, {2, 1, 2, 1}, 0, stream->samples_per_epoch());
   EXPECT_EQ(loader.next().samples, 2);
-  const MicroBatch& partial = loader.next();
+  const LoadedBatch& partial = loader.next();
   EXPECT_EQ(partial.samples, 1);
   expect_row(*stream, partial, 0, 6);
   for (int64_t j = length; j < 2 * length; ++j) {
     EXPECT_EQ(partial.inputs_BS[j], 0);
-    EXPECT_EQ(partial.targets_BS[j], MicroBatch::ignored_target);
+    EXPECT_EQ(partial.targets_BS[j], LoadedBatch::ignored_target);
   }
-  const MicroBatch& empty = loader.next();
+  const LoadedBatch& empty = loader.next();
   EXPECT_EQ(empty.samples, 0);
-  for (const int64_t target : empty.targets_BS) EXPECT_EQ(target, MicroBatch::ignored_target);
+  for (const int64_t target : empty.targets_BS) EXPECT_EQ(target, LoadedBatch::ignored_target);
 }
 
 // Token 23 is outside the vocabulary. It is in sample 4 (tokens 20 to 25), hence in the third batch of two rows.
