@@ -7,7 +7,6 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "config/nearest_name.h"
 
 namespace conclave {
 namespace {
@@ -54,9 +53,7 @@ std::string refusal_of_version(const std::string& reason, const std::string& rem
 std::string refusal_of_choice(const GivenValue& given, const std::vector<std::string>& words,
                               const std::vector<std::string>& later) {
   if (std::find(later.begin(), later.end(), given.text) != later.end()) return refusal_of_version("", any_of(words));
-  const bool is_word = given.kind == GivenValue::Kind::plain || is_quoted(given);
-  const auto meant = is_word ? nearest_name(given.text, words) : std::nullopt;
-  return refusal_of_type(any_of(words)) + (meant ? fmt::format(" Did you mean {}?", *meant) : "");
+  return refusal_of_type(any_of(words));
 }
 
 std::string refusal_of_range(double value, const Range& range) {

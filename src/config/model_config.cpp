@@ -35,8 +35,10 @@ json read_json(const std::filesystem::path& file_or_folder, std::filesystem::pat
   try {
     json content = json::parse(stream);
     if (content.is_object()) return content;
-  } catch (const json::parse_error& error) {
-    throw UserError(mistake(fmt::format("the model config is not valid JSON: {}.", error.what()), "", file.string()));
+  } catch (const json::exception& error) {
+    const std::string_view text = error.what();  // begins with "[json.exception....] "
+    throw UserError(mistake(fmt::format("the model config is not valid JSON: {}.", text.substr(text.find("] ") + 2)),
+                            "", file.string()));
   }
   throw UserError(mistake("the model config is not a JSON object.", "", file.string()));
 }
@@ -47,6 +49,7 @@ class Keys {
  public:
   Keys(const json& content, std::string place) : content_(content), place_(std::move(place)) {}
 
+  bool absent(const char* key) const { return !content_.contains(key); }
   // Null or absent.
   bool missing(const char* key) const { return !content_.contains(key) || content_[key].is_null(); }
 
@@ -92,12 +95,12 @@ class Keys {
 
   // One token, several, or none. An absent key leaves the default; null means none.
   void read_tokens(const char* key, std::vector<int64_t>& tokens) {
-    if (!content_.contains(key)) return;
+    if (absent(key)) return;
     tokens.clear();
     const json& found = content_[key];
     if (found.is_null()) return;
     for (const json& token : found.is_array() ? found : json::array({found})) {
-      if (token.is_number_integer() && token >= 0) {
+      if (token.is_number_integer() && token >= 0 && token <= largest_size) {
         tokens.push_back(token.get<int64_t>());
       } else {
         refuse(fmt::format("{} is {}, but it must be a token id, a list of them, or null.", key, found.dump()), "");
@@ -223,8 +226,11 @@ ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
   keys.read_required_size("num_attention_heads", config.num_attention_heads);
   keys.read_required_size("num_local_experts", config.num_local_experts);
   keys.read_required_size("num_experts_per_tok", config.num_experts_per_tok);
-  config.num_key_value_heads = config.num_attention_heads;  // as Transformers does for null
-  keys.read_size("num_key_value_heads", config.num_key_value_heads);
+  if (!keys.absent("num_key_value_heads") && keys.missing("num_key_value_heads")) {
+    config.num_key_value_heads = config.num_attention_heads;  // what null means to Transformers
+  } else {
+    keys.read_required_size("num_key_value_heads", config.num_key_value_heads);
+  }
   config.head_dim = config.hidden_size / config.num_attention_heads;
   keys.read_size("head_dim", config.head_dim);
   keys.read_size("max_position_embeddings", config.max_position_embeddings);
