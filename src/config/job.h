@@ -7,6 +7,8 @@
 #include <optional>
 #include <string>
 
+#include "config/mistake.h"
+
 namespace conclave {
 
 enum class Device { automatic, cpu, cuda };
@@ -64,6 +66,7 @@ struct MoeConfig {
   DispatcherKind dispatcher = DispatcherKind::all_to_all;
   bool global_token_shuffle = false;          // only false in this version
   std::optional<double> capacity_factor;      // only null in this version: dropless
+  std::optional<std::string> drop_policy;     // only null in this version: dropless
   std::optional<double> router_jitter_noise;  // default: the model's own
 };
 
@@ -92,6 +95,7 @@ struct ScheduleConfig {
 struct CheckpointConfig {
   int64_t every = 0;            // steps between checkpoints; 0 saves nothing
   int64_t keep = 2;             // newest checkpoints kept
+  bool async = false;           // only false in this version: a step waits until its checkpoint is on the disk
   std::string resume = "auto";  // auto: the newest of output_dir, if any; never; or the path of a checkpoint folder
 };
 
@@ -118,6 +122,8 @@ struct Job {
   CheckpointConfig checkpoint;
   ValidationConfig validation;
   MetricsConfig metrics;
+
+  Origins origins;  // where each key was given; not a key itself
 };
 
 }  // namespace conclave

@@ -1,9 +1,13 @@
-// What a Hugging Face Mixtral config.json says, in either of its versions (Transformers 4: rope_theta, torch_dtype; 5: rope_parameters, dtype).
+// What a Hugging Face Mixtral config.json says, in either of its versions (Transformers 4: rope_theta, torch_dtype; 5:
+// rope_parameters, dtype).
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 namespace conclave {
 
@@ -25,10 +29,21 @@ struct ModelConfig {
   int64_t num_local_experts = 8;  // the global number of experts (the name is Hugging Face's)
   double router_aux_loss_coef = 0.001;
   double router_jitter_noise = 0.0;
+  std::optional<int64_t> bos_token_id = 1;
+  std::vector<int64_t> eos_token_ids = {2};  // usually one; may be empty
+  std::optional<int64_t> pad_token_id;
+
+  bool operator==(const ModelConfig&) const = default;
 };
 
-// Reads a config.json, or the one in a folder. Refuses, with a UserError that names file, key and remedy: no such file, not JSON, another
-// model_type, an activation other than silu, a rope type other than default, attention_dropout > 0, values that do not fit each other.
+// Reads a config.json, or the one in a folder. Refuses, with a UserError that names file, key and remedy: no such file,
+// not JSON, another model_type, an activation other than silu, a rope type other than default, attention_dropout > 0,
+// values that do not fit each other.
+// One error holds all the mistakes. Keys that say nothing of the model's arithmetic are not looked at.
 ModelConfig read_model_config(const std::filesystem::path& file_or_folder);
+
+// A complete config.json of a MixtralForCausalLM that Transformers 4 and 5 read, and read_model_config reads back
+// equal. `dtype`: that of the weights beside it, as Transformers names it ("float32", "bfloat16").
+std::string hugging_face_config_json(const ModelConfig& config, std::string_view dtype);
 
 }  // namespace conclave

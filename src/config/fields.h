@@ -1,0 +1,194 @@
+// The one description of the job file: every section and key with its member, its rule and its meaning. Parsing, help,
+// printing and validation are visitors of it. A key's default is what a default-constructed Job holds.
+//
+// A visitor has `section(name, help)` and the template `field(key, value, rule, help)`, with key = "section.key".
+#pragma once
+
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "config/job.h"
+
+namespace conclave {
+
+// Any value of its type.
+struct Anything {};
+
+// Text that is not empty.
+struct NotEmpty {};
+
+// A path without a default, needed by `who`. An empty path is one that was not given.
+struct Required {
+  const char* who;
+  bool always;  // needed by whatever reads a job file, not by some commands only
+};
+
+// A number from `least` to `most`.
+struct Range {
+  double least;
+  double most = std::numeric_limits<double>::infinity();
+  bool without_least = false;
+  bool without_most = false;
+};
+inline Range at_least(double least) {
+  return {least};
+}
+inline Range more_than(double least) {
+  return {.least = least, .without_least = true};
+}
+inline Range from_to(double least, double most) {
+  return {least, most};
+}
+// Products of two sizes cannot overflow.
+constexpr double largest_size = std::numeric_limits<int32_t>::max();
+inline Range size_of_at_least(double least) {
+  return {least, largest_size};
+}
+inline Range from_to_below(double least, double most) {
+  return {.least = least, .most = most, .without_most = true};
+}
+
+// One word of several. `later`: words that are known, but not supported in this version.
+template <class Enum>
+struct Choices {
+  std::vector<std::pair<std::string, Enum>> words;
+  std::vector<std::string> later;
+};
+
+// A key whose other values are known, but not supported in this version, and why.
+struct Only {
+  const char* value;  // as printed
+  const char* reason;
+};
+
+// `AnyJob`: Job or const Job.
+template <class AnyJob, class Visitor>
+void describe(AnyJob& job, Visitor&& visitor) {
+  visitor.section("run", "what the job is called, how long it runs, where its output goes");
+  visitor.field("run.name", job.run.name, NotEmpty{}, "the name in messages and in TensorBoard");
+  visitor.field("run.output_dir", job.run.output_dir, Required{"every job", true},
+                "the folder of the resolved job, metrics, checkpoints and exports");
+  visitor.field("run.steps", job.run.steps, at_least(1), "optimizer steps of the whole job");
+  visitor.field("run.seed", job.run.seed, at_least(0),
+                "initial weights and the order of the data follow from it alone");
+  visitor.field("run.device", job.run.device,
+                Choices<Device>{{{"auto", Device::automatic}, {"cpu", Device::cpu}, {"cuda", Device::cuda}}, {}},
+                "auto: CUDA where there is one");
+  visitor.field("run.deterministic", job.run.deterministic, Only{"true", "every path of it is deterministic"},
+                "the same job on the same layout gives the same bits");
+  visitor.field("run.timeout_seconds", job.run.timeout_seconds, size_of_at_least(1),
+                "a collective that takes longer means a lost or hung rank");
+
+  visitor.section("model", "the model's shape, and its weights if there are any yet");
+  visitor.field("model.config", job.model.config, Required{"every job", true},
+                "a Hugging Face config.json of a Mixtral, or its folder");
+  visitor.field("model.init_from", job.model.init_from, Anything{},
+                "a Hugging Face checkpoint folder to start from; null: random weights");
+
+  visitor.section("data", "token files and batch sizes");
+  visitor.field("data.train", job.data.train, Required{"training", false}, "prefix of a .bin/.idx pair");
+  visitor.field("data.validation", job.data.validation, Anything{}, "prefix of a .bin/.idx pair; null: none");
+  visitor.field("data.sequence_length", job.data.sequence_length, size_of_at_least(1), "tokens of one sample");
+  visitor.field("data.micro_batch_size", job.data.micro_batch_size, size_of_at_least(1),
+                "sequences per rank and micro-step");
+  visitor.field("data.global_batch_size", job.data.global_batch_size, size_of_at_least(1),
+                "sequences per step over all ranks; null: micro_batch_size x world size");
+
+  visitor.section("parallel", "the layout of the ranks");
+  visitor.field("parallel.expert_parallel_degree", job.parallel.expert_parallel_degree, size_of_at_least(1),
+                "ranks that divide the experts among them; divides the model's experts and the world size");
+  visitor.field("parallel.hybrid_shard_degree", job.parallel.hybrid_shard_degree, size_of_at_least(0),
+                "ranks that divide parameters and optimizer state among them; 0: the whole world; 1: no sharding");
+  visitor.field("parallel.prefetch_units", job.parallel.prefetch_units, size_of_at_least(0),
+                "units gathered ahead of the one that computes");
+  visitor.field("parallel.reshard_after_forward", job.parallel.reshard_after_forward, Anything{},
+                "false: gathered parameters stay from forward to backward; half the gathers for more memory");
+
+  visitor.section("memory", "what is kept, recomputed or moved to the host");
+  visitor.field("memory.activation_checkpointing", job.memory.activation_checkpointing,
+                Choices<ActivationCheckpointing>{{{"none", ActivationCheckpointing::none},
+                                                  {"selective", ActivationCheckpointing::selective},
+                                                  {"full", ActivationCheckpointing::full}},
+                                                 {}},
+                "full: only each layer's input is kept; selective: also routing and all-to-all results");
+  visitor.field("memory.activation_offloading", job.memory.activation_offloading, Anything{},
+                "kept layer inputs go to host memory (on CPU: to a scratch file); needs activation_checkpointing");
+  visitor.field("memory.activation_loading_horizon", job.memory.activation_loading_horizon, size_of_at_least(1),
+                "the most units whose offloaded inputs are on the device at once");
+  visitor.field("memory.loss_chunk_tokens", job.memory.loss_chunk_tokens, size_of_at_least(1),
+                "tokens whose logits are alive at once");
+
+  visitor.section("moe", "routing and its losses");
+  visitor.field("moe.moe_load_balancing", job.moe.moe_load_balancing,
+                Choices<LoadBalancing>{{{"aux_loss", LoadBalancing::aux_loss}, {"none", LoadBalancing::none}},
+                                       {"sinkhorn", "balanced", "bias"}},
+                "how tokens are spread over the experts");
+  visitor.field("moe.moe_aux_loss_coeff", job.moe.moe_aux_loss_coeff, at_least(0),
+                "strength of aux_loss; null: the model's own router_aux_loss_coef");
+  visitor.field("moe.moe_z_loss_coeff", job.moe.moe_z_loss_coeff, at_least(0),
+                "strength of the loss that keeps router logits small; 0: none");
+  visitor.field("moe.dispatcher", job.moe.dispatcher,
+                Choices<Dispatcher>{{{"all_to_all", Dispatcher::all_to_all}}, {"all_gather"}},
+                "how tokens reach the ranks of their experts");
+  visitor.field("moe.global_token_shuffle", job.moe.global_token_shuffle, Only{"false", "tokens stay in order"},
+                "shuffles tokens over the ranks of an expert group before routing");
+  visitor.field("moe.capacity_factor", job.moe.capacity_factor, Only{"null", "no token is dropped"},
+                "the most tokens of an expert, in shares of the mean; null: no limit");
+  visitor.field("moe.drop_policy", job.moe.drop_policy, Only{"null", "no token is dropped"},
+                "which tokens a full expert drops; null: none");
+  visitor.field("moe.router_jitter_noise", job.moe.router_jitter_noise, from_to_below(0, 1),
+                "router inputs are multiplied by 1 +- this in training; null: the model's own");
+
+  visitor.section("precision", "number formats");
+  visitor.field(
+      "precision.compute", job.precision.compute,
+      Choices<Precision>{{{"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}}, {}},
+      "auto: bf16 where the hardware has it, else fp32; weights and optimizer state are fp32 in any case");
+  visitor.field("precision.reduce", job.precision.reduce,
+                Choices<Precision>{{{"fp32", Precision::fp32}, {"bf16", Precision::bf16}}, {}},
+                "in what gradients are summed over the ranks");
+
+  visitor.section("optimizer", "AdamW");
+  visitor.field("optimizer.lr", job.optimizer.lr, more_than(0), "the highest learning rate");
+  visitor.field("optimizer.beta1", job.optimizer.beta1, from_to_below(0, 1), "decay of the mean gradient");
+  visitor.field("optimizer.beta2", job.optimizer.beta2, from_to_below(0, 1), "decay of the mean squared gradient");
+  visitor.field("optimizer.eps", job.optimizer.eps, more_than(0), "added to the root of the mean squared gradient");
+  visitor.field("optimizer.weight_decay", job.optimizer.weight_decay, at_least(0), "of all weights but norms");
+  visitor.field("optimizer.grad_clip", job.optimizer.grad_clip, at_least(0),
+                "the most the gradient norm may be; 0: any");
+  visitor.field("optimizer.max_skipped_steps", job.optimizer.max_skipped_steps, size_of_at_least(0),
+                "steps with a non-finite loss or gradient are skipped; the job stops after this many in a row");
+
+  visitor.section("schedule", "the learning rate over the steps");
+  visitor.field(
+      "schedule.kind", job.schedule.kind,
+      Choices<ScheduleKind>{
+          {{"cosine", ScheduleKind::cosine}, {"linear", ScheduleKind::linear}, {"constant", ScheduleKind::constant}},
+          {}},
+      "how the learning rate falls from lr to min_lr after the warm-up");
+  visitor.field("schedule.warmup_steps", job.schedule.warmup_steps, at_least(0),
+                "steps in which it rises from 0 to lr");
+  visitor.field("schedule.min_lr", job.schedule.min_lr, at_least(0), "where it ends; not used by kind constant");
+
+  visitor.section("checkpoint", "states a job can resume from");
+  visitor.field("checkpoint.every", job.checkpoint.every, at_least(0), "steps between checkpoints; 0: none");
+  visitor.field("checkpoint.keep", job.checkpoint.keep, at_least(1), "newest checkpoints kept");
+  visitor.field("checkpoint.async", job.checkpoint.async, Only{"false", "a step waits until its checkpoint is on disk"},
+                "writes checkpoints while the next steps run");
+  visitor.field("checkpoint.resume", job.checkpoint.resume, NotEmpty{},
+                "auto: from the newest checkpoint of output_dir, if any; never; or the path of a checkpoint folder");
+
+  visitor.section("validation", "loss on the held-back data");
+  visitor.field("validation.every", job.validation.every, at_least(0), "steps between validations; 0: none");
+  visitor.field("validation.batches", job.validation.batches, at_least(0),
+                "micro-steps of one validation; 0: the whole validation set");
+
+  visitor.section("metrics", "what is reported");
+  visitor.field("metrics.tensorboard", job.metrics.tensorboard, Anything{}, "writes TensorBoard files");
+  visitor.field("metrics.log_every", job.metrics.log_every, at_least(1),
+                "steps between progress lines; metrics.jsonl has every step");
+}
+
+}  // namespace conclave

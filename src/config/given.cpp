@@ -1,0 +1,189 @@
+#include "config/given.h"
+
+#include <fmt/format.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <system_error>
+
+#include "base/error.h"
+#include "config/mistake.h"
+#include "config/nearest_name.h"
+
+namespace conclave {
+namespace {
+
+GivenValue value_of(const YAML::Node& node) {
+  switch (node.Type()) {
+    case YAML::NodeType::Sequence:
+      return {GivenValue::Kind::list, ""};
+    case YAML::NodeType::Map:
+      return {GivenValue::Kind::group, ""};
+    case YAML::NodeType::Scalar: {
+      // The library marks a scalar without quotes by the tag "?", one with quotes by "!". Any other tag (!!str, ...)
+      // makes text of it.
+      const bool plain = node.Tag() == "?" || node.Tag().empty();
+      return {plain ? GivenValue::Kind::plain : GivenValue::Kind::quoted, node.Scalar()};
+    }
+    default:
+      return {};
+  }
+}
+
+std::string read_whole_file(const std::filesystem::path& file) {
+  const auto refuse = [&](const std::string& reason) {
+    throw UserError(mistake(fmt::format("the job file {} cannot be read: {}.", file.string(), reason),
+                            "Give the path of a YAML or JSON file.", ""));
+  };
+  std::error_code unreadable;
+  if (std::filesystem::is_directory(file, unreadable)) refuse("it is a folder");
+  errno = 0;
+  std::ifstream stream(file, std::ios::binary);
+  std::ostringstream content;
+  if (stream.is_open() && stream.peek() != std::ifstream::traits_type::eof()) content << stream.rdbuf();
+  if (!stream.is_open() || stream.bad()) refuse(errno != 0 ? std::strerror(errno) : "unknown reason");
+  return content.str();
+}
+
+// Walks the two levels of a job file.
+class FileWalk {
+ public:
+  FileWalk(std::string name, const std::vector<std::string>& sections, const std::vector<std::string>& keys)
+      : name_(std::move(name)), sections_(sections), keys_(keys) {}
+
+  GivenJob read(const YAML::Node& root) {
+    for (const auto& pair : root) {
+      const YAML::Node& key = pair.first;
+      const YAML::Node& value = pair.second;
+      const int line = key.Mark().line + 1;
+      const std::string section = key.IsScalar() ? key.Scalar() : shown(value_of(key));
+      if (!key.IsScalar() || std::find(sections_.begin(), sections_.end(), section) == sections_.end()) {
+        refuse_section(section, line);
+      } else if (is_new(section, line) && !value.IsNull()) {
+        read_section(section, value, line);
+      }
+    }
+    return std::move(found_);
+  }
+
+ private:
+  void read_section(const std::string& section, const YAML::Node& keys, int section_line) {
+    if (!keys.IsMap()) {
+      add_mistake(fmt::format("{} is {}, but it must be a group of keys.", section, shown(value_of(keys))), "",
+                  section_line);
+      return;
+    }
+    for (const auto& pair : keys) {
+      const YAML::Node& key = pair.first;
+      const int line = key.Mark().line + 1;
+      const std::string name = section + "." + (key.IsScalar() ? key.Scalar() : shown(value_of(key)));
+      if (is_new(name, line)) found_.keys.push_back({name, value_of(pair.second), place(line), line});
+    }
+  }
+
+  bool is_new(const std::string& name, int line) {
+    const auto [first, inserted] = line_of_.try_emplace(name, line);
+    if (!inserted)
+      add_mistake(fmt::format("{} is given twice, in lines {} and {}.", name, first->second, line), "Keep one of them.",
+                  line);
+    return inserted;
+  }
+
+  void refuse_section(const std::string& section, int line) {
+    std::optional<std::string> meant = nearest_name(section, sections_);
+    if (!meant) meant = nearest_key("." + section, keys_);
+    if (meant) {
+      add_mistake(fmt::format("unknown section {}. Did you mean {}?", section, *meant), "", line);
+    } else {
+      add_mistake(fmt::format("unknown section {}.", section),
+                  fmt::format("The sections are {}.", fmt::join(sections_, ", ")), line);
+    }
+  }
+
+  void add_mistake(const std::string& problem, const std::string& remedy, int line) {
+    found_.mistakes.push_back({line, mistake(problem, remedy, place(line))});
+  }
+
+  std::string place(int line) const { return fmt::format("{}, line {}", name_, line); }
+
+  std::string name_;
+  const std::vector<std::string>& sections_;
+  const std::vector<std::string>& keys_;
+  std::map<std::string, int> line_of_;
+  GivenJob found_;
+};
+
+constexpr int after_every_line = 1 << 30;
+
+}  // namespace
+
+std::string shown(const GivenValue& value) {
+  switch (value.kind) {
+    case GivenValue::Kind::null:
+      return "null";
+    case GivenValue::Kind::plain:
+      return value.text;
+    case GivenValue::Kind::quoted:
+      return "\"" + value.text + "\"";
+    case GivenValue::Kind::list:
+      return "a list";
+    case GivenValue::Kind::group:
+      return "a group of keys";
+  }
+  return "";
+}
+
+GivenJob read_given_file(const std::filesystem::path& file, const std::vector<std::string>& sections,
+                         const std::vector<std::string>& keys) {
+  const std::string content = read_whole_file(file);
+  const std::string name = file.string();
+  std::vector<YAML::Node> documents;
+  try {
+    documents = YAML::LoadAll(content);
+  } catch (const YAML::Exception& error) {
+    throw UserError(mistake(fmt::format("the job file is not valid YAML: {}.", error.msg), "",
+                            fmt::format("{}, line {}, column {}", name, error.mark.line + 1, error.mark.column + 1)));
+  }
+  if (documents.size() > 1)
+    throw UserError(mistake(fmt::format("the job file holds {} YAML documents, but a job is one.", documents.size()),
+                            "Remove the lines `---` and what follows the first document.", name));
+  if (documents.empty() || documents[0].IsNull()) return {};
+  if (!documents[0].IsMap())
+    throw UserError(
+        mistake(fmt::format("the job file is {}, but it must be a group of sections.", shown(value_of(documents[0]))),
+                fmt::format("The sections are {}.", fmt::join(sections, ", ")), name));
+  return FileWalk(name, sections, keys).read(documents[0]);
+}
+
+GivenJob read_given_overrides(const std::vector<std::string>& overrides) {
+  GivenJob found;
+  int order = after_every_line;
+  for (const std::string& text : overrides) {
+    ++order;
+    const std::string place = "--set " + text;
+    const size_t equals = text.find('=');
+    const std::string key = text.substr(0, equals);
+    const size_t dot = key.find('.');
+    if (equals == std::string::npos || dot == std::string::npos || dot == 0 || dot + 1 == key.size()) {
+      found.mistakes.push_back({order, mistake(fmt::format("{} is not of the form section.key=value.", place),
+                                               "Write it like --set run.steps=100.", "")});
+      continue;
+    }
+    try {
+      Given given{key, value_of(YAML::Load(text.substr(equals + 1))), place, order};
+      std::erase_if(found.keys, [&](const Given& earlier) { return earlier.key == key; });
+      found.keys.push_back(std::move(given));
+    } catch (const YAML::Exception& error) {
+      found.mistakes.push_back({order, mistake(fmt::format("the value of {} is not valid YAML: {}.", key, error.msg),
+                                               "Put text with special characters into quotes.", place)});
+    }
+  }
+  return found;
+}
+
+}  // namespace conclave

@@ -1,0 +1,143 @@
+#include "config/job_check.h"
+
+#include <optional>
+#include <system_error>
+
+#include "base/error.h"
+#include "config/field_values.h"
+#include "config/fields.h"
+
+namespace conclave {
+namespace {
+
+struct RuleChecker {
+  const Job& job;
+  std::vector<std::string> mistakes;
+
+  void section(const char*, const char*) {}
+
+  template <class T, class Rule>
+  void field(const char* key, const T& value, const Rule& rule, const char*) {
+    const std::string refusal = check_value(value, rule);
+    if (refusal.empty()) return;
+    mistakes.push_back(
+        mistake(fmt::format("{} is {}{}", key, print_value(value, rule), refusal), "", job.origins.of(key)));
+  }
+};
+
+// A path or an optional value, and whether it is there.
+struct PresenceFinder {
+  std::string_view wanted;
+  std::optional<bool> given;
+  const char* help = "";
+
+  void section(const char*, const char*) {}
+
+  template <class T, class Rule>
+  void field(const char* key, const T& value, const Rule& rule, const char* meaning) {
+    if (key != wanted) return;
+    help = meaning;
+    if constexpr (Optional<T>::value) {
+      given = value.has_value();
+    } else if constexpr (std::is_same_v<T, std::filesystem::path>) {
+      given = !value.empty();
+    }
+  }
+};
+
+std::optional<std::string> mistake_in_batch_size(const Job& job, int world_size) {
+  if (!job.data.global_batch_size) return std::nullopt;
+  const int64_t wanted = *job.data.global_batch_size;
+  const int64_t at_once = job.data.micro_batch_size * world_size;
+  if (wanted % at_once == 0) return std::nullopt;
+  const int64_t below = wanted / at_once * at_once;
+  const std::string nearest = below > 0 ? fmt::format("{} or {}", below, below + at_once) : fmt::format("{}", at_once);
+  const std::string ranks = world_size == 1 ? "each rank" : fmt::format("{} ranks", world_size);
+  return mistake(
+      fmt::format(
+          "data.global_batch_size is {}, but a micro-step of {} takes {} sequences (data.micro_batch_size is {}) and "
+          "must fit a whole number of times.",
+          wanted, ranks, at_once, job.data.micro_batch_size),
+      fmt::format("Use {}.", nearest), job.origins.of("data.global_batch_size"));
+}
+
+std::string default_note(const Job& job, const char* key) {
+  return job.origins.of(key).empty() ? " (the default)" : "";
+}
+
+}  // namespace
+
+std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known) {
+  std::vector<std::string> mistakes;
+  // `keys`: what the rule looks at; the place of the first that was given stands in the message.
+  const auto refuse_if = [&](bool broken, std::vector<const char*> keys, const std::string& problem,
+                             const std::string& remedy) {
+    std::string place;
+    for (const char* key : keys) {
+      if (!known(key)) return;
+      if (place.empty()) place = job.origins.of(key);
+    }
+    if (broken) mistakes.push_back(mistake(problem, remedy, place));
+  };
+  const ScheduleConfig& schedule = job.schedule;
+  const double lr = job.optimizer.lr;
+
+  refuse_if(schedule.warmup_steps > job.run.steps, {"schedule.warmup_steps", "run.steps"},
+            fmt::format("schedule.warmup_steps is {}, but run.steps is {}{}: the warm-up would not end.",
+                        schedule.warmup_steps, job.run.steps, default_note(job, "run.steps")),
+            fmt::format("Use at most {} warm-up steps, or more steps.", job.run.steps));
+  refuse_if(
+      schedule.kind != ScheduleKind::constant && schedule.min_lr > lr,
+      {"schedule.min_lr", "optimizer.lr", "schedule.kind"},
+      fmt::format("schedule.min_lr is {}{}, but optimizer.lr is {}{}, and the learning rate falls from lr to min_lr.",
+                  schedule.min_lr, default_note(job, "schedule.min_lr"), lr, default_note(job, "optimizer.lr")),
+      fmt::format("Set schedule.min_lr to at most {}, for example {:.3g} (a tenth of lr) or 0.", lr, lr / 10));
+  refuse_if(
+      job.memory.activation_offloading && job.memory.activation_checkpointing == ActivationCheckpointing::none,
+      {"memory.activation_offloading", "memory.activation_checkpointing"},
+      "memory.activation_offloading is true, but memory.activation_checkpointing is none, and only the kept inputs of "
+      "recomputed layers are offloaded.",
+      "Set memory.activation_checkpointing to full or selective, or memory.activation_offloading to false.");
+  refuse_if(job.moe.moe_load_balancing == LoadBalancing::none && job.moe.moe_aux_loss_coeff.value_or(0) > 0,
+            {"moe.moe_aux_loss_coeff", "moe.moe_load_balancing"},
+            fmt::format("moe.moe_aux_loss_coeff is {}, but moe.moe_load_balancing is none, which does not use it.",
+                        job.moe.moe_aux_loss_coeff.value_or(0)),
+            "Set moe.moe_aux_loss_coeff to null, or moe.moe_load_balancing to aux_loss.");
+  refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
+            fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
+            "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");
+  const std::string& resume = job.checkpoint.resume;
+  std::error_code unreadable;
+  refuse_if(resume != "auto" && resume != "never" && !std::filesystem::is_directory(resume, unreadable),
+            {"checkpoint.resume"}, fmt::format("checkpoint.resume is {}, but there is no such folder.", resume),
+            "Use auto, never or the path of a checkpoint folder.");
+  if (known("data.global_batch_size") && known("data.micro_batch_size")) {
+    if (const auto mistake = mistake_in_batch_size(job, 1)) mistakes.push_back(*mistake);
+  }
+  return mistakes;
+}
+
+void validate_job(const Job& job) {
+  RuleChecker checker{job, {}};
+  describe(job, checker);
+  refuse_if_any(checker.mistakes);
+  refuse_if_any(mistakes_between_keys(job, [](std::string_view) { return true; }));
+}
+
+void require(const Job& job, std::string_view key) {
+  PresenceFinder finder{key, std::nullopt};
+  describe(job, finder);
+  check_invariant(finder.given.has_value(), "{} is a path or an optional key of the job", key);
+  if (*finder.given) return;
+  throw UserError(mistake(fmt::format("{} is missing, and this command needs it: {}.", key, finder.help),
+                          fmt::format("Add it to the job file, or give --set {}=...", key), ""));
+}
+
+int64_t micro_steps_per_step(const Job& job, int world_size) {
+  check_invariant(world_size >= 1, "world size ({}) >= 1", world_size);
+  if (const auto mistake = mistake_in_batch_size(job, world_size)) throw UserError(*mistake);
+  if (!job.data.global_batch_size) return 1;
+  return *job.data.global_batch_size / (job.data.micro_batch_size * world_size);
+}
+
+}  // namespace conclave

@@ -1,0 +1,269 @@
+#include "config/model_config.h"
+
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "refused.h"
+
+namespace conclave {
+namespace {
+
+using nlohmann::json;
+
+// As published with Mixtral-8x7B-v0.1 (Transformers 4).
+const char* const version_4 = R"({
+  "architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2,
+  "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+  "max_position_embeddings": 32768, "model_type": "mixtral", "num_attention_heads": 32, "num_experts_per_tok": 2,
+  "num_hidden_layers": 32, "num_key_value_heads": 8, "num_local_experts": 8, "output_router_logits": false,
+  "rms_norm_eps": 1e-05, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02, "sliding_window": null,
+  "tie_word_embeddings": false, "torch_dtype": "bfloat16", "transformers_version": "4.36.0.dev0", "use_cache": true,
+  "vocab_size": 32000
+})";
+
+// As Transformers 5.17 writes MixtralConfig(hidden_size=64, head_dim=32, num_attention_heads=4, num_key_value_heads=2,
+// rope_theta=5000, ...).
+const char* const version_5 = R"({
+  "attention_dropout": 0.0, "bos_token_id": null, "eos_token_id": [2, 7], "head_dim": 32, "hidden_act": "silu",
+  "hidden_size": 64, "initializer_range": 0.01, "intermediate_size": 96, "max_position_embeddings": 512,
+  "model_type": "mixtral", "num_attention_heads": 4, "num_experts_per_tok": 3, "num_hidden_layers": 2,
+  "num_key_value_heads": 2, "num_local_experts": 6, "output_router_logits": true, "pad_token_id": 0,
+  "rms_norm_eps": 1e-06, "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"},
+  "router_aux_loss_coef": 0.001, "router_jitter_noise": 0.1, "sliding_window": 128, "tie_word_embeddings": true,
+  "transformers_version": "5.17.0", "use_cache": true, "vocab_size": 99
+})";
+
+ModelConfig read_text(const std::string& text) {
+  const TemporaryFile file("config.json", text);
+  return read_model_config(file.path());
+}
+
+// The refusal of the Transformers 4 file with other values; null as a value stands for the JSON null, `without` for
+// keys taken out.
+std::string refusal_with(const json& changes, const std::vector<std::string>& without = {}) {
+  json content = json::parse(version_4);
+  if (!changes.is_null()) content.update(changes);
+  for (const std::string& key : without) content.erase(key);
+  const TemporaryFile file("config.json", content.dump());
+  std::string text = refusal_of([&] { read_model_config(file.path()); });
+  const std::string path = file.path().string();
+  for (size_t at; (at = text.find(path)) != std::string::npos;) text.replace(at, path.size(), "config.json");
+  return text;
+}
+
+// Oracle: the published numbers, spelled out.
+TEST(ModelConfig, of_a_version_4_file) {
+  const ModelConfig config = read_text(version_4);
+  ModelConfig published;
+  published.vocab_size = 32000;
+  published.hidden_size = 4096;
+  published.intermediate_size = 14336;
+  published.num_hidden_layers = 32;
+  published.num_attention_heads = 32;
+  published.num_key_value_heads = 8;
+  published.head_dim = 128;
+  published.max_position_embeddings = 32768;
+  published.rms_norm_eps = 1e-5;
+  published.rope_theta = 1e6;
+  published.initializer_range = 0.02;
+  published.tie_word_embeddings = false;
+  published.sliding_window = std::nullopt;
+  published.num_experts_per_tok = 2;
+  published.num_local_experts = 8;
+  published.router_aux_loss_coef = 0.02;
+  published.router_jitter_noise = 0;
+  published.bos_token_id = 1;
+  published.eos_token_ids = {2};
+  published.pad_token_id = std::nullopt;
+  EXPECT_EQ(config, published);
+}
+
+ModelConfig expected_of_version_5() {
+  ModelConfig expected;
+  expected.vocab_size = 99;
+  expected.hidden_size = 64;
+  expected.intermediate_size = 96;
+  expected.num_hidden_layers = 2;
+  expected.num_attention_heads = 4;
+  expected.num_key_value_heads = 2;
+  expected.head_dim = 32;
+  expected.max_position_embeddings = 512;
+  expected.rms_norm_eps = 1e-6;
+  expected.rope_theta = 5000;
+  expected.initializer_range = 0.01;
+  expected.tie_word_embeddings = true;
+  expected.sliding_window = 128;
+  expected.num_experts_per_tok = 3;
+  expected.num_local_experts = 6;
+  expected.router_aux_loss_coef = 0.001;
+  expected.router_jitter_noise = 0.1;
+  expected.bos_token_id = std::nullopt;
+  expected.eos_token_ids = {2, 7};
+  expected.pad_token_id = 0;
+  return expected;
+}
+
+TEST(ModelConfig, of_a_version_5_file) {
+  EXPECT_EQ(read_text(version_5), expected_of_version_5());
+}
+
+TEST(ModelConfig, of_a_folder) {
+  const TemporaryFile file("config.json", version_5);
+  EXPECT_EQ(read_model_config(file.folder()), expected_of_version_5());
+}
+
+TEST(ModelConfig, what_may_be_null_or_absent) {
+  EXPECT_EQ(refusal_with({{"head_dim", nullptr}, {"rope_scaling", nullptr}, {"sliding_window", nullptr}}), "accepted");
+  EXPECT_EQ(refusal_with({{"some_new_key", {{"a", 1}}}}), "accepted");
+  json content = json::parse(version_4);
+  content["num_key_value_heads"] = nullptr;
+  content["rope_parameters"] = {{"rope_theta", 1000000.0}, {"rope_type", "default"}};
+  EXPECT_EQ(read_text(content.dump()).num_key_value_heads, 32);
+  // What a file lacks is what Transformers takes for it.
+  for (const char* key : {"rms_norm_eps", "rope_theta", "rope_parameters", "router_aux_loss_coef",
+                          "max_position_embeddings", "initializer_range", "tie_word_embeddings", "sliding_window",
+                          "bos_token_id", "eos_token_id", "hidden_act", "attention_dropout"})
+    content.erase(key);
+  const ModelConfig config = read_text(content.dump());
+  EXPECT_EQ(config.rms_norm_eps, 1e-5);
+  EXPECT_EQ(config.rope_theta, 1e6);
+  EXPECT_EQ(config.router_aux_loss_coef, 0.001);
+  EXPECT_EQ(config.max_position_embeddings, 131072);
+  EXPECT_EQ(config.initializer_range, 0.02);
+  EXPECT_EQ(config.bos_token_id, 1);
+  EXPECT_EQ(config.eos_token_ids, std::vector<int64_t>{2});
+}
+
+// Oracle: the values put in, by way of the JSON text itself and by way of the reader.
+TEST(ModelConfig, is_written_so_that_both_versions_read_it) {
+  const ModelConfig config = expected_of_version_5();
+  const std::string text = hugging_face_config_json(config, "bfloat16");
+  EXPECT_EQ(read_text(text), config);
+  const json written = json::parse(text);
+  EXPECT_EQ(written["architectures"], json::array({"MixtralForCausalLM"}));
+  EXPECT_EQ(written["model_type"], "mixtral");
+  EXPECT_EQ(written["rope_theta"], 5000.0);
+  EXPECT_EQ(written["rope_parameters"], json::parse(R"({"rope_theta": 5000.0, "rope_type": "default"})"));
+  EXPECT_EQ(written["dtype"], "bfloat16");
+  EXPECT_EQ(written["torch_dtype"], "bfloat16");
+  EXPECT_EQ(written["eos_token_id"], json::array({2, 7}));
+  EXPECT_TRUE(written["bos_token_id"].is_null());
+  EXPECT_EQ(written["output_router_logits"], false);
+  // Every key of Transformers' own file is there.
+  const json theirs = json::parse(version_5);
+  for (const auto& [key, value] : theirs.items())
+    EXPECT_TRUE(key == "transformers_version" || written.contains(key)) << key;
+
+  EXPECT_EQ(json::parse(hugging_face_config_json(read_text(version_4), "float32"))["eos_token_id"], 2);
+  ModelConfig none;
+  none.eos_token_ids = {};
+  EXPECT_EQ(read_text(hugging_face_config_json(none, "float32")), none);
+}
+
+TEST(ModelConfigRefusal, of_another_architecture) {
+  EXPECT_EQ(refusal_with({{"model_type", "llama"}}),
+            "model_type is \"llama\", but this version trains Mixtral models only.\n"
+            "       Use a model whose model_type is \"mixtral\".   (config.json)");
+  EXPECT_EQ(refusal_with({}, {"model_type"}),
+            "model_type is missing, and this version trains Mixtral models only.   (config.json)");
+  EXPECT_EQ(refusal_with({{"hidden_act", "gelu"}}),
+            "hidden_act is \"gelu\", but this version has experts with silu only.\n"
+            "       Use a model whose hidden_act is \"silu\".   (config.json)");
+  EXPECT_EQ(refusal_with({{"attention_dropout", 0.1}}),
+            "attention_dropout is 0.1, but this version has no attention dropout.\n"
+            "       Use a model whose attention_dropout is 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"quantization_config", {{"bits", 4}}}}),
+            "quantization_config is given, but this version does not read quantized models.\n"
+            "       Use the model's unquantized form.   (config.json)");
+}
+
+TEST(ModelConfigRefusal, of_another_rotary_embedding) {
+  EXPECT_EQ(refusal_with({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
+            "rope_scaling is {\"factor\":2.0,\"type\":\"linear\"}, but this version scales no rotary embedding.\n"
+            "       Set it to null, or remove it, if the model was trained without.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1000000.0}}}}),
+            "rope_parameters.rope_type is \"yarn\", but this version has the default rotary embedding only.\n"
+            "       Use a model whose rope_type is \"default\".   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 10.0}}}}),
+            "rope_theta is 1000000.0, but rope_parameters.rope_theta is 10.0.\n"
+            "       Keep one of them, or make them equal.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_theta", "a"}}}}, {"rope_theta"}),
+            "rope_parameters.rope_theta is \"a\", but it must be a number above 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", 3}}), "rope_parameters is 3, but it must be an object.   (config.json)");
+}
+
+TEST(ModelConfigRefusal, of_values_by_themselves) {
+  EXPECT_EQ(refusal_with({}, {"hidden_size"}), "hidden_size is missing.   (config.json)");
+  EXPECT_EQ(refusal_with({{"num_local_experts", nullptr}}), "num_local_experts is missing.   (config.json)");
+  EXPECT_EQ(refusal_with({}, {"num_key_value_heads"}), "num_key_value_heads is missing.   (config.json)");
+  EXPECT_EQ(refusal_with({{"vocab_size", 0}}),
+            "vocab_size is 0, but it must be a whole number from 1 to 2147483647.   (config.json)");
+  EXPECT_EQ(refusal_with({{"vocab_size", 1.5}}),
+            "vocab_size is 1.5, but it must be a whole number from 1 to 2147483647.   (config.json)");
+  EXPECT_EQ(refusal_with({{"vocab_size", 18446744073709551615ull}}),
+            "vocab_size is 18446744073709551615, but it must be a whole number from 1 to 2147483647.   (config.json)");
+  EXPECT_EQ(refusal_with({{"sliding_window", -1}}),
+            "sliding_window is -1, but it must be a whole number from 1 to 2147483647.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rms_norm_eps", "1e-5"}}),
+            "rms_norm_eps is \"1e-5\", but it must be a number above 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_theta", 0}}), "rope_theta is 0, but it must be a number above 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"router_aux_loss_coef", -0.5}}),
+            "router_aux_loss_coef is -0.5, but it must be a number of at least 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"tie_word_embeddings", "no"}}),
+            "tie_word_embeddings is \"no\", but it must be true or false.   (config.json)");
+  EXPECT_EQ(refusal_with({{"eos_token_id", {1, -2}}}),
+            "eos_token_id is [1,-2], but it must be a token id, a list of them, or null.   (config.json)");
+  EXPECT_EQ(refusal_with({{"bos_token_id", {1, 2}}}),
+            "bos_token_id is [1,2], but it must be a token id or null.   (config.json)");
+  EXPECT_EQ(refusal_with({{"router_jitter_noise", 1}}),
+            "router_jitter_noise is 1, but it must be less than 1.   (config.json)");
+}
+
+TEST(ModelConfigRefusal, of_values_that_do_not_fit_each_other) {
+  EXPECT_EQ(refusal_with({{"num_key_value_heads", 5}}),
+            "num_attention_heads is 32, but num_key_value_heads is 5 and must divide it.\n"
+            "       Use a divisor of num_attention_heads.   (config.json)");
+  EXPECT_EQ(refusal_with({{"num_experts_per_tok", 9}}),
+            "num_experts_per_tok is 9, but there are only 8 experts (num_local_experts).\n"
+            "       Use at most 8.   (config.json)");
+  EXPECT_EQ(refusal_with({{"head_dim", 33}}),
+            "head_dim is 33, but the rotary embedding turns pairs of elements, so it must be even.\n"
+            "       Use an even head_dim.   (config.json)");
+  EXPECT_EQ(refusal_with({{"hidden_size", 96}}),
+            "head_dim is 3 (hidden_size / num_attention_heads), but the rotary embedding turns pairs of elements, so "
+            "it must be "
+            "even.\n       Use an even head_dim.   (config.json)");
+  EXPECT_EQ(refusal_with({{"hidden_size", 100}}),
+            "hidden_size is 100 and num_attention_heads is 32, which does not divide it, and there is no head_dim.\n"
+            "       Give head_dim, or another number of heads.   (config.json)");
+  EXPECT_EQ(refusal_with({{"hidden_size", 100}, {"head_dim", 64}}), "accepted");
+}
+
+TEST(ModelConfigRefusal, tells_all_mistakes_at_once) {
+  EXPECT_EQ(refusal_with({{"vocab_size", "a"}}, {"hidden_size"}),
+            "vocab_size is \"a\", but it must be a whole number from 1 to 2147483647.   (config.json)\n"
+            "error: hidden_size is missing.   (config.json)");
+}
+
+TEST(ModelConfigRefusal, of_files_that_are_no_config) {
+  EXPECT_EQ(refusal_of([] { read_model_config("/nonexistent/config.json"); }),
+            "the model config /nonexistent/config.json does not exist or cannot be read.\n"
+            "       Give a Hugging Face config.json of a Mixtral, or a folder that holds one.");
+  const TemporaryFile other("other.json", "{");
+  const std::string path = other.path().string();
+  EXPECT_EQ(
+      refusal_of([&] { read_model_config(other.folder()); }),
+      "the folder " + other.folder().string() +
+          " holds no config.json.\n       Give a Hugging Face config.json of a Mixtral, or a folder that holds one.");
+  const std::string not_json = refusal_of([&] { read_model_config(other.path()); });
+  EXPECT_EQ(not_json.find("the model config is not valid JSON: parse error at line 1, column 2: "), 0u) << not_json;
+  EXPECT_NE(not_json.find("   (" + path + ")"), std::string::npos) << not_json;
+  EXPECT_NE(refusal_of([] { read_text(""); }).find("is empty or cannot be read"), std::string::npos);
+  EXPECT_EQ(refusal_of([] { read_text("[1]"); }).find("the model config is not a JSON object."), 0u);
+  EXPECT_EQ(refusal_of([] { read_text("{\"a\": 1e999}"); }).find("the model config is not valid JSON: number overflow"),
+            0u);
+}
+
+}  // namespace
+}  // namespace conclave
