@@ -1,0 +1,22 @@
+// Where a command takes a model's parameters from: a checkpoint of the run, or a Hugging Face folder.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <string>
+
+#include "train/parallel_job.h"
+
+namespace conclave {
+
+struct ParameterSource {
+  std::string checkpoint;    // a checkpoint folder of ours; empty: the newest of the run
+  std::string hugging_face;  // a Hugging Face folder instead
+};
+
+void add_source_options(CLI::App& command, ParameterSource& source);
+
+// Allocates the parameters and fills them. UserError when the run has no checkpoint.
+void load_from(ParallelJob& job, const ParameterSource& source);
+
+}  // namespace conclave

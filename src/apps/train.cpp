@@ -1,0 +1,36 @@
+// conclave train: a training run.
+#include <memory>
+
+#include "apps/command.h"
+#include "config/job_check.h"
+#include "train/trainer.h"
+
+namespace conclave {
+
+void add_train(CLI::App& app, int& exit_code) {
+  struct Options {
+    JobOptions job;
+    int ranks = 1;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("train", "pre-train a model, or go on with a run that was stopped");
+  add_job_options(*command, options->job);
+  add_ranks_option(*command, options->ranks);
+  command->footer(
+      "One machine:    conclave train job.yaml --ranks 2\n"
+      "Many machines:  torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python conclave train job.yaml\n"
+      "                srun conclave train job.yaml\n\n"
+      "The same command again goes on from the newest checkpoint of run.output_dir.\n\n"
+      "The job file\n\n" +
+      job_help());
+  command->callback([options, &exit_code] {
+    const auto read = [options] {
+      Job job = read_job(options->job.file, options->job.overrides);
+      require(job, "data.train");
+      return job;
+    };
+    exit_code = run_on_ranks(options->ranks, read, [](ParallelJob& job) { Trainer(job).run(); });
+  });
+}
+
+}  // namespace conclave
