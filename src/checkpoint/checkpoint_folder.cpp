@@ -77,7 +77,10 @@ std::optional<std::string> damage_of(const std::filesystem::path& checkpoint) {
 
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> candidates = list_checkpoints(folder);
-  if (const auto latest = named_by_latest(folder)) candidates.push_back(*latest);
+  if (const auto latest = named_by_latest(folder)) {
+    std::erase(candidates, *latest);
+    candidates.push_back(*latest);  // looked at first
+  }
   for (auto candidate = candidates.rbegin(); candidate != candidates.rend(); ++candidate) {
     const std::optional<std::string> damage = damage_of(*candidate);
     if (!damage) return *candidate;

@@ -212,8 +212,9 @@ Manifest parse_manifest(std::string_view text, const std::string& origin) {
   const json whole = parse_strict_json(text, origin);
   const Members outer(whole, "its outermost value", origin, 2);
   const json& content = outer.at("content");
-  if (outer.to_hash(outer.at("xxh3")) != hash_of(content.dump()))
-    outer.refuse("does not fit its hash: it was edited or damaged");
+  if (outer.to_hash(outer.at("xxh3")) != hash_of(content.dump())) {
+    user_error("{} is damaged: its content does not fit its hash. Was it edited?", origin);
+  }
 
   const Members members(content, "its content", origin);
   const std::string format = members.text("format");

@@ -232,7 +232,7 @@ TEST(Checkpoint, a_damaged_folder_is_named_and_the_next_newest_is_taken) {
        "manifest.json is not valid JSON"},
       {[](const auto& c) { write_bytes(c / manifest_file_name, ""); }, "manifest.json is not valid JSON"},
       {[&](const auto& c) { replace_in_manifest(c, "\"step\":2", "\"step\":3"); },
-       "manifest.json is damaged: its outermost value does not fit its hash"},
+       "manifest.json is damaged: its content does not fit its hash"},
       {[&](const auto& c) { replace_in_manifest(c, "\"end\":60", "\"end\":59"); }, "does not fit its hash"},
   };
   for (const Case& each : cases) {

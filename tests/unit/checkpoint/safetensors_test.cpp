@@ -286,7 +286,7 @@ TEST(Safetensors, random_damage_is_refused_or_harmless) {
   const TestFolder folder;
   const std::string whole = golden_bytes();
   int refused = 0;
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < 400; ++round) {
     std::string bytes = whole;
     for (uint32_t i = random() % 3 + 1; i > 0; --i) {
       const size_t place = random() % (random() % 4 == 0 ? 16 : bytes.size());
@@ -314,7 +314,7 @@ TEST(Safetensors, random_damage_is_refused_or_harmless) {
       ++refused;
     }
   }
-  EXPECT_GT(refused, 500) << "seed " << seed;  // most damage falls on the header; the rest changes data only
+  EXPECT_GT(refused, 200) << "seed " << seed;  // most damage falls on the header; the rest changes data only
 }
 
 TEST(Safetensors, only_regular_files_are_opened) {
