@@ -82,6 +82,7 @@ TEST(Safetensors, reads_the_reference_writers_file) {
     const at::Tensor read = reader.read_whole(name);
     EXPECT_EQ(read.scalar_type(), expected.scalar_type()) << name;
     EXPECT_EQ(read.sizes(), expected.sizes()) << name;
+    if (expected.nbytes() == 0) continue;
     EXPECT_EQ(std::memcmp(read.data_ptr(), expected.data_ptr(), expected.nbytes()), 0) << name;
   }
   EXPECT_EQ(reader.find("absent"), nullptr);
