@@ -1,5 +1,4 @@
-// A resumable checkpoint opened for loading, at any layout: each rank reads, alone, the byte ranges that its slices
-// need.
+// A resumable checkpoint opened for loading at any layout: each rank reads, alone, the ranges that its slices need.
 #pragma once
 
 #include <filesystem>

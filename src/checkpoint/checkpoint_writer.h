@@ -22,7 +22,7 @@ inline constexpr uint64_t default_hash_block_bytes = 8 << 20;
 // takes part too. `world` must take CPU tensors.
 //
 // Any failure, on any rank, is thrown on all of them (see together()) and leaves older checkpoints as they were and the
-// name free.
+// name free; only when `latest` cannot be written the new checkpoint stays under its name, whole.
 std::filesystem::path save_checkpoint(const std::filesystem::path& folder, const CheckpointState& state,
                                       std::span<const TensorSlice> slices, Communicator& world,
                                       uint64_t hash_block_bytes = default_hash_block_bytes);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -25,12 +26,13 @@
 namespace conclave {
 
 struct HuggingFaceExportOptions {
-  at::ScalarType dtype = at::kFloat;  // on disk: fp32, bf16 or fp16
-  uint64_t max_shard_bytes =
-      5'000'000'000;  // of tensor data in a file; a tensor larger than this gets a file of its own
-  std::string config_json;
-  std::string generation_config_json;                     // empty: none is written
-  std::optional<std::filesystem::path> tokenizer_folder;  // whose tokenizer files are copied
+  at::ScalarType dtype = at::kFloat;         // on disk: fp32, bf16 or fp16
+  uint64_t max_shard_bytes = 5'000'000'000;  // of data in a file; a larger tensor gets a file of its own
+  std::string config_json;                   // the text of config.json
+  std::string generation_config_json;        // empty: none is written
+
+  // Whose tokenizer files (tokenizer.json, tokenizer.model, vocab.json, ..., as far as they are there) are copied.
+  std::optional<std::filesystem::path> tokenizer_folder;
 };
 
 // The tensors of each file: in order, a new file begun when the next tensor would exceed `max_shard_bytes`, as

@@ -1,4 +1,4 @@
-// A safetensors file opened for reading: its header is read and checked whole, its data only where asked, in bounded
+// A safetensors file opened for reading: its header is checked whole, its data read only where asked, in bounded
 // blocks.
 #pragma once
 
