@@ -120,8 +120,8 @@ void CheckpointReader::read_piece(const TensorSlice& slice, const ManifestTensor
     if (!directly && !block_.defined())
       block_ = at::empty({static_cast<int64_t>(manifest_.hash_block_bytes)}, at::kByte);
     const std::span<std::byte> bytes =
-        directly ? bytes_of(target)
-                 : bytes_of(block_).first(static_cast<size_t>((read_end - read_begin) * element_bytes));
+        directly ? memory_of(target)
+                 : memory_of(block_).first(static_cast<size_t>((read_end - read_begin) * element_bytes));
 
     reader.file().read(piece.offset + static_cast<uint64_t>((read_begin - piece.begin) * element_bytes), bytes);
     if (hashes == HashCheck::verify &&

@@ -27,7 +27,7 @@ void write_piece(const File& file, const StoredTensor& stored, const at::Tensor&
   for (int64_t done = 0; done < data.numel(); done += elements_per_block) {
     const int64_t count = std::min(elements_per_block, data.numel() - done);
     const at::Tensor block = data.narrow(0, done, count).cpu();  // no copy when it is there already
-    const std::span<const std::byte> bytes = bytes_of(block);
+    const std::span<const std::byte> bytes = memory_of(block);
     piece.hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
     file.write(stored.begin + static_cast<uint64_t>(done * data.element_size()), bytes);
   }

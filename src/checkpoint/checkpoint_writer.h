@@ -19,7 +19,7 @@ inline constexpr uint64_t default_hash_block_bytes = 8 << 20;
 // Collective. Writes `folder`/step-<step>/ aside, flushes it, gives it its name and makes `latest` name it; returns its
 // path. An older checkpoint of the same step is replaced. `slices`, called as state_tensor_name() says, of any type and
 // on any device: over all ranks they must cover each tensor once (see share_among_replicas). A rank without slices
-// takes part too. `world` must take CPU tensors.
+// takes part too. `world` must take CPU tensors (see HostTensors).
 //
 // Any failure, on any rank, is thrown on all of them (see together()) and leaves older checkpoints as they were and the
 // name free; only when `latest` cannot be written the new checkpoint stays under its name, whole.

@@ -43,8 +43,8 @@ std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> name
 class HuggingFaceExport {
  public:
   // Collective: creates the files. An existing `folder` is replaced at the end, if all it holds is what an export
-  // writes; else it is refused (UserError). `names` must outlive this. `world` must take CPU tensors. Failures here and
-  // in finish() are thrown on all ranks alike.
+  // writes; else it is refused (UserError). `names` must outlive this. `world` must take CPU tensors (see HostTensors).
+  // Failures here and in finish() are thrown on all ranks alike.
   HuggingFaceExport(const std::filesystem::path& folder, std::span<const DiskNames> names,
                     const HuggingFaceExportOptions& options, Communicator& world);
   ~HuggingFaceExport();  // unfinished: rank 0 removes the folder aside

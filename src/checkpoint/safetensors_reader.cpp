@@ -37,7 +37,7 @@ SafetensorsHeader read_header(const File& file) {
 
 }  // namespace
 
-std::span<std::byte> bytes_of(const at::Tensor& tensor) {
+std::span<std::byte> memory_of(const at::Tensor& tensor) {
   check_invariant(tensor.is_cpu() && tensor.is_contiguous(),
                   "the bytes of a tensor are asked of a contiguous CPU tensor");
   return {static_cast<std::byte*>(tensor.data_ptr()), tensor.nbytes()};
@@ -67,7 +67,7 @@ void SafetensorsReader::read(std::string_view name, int64_t begin, const at::Ten
   const int64_t element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
   const uint64_t offset = tensor.begin + static_cast<uint64_t>(begin * element_bytes);
   if (same && out.is_cpu()) {
-    file_.read(offset, bytes_of(out));
+    file_.read(offset, memory_of(out));
     return;
   }
 
@@ -78,7 +78,7 @@ void SafetensorsReader::read(std::string_view name, int64_t begin, const at::Ten
   for (int64_t done = 0; done < flat.numel(); done += elements_per_block) {
     const int64_t count = std::min(elements_per_block, flat.numel() - done);
     const at::Tensor part = block.narrow(0, 0, count);
-    file_.read(offset + static_cast<uint64_t>(done * element_bytes), bytes_of(part));
+    file_.read(offset + static_cast<uint64_t>(done * element_bytes), memory_of(part));
     flat.narrow(0, done, count).copy_(part);
   }
 }

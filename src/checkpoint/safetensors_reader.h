@@ -39,6 +39,6 @@ class SafetensorsReader {
 };
 
 // The memory of a contiguous CPU tensor.
-std::span<std::byte> bytes_of(const at::Tensor& tensor);
+std::span<std::byte> memory_of(const at::Tensor& tensor);
 
 }  // namespace conclave

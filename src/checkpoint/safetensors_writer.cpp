@@ -41,7 +41,7 @@ void write_elements(const File& file, const StoredTensor& tensor, int64_t begin,
   const int64_t element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
   const uint64_t offset = tensor.begin + static_cast<uint64_t>(begin * element_bytes);
   if (same && data.is_cpu()) {
-    file.write(offset, bytes_of(data));
+    file.write(offset, memory_of(data));
     return;
   }
 
@@ -53,7 +53,7 @@ void write_elements(const File& file, const StoredTensor& tensor, int64_t begin,
     const int64_t count = std::min(elements_per_block, flat.numel() - done);
     const at::Tensor part = block.narrow(0, 0, count);
     part.copy_(flat.narrow(0, done, count));
-    file.write(offset + static_cast<uint64_t>(done * element_bytes), bytes_of(part));
+    file.write(offset + static_cast<uint64_t>(done * element_bytes), memory_of(part));
   }
 }
 

@@ -10,6 +10,7 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
+#include "checkpoint/host_tensors.h"
 #include "checkpoint/verdict.h"
 #include "thread_world.h"
 
@@ -402,6 +403,20 @@ TEST(Checkpoint, pruning_keeps_the_newest_whole_ones) {
   std::filesystem::remove(folder / "step-00000007" / manifest_file_name);
   prune_checkpoints(folder.path(), 1);
   EXPECT_EQ(entries_of(folder.path()).size(), 3u);
+}
+
+// Oracle: the same save without the detour. (That the inner communicator sees tensors of a device other than the CPU
+// needs such a device.)
+TEST(HostTensors, a_checkpoint_is_saved_through_staged_messages) {
+  const TestFolder folder;
+  ASSERT_EQ(run_ranks(3,
+                      [&](Communicator& world) {
+                        HostTensors staged(world, at::kCPU);
+                        save_checkpoint(folder.path(), state_at(4), slices_of(world.rank(), 3, true), staged,
+                                        small_block);
+                      }),
+            no_failures(3));
+  expect_loads(folder / "step-00000004", 4);
 }
 
 TEST(Verdict, all_ranks_learn_of_the_lowest_rank_that_failed) {
