@@ -1,4 +1,5 @@
-// What a rank owns of a named tensor, and what a tensor is called on disk. Sharding and checkpoints meet here: a flat shard is a list of slices.
+// What a rank owns of a named tensor, and what a tensor is called on disk. Sharding and checkpoints meet here: a flat
+// shard is a list of slices.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,8 +10,8 @@
 
 namespace conclave {
 
-// Elements [begin, begin + data.numel()) of the row-major flattened global tensor `name` of shape `shape`. Expert parameters are divided on dim 0
-// first, so a rank's part of them is such a range too.
+// Elements [begin, begin + data.numel()) of the row-major flattened global tensor `name` of shape `shape`. Expert
+// parameters are divided on dim 0 first, so a rank's part of them is such a range too.
 struct TensorSlice {
   std::string name;
   std::vector<int64_t> shape;  // global
@@ -24,8 +25,9 @@ struct DiskTensor {
   std::vector<int64_t> shape;
 };
 
-// A parameter as Hugging Face files hold it: `parts`' row-major concatenation is the parameter. Mixtral's gate_up_proj [E, 2I, H], for example, is
-// w1, w3 of expert 0, w1, w3 of expert 1, ... (Transformers 4 files), or one fused tensor (some Transformers 5 files).
+// A parameter as Hugging Face files hold it: `parts`' row-major concatenation is the parameter. Mixtral's gate_up_proj
+// [E, 2I, H], for example, is w1, w3 of expert 0, w1, w3 of expert 1, ... (Transformers 4 files), or one fused tensor
+// (some Transformers 5 files).
 struct DiskNames {
   std::string parameter;
   std::vector<int64_t> shape;

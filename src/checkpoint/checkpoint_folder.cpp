@@ -1,0 +1,127 @@
+#include "checkpoint/checkpoint_folder.h"
+
+#include <algorithm>
+#include <charconv>
+#include <string_view>
+#include <utility>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "checkpoint/checkpoint_reader.h"
+#include "checkpoint/file.h"
+
+namespace conclave {
+namespace {
+
+constexpr std::string_view step_prefix = "step-";
+constexpr std::string_view unfinished_prefix = ".tmp-";
+constexpr const char* latest_file_name = "latest";
+
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(step_prefix)) return std::nullopt;
+  int64_t step = 0;
+  const char* end = name.data() + name.size();
+  const auto [stop, error] = std::from_chars(name.data() + step_prefix.size(), end, step);
+  if (error != std::errc() || stop != end || checkpoint_name(step) != name) return std::nullopt;
+  return step;
+}
+
+// What `latest` says; none, with a warning, when it says nothing usable.
+std::optional<std::filesystem::path> named_by_latest(const std::filesystem::path& folder) {
+  const std::filesystem::path latest = folder / latest_file_name;
+  if (!std::filesystem::exists(latest)) return std::nullopt;
+  std::string name;
+  try {
+    name = read_text_file(latest, 256);
+  } catch (const UserError& error) {
+    spdlog::warn("{}", error.what());
+    return std::nullopt;
+  }
+  while (!name.empty() && name.back() == '\n') name.pop_back();
+  if (!step_of(name)) {
+    spdlog::warn("{} does not name a checkpoint; looking for the newest one that is whole.", latest.string());
+    return std::nullopt;
+  }
+  return folder / name;
+}
+
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+  return fmt::format("{}{:08}", step_prefix, step);
+}
+
+std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder) {
+  std::vector<std::pair<int64_t, std::filesystem::path>> found;
+  if (std::filesystem::is_directory(folder)) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      const std::optional<int64_t> step = step_of(entry.path().filename().string());
+      if (step && entry.is_directory()) found.emplace_back(*step, entry.path());
+    }
+  }
+  std::sort(found.begin(), found.end());
+  std::vector<std::filesystem::path> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
+}
+
+std::optional<std::string> damage_of(const std::filesystem::path& checkpoint) {
+  try {
+    const CheckpointReader reader(checkpoint);
+    return std::nullopt;
+  } catch (const UserError& error) {
+    return error.what();
+  }
+}
+
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> candidates = list_checkpoints(folder);
+  if (const auto latest = named_by_latest(folder)) {
+    std::erase(candidates, *latest);
+    candidates.push_back(*latest);  // looked at first
+  }
+  for (auto candidate = candidates.rbegin(); candidate != candidates.rend(); ++candidate) {
+    const std::optional<std::string> damage = damage_of(*candidate);
+    if (!damage) return *candidate;
+    spdlog::warn("Passing over checkpoint {}: {}", candidate->filename().string(), *damage);
+  }
+  return std::nullopt;
+}
+
+void prune_checkpoints(const std::filesystem::path& folder, int64_t keep) {
+  check_invariant(keep >= 1, "{} checkpoints are kept, at least 1", keep);
+  const std::optional<std::filesystem::path> newest = newest_checkpoint(folder);
+  if (!newest) return;
+  std::vector<std::filesystem::path> checkpoints = list_checkpoints(folder);
+  std::reverse(checkpoints.begin(), checkpoints.end());
+  int64_t kept = 0;
+  for (const std::filesystem::path& checkpoint : checkpoints) {
+    if (kept < keep) {
+      if (!damage_of(checkpoint)) ++kept;
+      continue;
+    }
+    if (checkpoint == *newest) continue;
+    // Renamed first: what is half removed must not look like a checkpoint.
+    const std::filesystem::path aside =
+        folder / (std::string(unfinished_prefix) + "removed-" + checkpoint.filename().string());
+    std::filesystem::remove_all(aside);
+    std::filesystem::rename(checkpoint, aside);
+    std::filesystem::remove_all(aside);
+  }
+}
+
+void remove_unfinished(const std::filesystem::path& folder) {
+  const std::string unfinished_latest = std::string(latest_file_name) + std::string(unfinished_prefix);
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(unfinished_prefix) || name.starts_with(unfinished_latest))
+      std::filesystem::remove_all(entry.path());
+  }
+}
+
+void set_latest(const std::filesystem::path& folder, const std::string& name) {
+  write_file_atomically(folder / latest_file_name, name + "\n");
+}
+
+}  // namespace conclave

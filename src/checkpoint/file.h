@@ -1,0 +1,50 @@
+// A file read and written by position, so that several ranks can fill one file without an order among them. Move-only;
+// closed by its destructor. A call moves all bytes asked for or throws: a short read or write never passes unnoticed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <utility>
+
+namespace conclave {
+
+// Data passes between tensors and files in blocks of at most this many bytes, whatever the size of a tensor.
+inline constexpr int64_t block_bytes = 4 << 20;
+
+class File {
+ public:
+  // UserError: there is no such file, it cannot be opened, or it is not a regular file.
+  static File open_for_reading(const std::filesystem::path& path);
+  // An existing file, keeping its content. std::system_error on failure, like everything below.
+  static File open_for_writing(const std::filesystem::path& path);
+  // An empty or replaced file of `bytes` zeros whose space is reserved on the disk: a disk too full is an error here,
+  // not in the middle of writing.
+  static File create(const std::filesystem::path& path, uint64_t bytes);
+
+  File(File&& other) noexcept;
+  File& operator=(File&&) = delete;
+  ~File();
+
+  const std::filesystem::path& path() const { return path_; }
+  uint64_t size() const;  // bytes, now
+
+  // UserError when the file ends before the last byte asked for (it was truncated after it was opened).
+  void read(uint64_t offset, std::span<std::byte> out) const;
+  void write(uint64_t offset, std::span<const std::byte> data) const;
+  void flush() const;  // to the disk
+
+ private:
+  File(std::filesystem::path path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
+  [[noreturn]] void fail(const char* action) const;
+
+  std::filesystem::path path_;
+  int descriptor_;
+};
+
+// The whole of a small text file. UserError: as open_for_reading, or longer than `most_bytes`.
+std::string read_text_file(const std::filesystem::path& path, uint64_t most_bytes);
+
+}  // namespace conclave

@@ -1,0 +1,202 @@
+#include "checkpoint/hugging_face_export.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <system_error>
+#include <utility>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "checkpoint/hugging_face_files.h"
+#include "checkpoint/replace_folder.h"
+#include "checkpoint/safetensors_writer.h"
+#include "checkpoint/verdict.h"
+
+namespace conclave {
+namespace {
+
+constexpr std::array<std::string_view, 9> tokenizer_files = {
+    "tokenizer.json",    "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "tokenizer.model",       "vocab.json",
+    "merges.txt",        "chat_template.jinja",   "chat_template.json"};
+
+bool is_written_by_an_export(const std::string& file) {
+  return file.ends_with(".safetensors") || file == index_file_name || file == "config.json" ||
+         file == "generation_config.json" ||
+         std::find(tokenizer_files.begin(), tokenizer_files.end(), file) != tokenizer_files.end();
+}
+
+// An existing folder is removed in the end: it must hold nothing that somebody may miss.
+void check_replaceable(const std::filesystem::path& folder) {
+  if (!std::filesystem::exists(folder)) return;
+  if (!std::filesystem::is_directory(folder))
+    user_error("cannot export to {}: it exists and is not a folder.", folder.string());
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (entry.is_regular_file() && is_written_by_an_export(name)) continue;
+    user_error(
+        "cannot replace {} by an export: it holds {}, which no export has written. Choose another folder, or remove "
+        "this one.",
+        folder.string(), name);
+  }
+}
+
+std::filesystem::path without_trailing_slash(const std::filesystem::path& folder) {
+  const std::filesystem::path path = std::filesystem::absolute(folder).lexically_normal();
+  return path.has_filename() ? path : path.parent_path();
+}
+
+}  // namespace
+
+std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> names, StoredDtype dtype,
+                                                 uint64_t max_shard_bytes) {
+  std::vector<std::vector<DiskTensor>> shards;
+  std::vector<DiskTensor> current;
+  uint64_t current_bytes = 0;
+  for (const DiskNames& parameter : names) {
+    for (const DiskTensor& part : parameter.parts) {
+      const uint64_t bytes = static_cast<uint64_t>(checked_numel(part.shape).value()) * bits_of(dtype) / 8;
+      if (bytes > max_shard_bytes) {
+        shards.push_back({part});
+        continue;
+      }
+      if (!current.empty() && current_bytes + bytes > max_shard_bytes) {
+        shards.push_back(std::exchange(current, {}));
+        current_bytes = 0;
+      }
+      current.push_back(part);
+      current_bytes += bytes;
+    }
+  }
+  if (!current.empty() || shards.empty()) shards.push_back(std::move(current));
+  return shards;
+}
+
+HuggingFaceExport::HuggingFaceExport(const std::filesystem::path& folder, std::span<const DiskNames> names,
+                                     const HuggingFaceExportOptions& options, Communicator& world)
+    : folder_(without_trailing_slash(folder)),
+      aside_(folder_.parent_path() / (".tmp-" + folder_.filename().string())),
+      options_(options),
+      world_(world) {
+  plan(names);
+  try {
+    together(world_, [&] {
+      if (world_.rank() == 0) create_files();
+    });
+  } catch (...) {
+    std::error_code ignored;
+    if (world_.rank() == 0) std::filesystem::remove_all(aside_, ignored);
+    throw;
+  }
+}
+
+HuggingFaceExport::~HuggingFaceExport() {
+  std::error_code ignored;
+  if (!finished_ && world_.rank() == 0) std::filesystem::remove_all(aside_, ignored);
+}
+
+void HuggingFaceExport::plan(std::span<const DiskNames> names) {
+  const StoredDtype dtype = stored_dtype_of(options_.dtype);
+  check_invariant(dtype == StoredDtype::F32 || dtype == StoredDtype::BF16 || dtype == StoredDtype::F16,
+                  "an export as {}", name_of(dtype));
+  for (const DiskNames& parameter : names) {
+    const DiskParts parts(parameter, parameter.parts);
+    check_invariant(parameters_.emplace(parameter.parameter, Parameter{&parameter, parts}).second,
+                    "parameter {} is listed once", parameter.parameter);
+    elements_total_ += checked_numel(parameter.shape).value();
+  }
+  const std::vector<std::vector<DiskTensor>> shards = plan_shards(names, dtype, options_.max_shard_bytes);
+  for (size_t i = 0; i < shards.size(); ++i) {
+    file_names_.push_back(shards.size() == 1 ? single_file_name
+                                             : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size()));
+    std::vector<SafetensorsHeader::Entry> entries;
+    for (const DiskTensor& tensor : shards[i]) {
+      entries.push_back({tensor.name, dtype, tensor.shape});
+      check_invariant(file_of_tensor_.emplace(tensor.name, i).second, "tensor {} is listed once", tensor.name);
+    }
+    headers_.push_back(SafetensorsHeader::plan(std::move(entries)));
+  }
+  open_.resize(shards.size());
+}
+
+void HuggingFaceExport::create_files() {
+  check_replaceable(folder_);
+  if (options_.tokenizer_folder && !std::filesystem::is_directory(*options_.tokenizer_folder)) {
+    user_error("cannot copy the tokenizer from {}: it is not a folder.", options_.tokenizer_folder->string());
+  }
+  std::filesystem::remove_all(aside_);
+  std::filesystem::create_directories(aside_);
+  for (size_t i = 0; i < file_names_.size(); ++i) create_safetensors(aside_ / file_names_[i], headers_[i]).flush();
+}
+
+void HuggingFaceExport::write(const TensorSlice& slice) {
+  if (failure_) return;
+  try {
+    write_or_throw(slice);
+  } catch (...) {
+    failure_ = std::current_exception();
+  }
+}
+
+void HuggingFaceExport::write_or_throw(const TensorSlice& slice) {
+  const auto found = parameters_.find(slice.name);
+  check_invariant(found != parameters_.end(), "parameter {} has a name on disk", slice.name);
+  check_invariant(slice.shape == found->second.names->shape, "parameter {} has shape {}, on disk {}", slice.name,
+                  text_of(slice.shape), text_of(found->second.names->shape));
+  for (const auto& overlap : found->second.parts.overlaps(slice.begin, slice.data.numel())) {
+    const size_t file = file_of_tensor_.at(overlap.part->name);
+    if (open_[file] == nullptr)
+      open_[file] = std::make_unique<File>(File::open_for_writing(aside_ / file_names_[file]));
+    write_elements(*open_[file], *headers_[file].find(overlap.part->name), overlap.begin_in_part,
+                   slice.data.narrow(0, overlap.begin_in_range, overlap.count));
+  }
+  elements_written_ += slice.data.numel();
+}
+
+void HuggingFaceExport::finish() {
+  together(world_, [&] {
+    if (failure_) std::rethrow_exception(failure_);
+    for (const std::unique_ptr<File>& file : open_) {
+      if (file != nullptr) file->flush();
+    }
+  });
+  const at::Tensor written = at::full({1}, elements_written_, at::kLong);
+  world_.all_reduce(written).wait();
+  check_invariant(written.item<int64_t>() == elements_total_, "elements exported ({}) != elements of the model ({})",
+                  written.item<int64_t>(), elements_total_);
+  together(world_, [&] {
+    if (world_.rank() != 0) return;
+    write_small_files();
+    replace_folder(aside_, folder_);
+  });
+  finished_ = true;
+}
+
+void HuggingFaceExport::write_small_files() const {
+  write_file_atomically(aside_ / "config.json", options_.config_json);
+  if (!options_.generation_config_json.empty())
+    write_file_atomically(aside_ / "generation_config.json", options_.generation_config_json);
+  if (file_names_.size() > 1) write_file_atomically(aside_ / index_file_name, index_json());
+  if (!options_.tokenizer_folder) return;
+  for (std::string_view name : tokenizer_files) {
+    const std::filesystem::path source = *options_.tokenizer_folder / name;
+    if (!std::filesystem::exists(source)) continue;
+    std::filesystem::copy_file(source, aside_ / name);
+    flush_to_disk(aside_ / name);
+  }
+}
+
+std::string HuggingFaceExport::index_json() const {
+  nlohmann::ordered_json index;
+  index["metadata"]["total_parameters"] = elements_total_;
+  index["metadata"]["total_size"] =
+      static_cast<uint64_t>(elements_total_) * bits_of(stored_dtype_of(options_.dtype)) / 8;
+  for (const auto& [tensor, file] : file_of_tensor_) index["weight_map"][tensor] = file_names_[file];
+  return index.dump(2) + "\n";
+}
+
+}  // namespace conclave

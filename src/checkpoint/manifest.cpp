@@ -1,0 +1,265 @@
+#include "checkpoint/manifest.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <charconv>
+
+#include "base/error.h"
+#include "checkpoint/safetensors_header.h"
+#include "checkpoint/strict_json.h"
+
+namespace conclave {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* format_name = "conclave checkpoint";
+constexpr int64_t format_version = 1;
+
+std::string hex(uint64_t hash) {
+  return fmt::format("{:016x}", hash);
+}
+uint64_t hash_of(std::string_view text) {
+  return XXH3_64bits(text.data(), text.size());
+}
+
+// Typed access to the members of an object: refuses missing, mistyped and unknown ones.
+class Members {
+ public:
+  Members(const json& object, std::string what, const std::string& origin)
+      : object_(object), what_(std::move(what)), origin_(origin) {
+    if (!object.is_object()) refuse("is not an object");
+  }
+  Members(const json& object, std::string what, const std::string& origin, size_t count)
+      : Members(object, std::move(what), origin) {
+    expect_count(count);
+  }
+
+  // With every known key asked for, the count leaves no room for an unknown one.
+  void expect_count(size_t count) const {
+    if (object_.size() != count) refuse(fmt::format("has {} keys instead of {}", object_.size(), count));
+  }
+  const json& at(const char* key) const {
+    const auto found = object_.find(key);
+    if (found == object_.end()) refuse(fmt::format("has no \"{}\"", key));
+    return *found;
+  }
+  std::string text(const char* key) const {
+    const json& value = at(key);
+    if (!value.is_string()) refuse(fmt::format("has {} as its \"{}\", which must be a string", value.dump(), key));
+    return value.get<std::string>();
+  }
+  uint64_t unsigned_number(const char* key) const {
+    const json& value = at(key);
+    if (!value.is_number_unsigned())
+      refuse(fmt::format("has {} as its \"{}\", which must be a number from 0 on", value.dump(), key));
+    return value.get<uint64_t>();
+  }
+  int64_t number(const char* key) const { return to_signed(at(key), key); }
+  const json& array(const char* key) const {
+    const json& value = at(key);
+    if (!value.is_array()) refuse(fmt::format("has a \"{}\" that is not an array", key));
+    return value;
+  }
+  const json& object(const char* key) const {
+    const json& value = at(key);
+    if (!value.is_object()) refuse(fmt::format("has a \"{}\" that is not an object", key));
+    return value;
+  }
+
+  int64_t to_signed(const json& value, const char* key) const {
+    if (!value.is_number_unsigned() || value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
+      refuse(fmt::format("has {} as its \"{}\", which must be a number from 0 on", value.dump(), key));
+    }
+    return value.get<int64_t>();
+  }
+  uint64_t to_hash(const json& value) const {
+    uint64_t hash = 0;
+    if (value.is_string()) {
+      const auto& digits = value.get_ref<const std::string&>();
+      const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), hash, 16);
+      if (digits.size() == 16 && error == std::errc() && end == digits.data() + digits.size()) return hash;
+    }
+    refuse(fmt::format("has {} as a hash, which must be 16 hexadecimal digits", value.dump()));
+  }
+
+  [[noreturn]] void refuse(const std::string& reason) const {
+    user_error("{} is damaged: {} {}.", origin_, what_, reason);
+  }
+
+ private:
+  const json& object_;
+  const std::string what_;
+  const std::string& origin_;
+};
+
+json to_json(const ManifestTensor& tensor) {
+  json pieces = json::array();
+  for (const Piece& piece : tensor.pieces) {
+    json hashes = json::array();
+    for (uint64_t hash : piece.hashes) hashes.push_back(hex(hash));
+    pieces.push_back({{"begin", piece.begin},
+                      {"end", piece.end},
+                      {"file", piece.file},
+                      {"offset", piece.offset},
+                      {"xxh3", std::move(hashes)}});
+  }
+  return {{"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}, {"pieces", std::move(pieces)}};
+}
+
+ManifestTensor tensor_from(const json& object, const std::string& name, const std::string& origin) {
+  const Members members(object, fmt::format("tensor \"{}\"", name), origin, 3);
+  ManifestTensor tensor;
+  const std::string dtype = members.text("dtype");
+  if (!stored_dtype_named(dtype)) members.refuse(fmt::format("has the unknown type \"{}\"", dtype));
+  tensor.dtype = *stored_dtype_named(dtype);
+  for (const json& size : members.array("shape")) tensor.shape.push_back(members.to_signed(size, "shape"));
+  for (const json& value : members.array("pieces")) {
+    const Members fields(value, fmt::format("a piece of tensor \"{}\"", name), origin, 5);
+    Piece piece{
+        fields.number("begin"), fields.number("end"), fields.text("file"), fields.unsigned_number("offset"), {}};
+    for (const json& hash : fields.array("xxh3")) piece.hashes.push_back(fields.to_hash(hash));
+    tensor.pieces.push_back(std::move(piece));
+  }
+  return tensor;
+}
+
+// `files` and `tensors`, the members that ranks contribute to.
+json contents_to_json(const Manifest& manifest) {
+  json tensors = json::object();
+  for (const auto& [name, tensor] : manifest.tensors) tensors[name] = to_json(tensor);
+  return {{"files", manifest.files}, {"tensors", std::move(tensors)}};
+}
+
+void read_contents(const Members& members, const std::string& origin, Manifest& manifest) {
+  for (const auto& [name, bytes] : members.object("files").items())
+    manifest.files.emplace(name, members.to_signed(bytes, "files"));
+  for (const auto& [name, tensor] : members.object("tensors").items())
+    manifest.tensors.emplace(name, tensor_from(tensor, name, origin));
+}
+
+std::optional<std::string> flaw_of(const Manifest& manifest, const std::string& name, const ManifestTensor& tensor) {
+  const auto flaw = [&](const std::string& reason) { return fmt::format("tensor \"{}\" {}", name, reason); };
+  const std::optional<int64_t> numel = checked_numel(tensor.shape);
+  uint64_t bits = 0;
+  if (!numel || __builtin_mul_overflow(static_cast<uint64_t>(*numel), bits_of(tensor.dtype), &bits))
+    return flaw("has a shape that overflows");
+  if (bits_of(tensor.dtype) < 8) return flaw("has a type narrower than a byte");
+  const uint64_t element_bytes = bits_of(tensor.dtype) / 8;
+  int64_t covered = 0;
+  for (const Piece& piece : tensor.pieces) {
+    if (piece.begin != covered || piece.end <= piece.begin || piece.end > *numel) {
+      return flaw(fmt::format(
+          "of {} elements has a piece [{}, {}) after elements up to {}: pieces must cover it without gap or overlap",
+          *numel, piece.begin, piece.end, covered));
+    }
+    covered = piece.end;
+    const auto file = manifest.files.find(piece.file);
+    if (file == manifest.files.end()) return flaw(fmt::format("has a piece in {}, which is not listed", piece.file));
+    const uint64_t bytes = static_cast<uint64_t>(piece.end - piece.begin) * element_bytes;
+    if (bytes > file->second || piece.offset > file->second - bytes) {
+      return flaw(fmt::format("has a piece of {} bytes at byte {} of {}, which has {} bytes", bytes, piece.offset,
+                              piece.file, file->second));
+    }
+    const uint64_t blocks = (bytes - 1) / manifest.hash_block_bytes + 1;
+    if (piece.hashes.size() != blocks)
+      return flaw(fmt::format("has {} hashes for a piece of {} blocks", piece.hashes.size(), blocks));
+  }
+  if (covered != *numel) return flaw(fmt::format("of {} elements has pieces only up to element {}", *numel, covered));
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::string piece_name(std::string_view tensor, const Piece& piece) {
+  return fmt::format("{}[{}:{}]", tensor, piece.begin, piece.end);
+}
+
+std::optional<std::string> flaw_of(const Manifest& manifest) {
+  // 64: the widest element, so that no element is divided between two blocks. 64 MiB bounds what a reader must
+  // allocate.
+  if (manifest.hash_block_bytes == 0 || manifest.hash_block_bytes % 64 != 0 || manifest.hash_block_bytes > (64 << 20)) {
+    return fmt::format("hash_block_bytes is {}, not a multiple of 64 up to 64 MiB", manifest.hash_block_bytes);
+  }
+  for (const auto& [file, bytes] : manifest.files) {
+    if (!file.ends_with(".safetensors") || file.find('/') != std::string::npos ||
+        file.find('\0') != std::string::npos) {
+      return fmt::format("\"{}\" is not the name of a safetensors file", file);
+    }
+  }
+  for (const auto& [name, tensor] : manifest.tensors) {
+    if (auto flaw = flaw_of(manifest, name, tensor)) return flaw;
+  }
+  return std::nullopt;
+}
+
+std::string manifest_text(const Manifest& manifest) {
+  json content = contents_to_json(manifest);
+  content["format"] = format_name;
+  content["version"] = format_version;
+  content["step"] = manifest.state.step;
+  content["samples"] = manifest.state.samples;
+  content["seed"] = manifest.state.seed;
+  content["extra"] = manifest.state.extra;
+  content["hash_block_bytes"] = manifest.hash_block_bytes;
+  // Keys are sorted and the text compact, so that the parsed content gives the hashed text again.
+  const std::string text = content.dump();
+  return fmt::format("{{\"xxh3\":\"{}\",\"content\":{}}}\n", hex(hash_of(text)), text);
+}
+
+Manifest parse_manifest(std::string_view text, const std::string& origin) {
+  const json whole = parse_strict_json(text, origin);
+  const Members outer(whole, "its outermost value", origin, 2);
+  const json& content = outer.at("content");
+  if (outer.to_hash(outer.at("xxh3")) != hash_of(content.dump())) {
+    user_error("{} is damaged: its content does not fit its hash. Was it edited?", origin);
+  }
+
+  const Members members(content, "its content", origin);
+  const std::string format = members.text("format");
+  const int64_t version = members.number("version");
+  if (format != format_name || version != format_version) {
+    user_error("{} is of format \"{}\" version {}; this program reads \"{}\" version {}.", origin, format, version,
+               format_name, format_version);
+  }
+  members.expect_count(9);
+  Manifest manifest;
+  manifest.state.step = members.number("step");
+  manifest.state.samples = members.number("samples");
+  manifest.state.seed = members.unsigned_number("seed");
+  for (const auto& [key, value] : members.object("extra").items()) {
+    if (!value.is_string())
+      members.refuse(fmt::format("has {} as extra \"{}\", which must be a string", value.dump(), key));
+    manifest.state.extra.emplace(key, value.get<std::string>());
+  }
+  manifest.hash_block_bytes = members.unsigned_number("hash_block_bytes");
+  read_contents(members, origin, manifest);
+  if (const auto flaw = flaw_of(manifest)) user_error("{} is damaged: {}.", origin, *flaw);
+  return manifest;
+}
+
+std::string contribution_text(const Manifest& part) {
+  return contents_to_json(part).dump();
+}
+
+void add_contribution(Manifest& manifest, std::string_view text) {
+  const std::string origin = "a rank's contribution to the manifest";
+  const json content = parse_strict_json(text, origin);
+  Manifest part;
+  read_contents(Members(content, "it", origin, 2), origin, part);
+  for (const auto& [file, bytes] : part.files)
+    check_invariant(manifest.files.emplace(file, bytes).second, "file {} is written by one rank", file);
+  for (auto& [name, tensor] : part.tensors) {
+    const auto [place, is_new] = manifest.tensors.try_emplace(name, ManifestTensor{tensor.dtype, tensor.shape, {}});
+    ManifestTensor& known = place->second;
+    check_invariant(known.dtype == tensor.dtype && known.shape == tensor.shape,
+                    "ranks agree on tensor {}: {} {} and {} {}", name, name_of(known.dtype), text_of(known.shape),
+                    name_of(tensor.dtype), text_of(tensor.shape));
+    for (Piece& piece : tensor.pieces) known.pieces.push_back(std::move(piece));
+    std::sort(known.pieces.begin(), known.pieces.end(),
+              [](const Piece& a, const Piece& b) { return a.begin < b.begin; });
+  }
+}
+
+}  // namespace conclave
