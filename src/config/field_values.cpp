@@ -56,7 +56,7 @@ std::string refusal_of_choice(const GivenValue& given, const std::vector<std::st
   return refusal_of_type(any_of(words));
 }
 
-std::string refusal_of_range(double value, const Range& range) {
+std::string refusal_of_range(double value, const NumberRange& range) {
   const bool enough = range.without_least ? value > range.least : value >= range.least;
   const bool not_too_much = range.without_most ? value < range.most : value <= range.most;
   if (!enough) return refusal_of_type(range_words(range));
@@ -64,7 +64,7 @@ std::string refusal_of_range(double value, const Range& range) {
   return refusal_of_type(range.most == largest_size ? fmt::format("at most {}", largest_size) : range_words(range));
 }
 
-std::string range_words(const Range& range) {
+std::string range_words(const NumberRange& range) {
   if (range.most >= largest_size)
     return fmt::format("{} {}", range.without_least ? "more than" : "at least", range.least);
   return fmt::format("at least {} and {} {}", range.least, range.without_most ? "less than" : "at most", range.most);

@@ -49,13 +49,13 @@ std::string refusal_of_type(const std::string& type_words);
 std::string refusal_of_version(const std::string& reason, const std::string& remedy);
 std::string refusal_of_choice(const GivenValue& given, const std::vector<std::string>& words,
                               const std::vector<std::string>& later);
-std::string refusal_of_range(double value, const Range& range);
-std::string range_words(const Range& range);  // "at least 1"; largest_size goes without saying
+std::string refusal_of_range(double value, const NumberRange& range);
+std::string range_words(const NumberRange& range);  // "at least 1"; largest_size goes without saying
 
 template <class T>
-struct Optional : std::false_type {};
+struct IsOptional : std::false_type {};
 template <class T>
-struct Optional<std::optional<T>> : std::true_type {
+struct IsOptional<std::optional<T>> : std::true_type {
   using Value = T;
 };
 
@@ -68,11 +68,11 @@ std::vector<std::string> words_of(const Choices<Enum>& choices) {
 
 template <class T, class Rule>
 std::string describe_type(const T& value, const Rule& rule) {
-  if constexpr (Optional<T>::value) {
-    return describe_type(typename Optional<T>::Value{}, rule) + ", or null";
+  if constexpr (IsOptional<T>::value) {
+    return describe_type(typename IsOptional<T>::Value{}, rule) + ", or null";
   } else if constexpr (std::is_enum_v<T>) {
     return any_of(words_of(rule));
-  } else if constexpr (std::is_same_v<Rule, Range>) {
+  } else if constexpr (std::is_same_v<Rule, NumberRange>) {
     return type_words(value) + ", " + range_words(rule);
   } else {
     return type_words(value);
@@ -81,7 +81,7 @@ std::string describe_type(const T& value, const Rule& rule) {
 
 template <class T, class Rule>
 std::string print_value(const T& value, const Rule& rule) {
-  if constexpr (Optional<T>::value) {
+  if constexpr (IsOptional<T>::value) {
     return value ? print_value(*value, rule) : "null";
   } else if constexpr (std::is_enum_v<T>) {
     for (const auto& [word, choice] : rule.words) {
@@ -96,12 +96,12 @@ std::string print_value(const T& value, const Rule& rule) {
 // Reads the type; the rule's other demands are check_value's.
 template <class T, class Rule>
 std::string read_value(const GivenValue& given, T& value, const Rule& rule) {
-  if constexpr (Optional<T>::value) {
+  if constexpr (IsOptional<T>::value) {
     if (given.kind == GivenValue::Kind::null) {
       value.reset();
       return "";
     }
-    typename Optional<T>::Value inner{};
+    typename IsOptional<T>::Value inner{};
     const std::string refusal = read_value(given, inner, rule);
     if (refusal.empty()) value = inner;
     return refusal;
@@ -114,7 +114,7 @@ std::string read_value(const GivenValue& given, T& value, const Rule& rule) {
     }
     return refusal_of_choice(given, words_of(rule), rule.later);
   } else {
-    if constexpr (std::is_same_v<Rule, Required>) {
+    if constexpr (std::is_same_v<Rule, RequiredPath>) {
       if (given.kind == GivenValue::Kind::null) {
         value.clear();
         return "";
@@ -129,9 +129,9 @@ template <class T, class Rule>
 std::string check_value(const T& value, const Rule& rule) {
   if constexpr (std::is_same_v<Rule, Only>) {
     return print_value(value, rule) == rule.value ? "" : refusal_of_version(rule.reason, rule.value);
-  } else if constexpr (Optional<T>::value) {
+  } else if constexpr (IsOptional<T>::value) {
     return value ? check_value(*value, rule) : "";
-  } else if constexpr (std::is_same_v<Rule, Range>) {
+  } else if constexpr (std::is_same_v<Rule, NumberRange>) {
     return refusal_of_range(static_cast<double>(value), rule);
   } else if constexpr (std::is_same_v<Rule, NotEmpty>) {
     return value.empty() ? refusal_of_type("text that is not empty") : "";

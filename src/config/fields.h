@@ -4,6 +4,7 @@
 // A visitor has `section(name, help)` and the template `field(key, value, rule, help)`, with key = "section.key".
 #pragma once
 
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <utility>
@@ -20,33 +21,30 @@ struct Anything {};
 struct NotEmpty {};
 
 // A path without a default, needed by `who`. An empty path is one that was not given.
-struct Required {
+struct RequiredPath {
   const char* who;
   bool always;  // needed by whatever reads a job file, not by some commands only
 };
 
 // A number from `least` to `most`.
-struct Range {
+struct NumberRange {
   double least;
   double most = std::numeric_limits<double>::infinity();
   bool without_least = false;
   bool without_most = false;
 };
-inline Range at_least(double least) {
+inline NumberRange at_least(double least) {
   return {least};
 }
-inline Range more_than(double least) {
+inline NumberRange more_than(double least) {
   return {.least = least, .without_least = true};
-}
-inline Range from_to(double least, double most) {
-  return {least, most};
 }
 // Products of two sizes cannot overflow.
 constexpr double largest_size = std::numeric_limits<int32_t>::max();
-inline Range size_of_at_least(double least) {
+inline NumberRange size_of_at_least(double least) {
   return {least, largest_size};
 }
-inline Range from_to_below(double least, double most) {
+inline NumberRange from_to_below(double least, double most) {
   return {.least = least, .most = most, .without_most = true};
 }
 
@@ -68,7 +66,7 @@ template <class AnyJob, class Visitor>
 void describe(AnyJob& job, Visitor&& visitor) {
   visitor.section("run", "what the job is called, how long it runs, where its output goes");
   visitor.field("run.name", job.run.name, NotEmpty{}, "the name in messages and in TensorBoard");
-  visitor.field("run.output_dir", job.run.output_dir, Required{"every job", true},
+  visitor.field("run.output_dir", job.run.output_dir, RequiredPath{"every job", true},
                 "the folder of the resolved job, metrics, checkpoints and exports");
   visitor.field("run.steps", job.run.steps, at_least(1), "optimizer steps of the whole job");
   visitor.field("run.seed", job.run.seed, at_least(0),
@@ -82,13 +80,13 @@ void describe(AnyJob& job, Visitor&& visitor) {
                 "a collective that takes longer means a lost or hung rank");
 
   visitor.section("model", "the model's shape, and its weights if there are any yet");
-  visitor.field("model.config", job.model.config, Required{"every job", true},
+  visitor.field("model.config", job.model.config, RequiredPath{"every job", true},
                 "a Hugging Face config.json of a Mixtral, or its folder");
   visitor.field("model.init_from", job.model.init_from, Anything{},
                 "a Hugging Face checkpoint folder to start from; null: random weights");
 
   visitor.section("data", "token files and batch sizes");
-  visitor.field("data.train", job.data.train, Required{"training", false}, "prefix of a .bin/.idx pair");
+  visitor.field("data.train", job.data.train, RequiredPath{"training", false}, "prefix of a .bin/.idx pair");
   visitor.field("data.validation", job.data.validation, Anything{}, "prefix of a .bin/.idx pair; null: none");
   visitor.field("data.sequence_length", job.data.sequence_length, size_of_at_least(1), "tokens of one sample");
   visitor.field("data.micro_batch_size", job.data.micro_batch_size, size_of_at_least(1),

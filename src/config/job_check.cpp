@@ -37,7 +37,7 @@ struct PresenceFinder {
   void field(const char* key, const T& value, const Rule& rule, const char* meaning) {
     if (key != wanted) return;
     help = meaning;
-    if constexpr (Optional<T>::value) {
+    if constexpr (IsOptional<T>::value) {
       given = value.has_value();
     } else if constexpr (std::is_same_v<T, std::filesystem::path>) {
       given = !value.empty();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -148,7 +149,7 @@ struct MissingFinder {
   void section(const char*, const char*) {}
   template <class T, class Rule>
   void field(const char* key, const T& value, const Rule& rule, const char* help) {
-    if constexpr (std::is_same_v<Rule, Required>) {
+    if constexpr (std::is_same_v<Rule, RequiredPath>) {
       if (!rule.always || !value.empty() || !reader.knows(key)) return;
       const std::string section(key, std::string_view(key).find('.'));
       reader.add_last(mistake(fmt::format("{} is missing, and {} needs it: {}.", key, rule.who, help),
@@ -202,7 +203,7 @@ struct HelpWriter {
  private:
   template <class T, class Rule>
   static std::string default_words(const T& value, const Rule& rule) {
-    if constexpr (std::is_same_v<Rule, Required>) {
+    if constexpr (std::is_same_v<Rule, RequiredPath>) {
       return fmt::format("required by {}", rule.who);
     } else if constexpr (std::is_same_v<Rule, Only>) {
       return fmt::format("only {} in this version", rule.value);

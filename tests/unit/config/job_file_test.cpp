@@ -3,9 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <random>
 #include <set>
+#include <sstream>
 
 #include "config/fields.h"
 #include "refused.h"
