@@ -56,7 +56,8 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def decoded(tokenizer_folder: Path, documents: list[list[int]]) -> list[str]:
     """The texts of documents that each end with the end-of-text token."""
     tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    assert all(document[-1] == tokenizer.token_to_id(END) for document in documents)
+    end = tokenizer.token_to_id(END)
+    assert all(document[-1] == end and end not in document[:-1] for document in documents)
     return [tokenizer.decode(document[:-1], skip_special_tokens=False) for document in documents]
 
 
