@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 # Both sum fp32 losses of the same fp32 model over the same tokens, each in an order of its own.
@@ -51,14 +50,14 @@ def validation_loss(model: PreTrainedModel, prefix: Path, sequence_length: int, 
 
 
 @torch.inference_mode()
-def sample(model: PreTrainedModel, tokenizer_file: Path, prompt: str, new_tokens: int = 120) -> str:
+def sample(model: PreTrainedModel, tokenizer_folder: Path, prompt: str, new_tokens: int = 120) -> str:
     """The prompt and what the model writes after it; the same text each time."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    ids = torch.tensor([tokenizer.encode(prompt).ids])
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    ids = torch.tensor([tokenizer.encode(prompt)])
     torch.manual_seed(0)
     written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=True, temperature=0.7,
                              top_k=40, pad_token_id=0)
-    return tokenizer.decode(written[0].tolist())
+    return tokenizer.decode(written[0], skip_special_tokens=True)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "examples/quickstart/job.yaml"
 RUNS = "runs/quickstart"
-TOKENIZER = f"{RUNS}/tokenizer/tokenizer.json"
+TOKENIZER = f"{RUNS}/tokenizer"
 DATA = f"{RUNS}/data/stdlib"
 TRAINING = f"{RUNS}/training"
 EXPORT = f"{RUNS}/export"
@@ -47,10 +47,10 @@ def run(*command: str, capture: bool = False) -> str:
 
 def make_tokenizer() -> None:
     announce("Tokenizer: byte-level BPE, trained on the sources of Python's standard library")
-    if (ROOT / TOKENIZER).exists():
+    if (ROOT / TOKENIZER / "tokenizer.json").exists():
         print(f"already there: {TOKENIZER}")
         return
-    run(sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", str(VOCABULARY), "--output", TOKENIZER)
+    run(sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", str(VOCABULARY), "--output", f"{TOKENIZER}/tokenizer.json")
 
 
 def make_data() -> None:
@@ -59,7 +59,7 @@ def make_data() -> None:
     if all((ROOT / file).exists() for file in files):
         print(f"already there: {', '.join(files)}")
         return
-    run(sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", TOKENIZER, "--output", DATA,
+    run(sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", f"{TOKENIZER}/tokenizer.json", "--output", DATA,
         "--validation-fraction", "0.05")
 
 
@@ -90,7 +90,7 @@ def export(overrides: list[str]) -> None:
     if (ROOT / EXPORT).exists():
         print(f"replaces {EXPORT}")
         shutil.rmtree(ROOT / EXPORT)
-    run("build/conclave", "export", JOB, "--output", EXPORT, "--ranks", "2", *overrides)
+    run("build/conclave", "export", JOB, "--output", EXPORT, "--tokenizer", TOKENIZER, "--ranks", "2", *overrides)
 
 
 def check(validation_loss: float) -> None:
@@ -103,7 +103,7 @@ def check(validation_loss: float) -> None:
     print(f"  Transformers  {loss:.7f}   relative difference {difference:.1e}")
     if difference > check_export.TOLERANCE:
         raise StageError(f"the relative difference is above {check_export.TOLERANCE:.0e}")
-    print("\nA sample:\n" + check_export.sample(model, ROOT / TOKENIZER, PROMPT))
+    print("\nA sample:\n" + check_export.sample(model, ROOT / EXPORT, PROMPT))
 
 
 def main() -> int:
