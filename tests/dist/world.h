@@ -139,6 +139,7 @@ inline std::vector<RankOutcome> start_ranks(int ranks, const RankBody& body, con
   const int listener = detail::listen_on_loopback(&process.master_port);
   std::vector<int> pipes;
   std::vector<pid_t> children;
+  std::fflush(nullptr);  // or each rank would write again what is in the buffers
   for (int rank = 0; rank < ranks; ++rank) {
     int ends[2];
     if (::pipe(ends) != 0) throw std::runtime_error("no pipe");

@@ -2,6 +2,7 @@
 // alone what it must receive. Values are small integers, exact in every dtype, so equality is exact: no tolerance.
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <random>
 
 #include "comm/counting_communicator.h"
@@ -215,8 +216,8 @@ TEST(CountedCollectives, bytes_are_those_sent_to_others) {
     comm.reduce_scatter(at::empty({10}, at::kBFloat16), at::zeros({30}, at::kBFloat16)).wait();
     std::vector<int64_t> to(3, world.rank()), from{0, 1, 2};
     comm.all_to_all(at::empty({3, 4}), at::empty({3 * world.rank(), 4}), from, to).wait();
-    comm.all_reduce(at::zeros({8})).wait();
-    comm.all_reduce(at::zeros({60'001})).wait();
+    comm.all_reduce(at::zeros({8}), Reduction::sum).wait();
+    comm.all_reduce(at::zeros({60'001}), Reduction::sum).wait();
     comm.broadcast(at::zeros({5}), 1).wait();
     const auto counts = count->reset();
     const int64_t own = world.rank() == 2 ? 20'001 : 20'000;
