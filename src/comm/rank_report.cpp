@@ -14,7 +14,8 @@ void write(std::ostream& out, const char* field, const std::optional<Operation>&
 }  // namespace
 
 std::string Operation::text() const {
-  return fmt::format("{} #{} of the {} axis", name, number, communicator.substr(0, communicator.find('/')));
+  const std::string axis = communicator.substr(0, communicator.find('/'));
+  return number == 0 ? fmt::format("{} of the {} axis", name, axis) : fmt::format("{} #{} of the {} axis", name, number, axis);
 }
 
 // One field a line: a word, then its values. No value holds a blank.

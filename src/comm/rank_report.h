@@ -13,7 +13,7 @@ namespace conclave {
 struct Operation {
   std::string communicator;  // key, unique in the job: "<axis>/<first rank of the group>"
   std::string name;          // "all_to_all"
-  uint64_t number = 0;       // counts the communicator's calls from 1
+  uint64_t number = 0;       // counts the communicator's calls from 1; 0: its ranks' first meeting
 
   std::string text() const;  // "all_to_all #512 of the expert axis"
 };

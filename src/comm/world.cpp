@@ -1,8 +1,9 @@
 #include "comm/world.h"
 
-#include <fmt/core.h>
-
+#include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include <cstdlib>
 
 #include "base/error.h"
 #include "comm/device.h"
@@ -13,7 +14,18 @@
 
 namespace conclave {
 
+namespace {
+
+// c10d warns of each broken connection with a stack trace. The watchdog says the same in one line, so only errors are let through, unless the user
+// has set a level.
+void quieten_c10d() {
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_ERROR;
+}
+
+}  // namespace
+
 World::World(Process process, WorldOptions options) : process_(std::move(process)), options_(std::move(options)) {
+  quieten_c10d();
   if (options_.device.is_cuda()) {
     std::string why_not;
     const CudaPlugin* plugin = load_cuda_plugin(&why_not);
@@ -36,7 +48,8 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
                   "a group of the {} axis has rank {} at place {} of {}", axis, rank(), group.index, group.size());
   if (group.size() == 1) return std::make_unique<LocalCommunicator>(axis);
   const auto calls = watchdog_->watch(axis, group.ranks);
-  const Operation connecting = watchdog_->call(*calls, "connect");
+  const Operation connecting{calls->key, "connect", 0};
+  const Watchdog::Waiting waiting(*watchdog_, connecting, [] {});  // c10d offers no way to end it; the watchdog ends the process
   auto group_store = c10::make_intrusive<c10d::PrefixStore>(calls->key, store_);
   try {
     if (options_.device.is_cuda())

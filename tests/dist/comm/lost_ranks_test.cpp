@@ -26,7 +26,7 @@ AxisGroup everyone(const World& world) {
 RunOptions quick(std::chrono::seconds timeout) {
   RunOptions options;
   options.world.timeout = timeout;
-  options.world.watchdog = {std::chrono::milliseconds(250), 24, 16, std::chrono::seconds(5)};
+  options.world.watchdog = {std::chrono::milliseconds(100), 40, 30, std::chrono::seconds(2)};
   options.limit = std::chrono::seconds(90);
   return options;
 }
@@ -84,7 +84,7 @@ TEST(LostRanks, a_hanging_rank_is_found_behind_those_that_wait_for_it) {
         if (me >= 1) back = world.communicator({{1, 2}, me - 1}, "shard");
         const at::Tensor tensor = at::ones({10});
         if (back) back->all_reduce(tensor).wait();
-        if (me == 2) std::this_thread::sleep_for(std::chrono::seconds(40));
+        if (me == 2) std::this_thread::sleep_for(std::chrono::seconds(60));
         if (back) back->all_reduce(tensor).wait();
         if (front) front->all_reduce(tensor).wait();
       },
@@ -129,9 +129,9 @@ TEST(LostRanks, slow_computation_and_early_finish_are_no_failure) {
       3,
       [](World& world) {
         const auto comm = world.communicator(everyone(world), "world");
-        if (world.rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(8));  // longer than a silent rank is given
+        if (world.rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(6));  // longer than a silent rank is given
         comm->barrier();
-        if (world.rank() == 2) std::this_thread::sleep_for(std::chrono::seconds(8));  // the others are in finish() meanwhile
+        if (world.rank() == 2) std::this_thread::sleep_for(std::chrono::seconds(6));  // the others are in finish() meanwhile
       },
       quick(std::chrono::seconds(60)));
 }
