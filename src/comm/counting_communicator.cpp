@@ -44,7 +44,8 @@ Pending CountingCommunicator::all_to_all(at::Tensor output, at::Tensor input, st
 Pending CountingCommunicator::all_reduce(at::Tensor tensor, Reduction reduction) {
   const int64_t item = tensor.element_size(), count = tensor.numel();
   const int64_t own = part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size());
-  const int64_t sent = all_reduce_in_one_go(count * item, size()) ? (size() - 1) * count : count - own + (size() - 1) * own;
+  const int64_t sent =
+      all_reduce_in_one_go(count * item, size()) ? (size() - 1) * count : count - own + (size() - 1) * own;
   count_->add(name(), "all_reduce", sent * item);
   return inner_->all_reduce(std::move(tensor), reduction);
 }

@@ -1,6 +1,7 @@
 // Counts what a rank sends: calls and bytes by axis and operation. The wrapped communicator does the work.
 //
-// Bytes are those of this rank's data handed to the transport for other ranks, without headers; n = elements, s = bytes of one, size = ranks:
+// Bytes are those of this rank's data handed to the transport for other ranks, without headers; n = elements, s = bytes
+// of one, size = ranks:
 //   all_gather      (size - 1) * n_input * s
 //   reduce_scatter  (size - 1) * n_output * s
 //   all_to_all      the input's rows for other ranks
@@ -8,7 +9,8 @@
 //                   in parts, where own = this rank's part, about n / size:  (n - own) * s + (size - 1) * own * s
 //   broadcast       the root: (size - 1) * n * s; others: 0
 //   barrier         0
-// A group of one rank sends 0 bytes; its calls count. With NCCL the algorithm is NCCL's own and these are the bytes of the same collective done as above.
+// A group of one rank sends 0 bytes; its calls count. With NCCL the algorithm is NCCL's own and these are the bytes of
+// the same collective done as above.
 #pragma once
 
 #include <map>

@@ -25,7 +25,8 @@ Loaded load() {
   const auto beside = std::filesystem::path(here.dli_fname ? here.dli_fname : "").parent_path() / plugin_file;
   const std::string path = std::filesystem::exists(beside) ? beside.string() : plugin_file;
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  if (library == nullptr) return {nullptr, fmt::format("the CUDA half of the program cannot be loaded ({})", dlerror())};
+  if (library == nullptr)
+    return {nullptr, fmt::format("the CUDA half of the program cannot be loaded ({})", dlerror())};
   const auto plugin = reinterpret_cast<const CudaPlugin* (*)()>(dlsym(library, "conclave_cuda_plugin"));
   if (plugin == nullptr) return {nullptr, fmt::format("{} is not of this program ({})", path, dlerror())};
   return {plugin(), ""};
@@ -53,7 +54,9 @@ at::Device choose_device(Device wanted, const Process& process) {
   const int devices = cuda_device_count(&why_not);
   if (devices >= process.local_world_size) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank)};
   if (wanted == Device::automatic) return at::kCPU;
-  if (devices > 0) why_not = fmt::format("this host has {} for its {} ranks", devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices), process.local_world_size);
+  if (devices > 0)
+    why_not = fmt::format("this host has {} for its {} ranks", devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices),
+                          process.local_world_size);
   user_error("run.device is cuda, but {}. Use run.device: cpu, or run where there is a GPU for each rank.", why_not);
 }
 

@@ -17,13 +17,15 @@ std::string last_seen(const Observation& rank) {
 std::string describe_lost(const std::vector<int>& lost, const std::vector<Observation>& ranks) {
   double seconds = ranks[lost[0]].silent_seconds;
   for (int rank : lost) seconds = std::min(seconds, ranks[rank].silent_seconds);
-  std::string text = fmt::format("{} {} lost: no heartbeat for {:.0f} s", name_ranks(lost), lost.size() == 1 ? "is" : "are", seconds);
+  std::string text =
+      fmt::format("{} {} lost: no heartbeat for {:.0f} s", name_ranks(lost), lost.size() == 1 ? "is" : "are", seconds);
   if (lost.size() == 1) text += "; " + last_seen(ranks[lost[0]]);
   return text;
 }
 
 // The members of the operation's group that have not called it.
-std::vector<int> missing_from(const Operation& operation, const std::vector<Observation>& ranks, const std::vector<int>& group) {
+std::vector<int> missing_from(const Operation& operation, const std::vector<Observation>& ranks,
+                              const std::vector<int>& group) {
   std::vector<int> missing;
   for (int rank : group) {
     const auto& report = ranks[rank].report;
@@ -56,10 +58,12 @@ std::vector<int> find_holders(int self, const Operation& failed, const std::vect
 }
 
 std::string describe_holder(int rank, const Observation& seen, double waited_seconds) {
-  if (seen.report && seen.report->state == RankState::finished) return fmt::format("rank {} has finished, but others wait for it", rank);
+  if (seen.report && seen.report->state == RankState::finished)
+    return fmt::format("rank {} has finished, but others wait for it", rank);
   if (seen.report && seen.report->state == RankState::stopped) return fmt::format("rank {} has stopped", rank);
-  return fmt::format("rank {} hangs: it lives, but for {:.0f} s it has not come to a collective that others wait in; {}", rank, waited_seconds,
-                     last_seen(seen));
+  return fmt::format(
+      "rank {} hangs: it lives, but for {:.0f} s it has not come to a collective that others wait in; {}", rank,
+      waited_seconds, last_seen(seen));
 }
 
 }  // namespace
@@ -67,7 +71,8 @@ std::string describe_holder(int rank, const Observation& seen, double waited_sec
 std::string name_ranks(const std::vector<int>& ranks) {
   if (ranks.size() == 1) return fmt::format("rank {}", ranks[0]);
   std::string text = "ranks ";
-  for (size_t i = 0; i < ranks.size(); ++i) text += fmt::format("{}{}", i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
+  for (size_t i = 0; i < ranks.size(); ++i)
+    text += fmt::format("{}{}", i == 0 ? "" : i + 1 == ranks.size() ? " and " : ", ", ranks[i]);
   return text;
 }
 
@@ -84,13 +89,17 @@ std::string diagnose(int self, const std::vector<Observation>& ranks, const Fail
       text += (text.empty() ? "" : "; ") + describe_holder(rank, ranks[rank], failure.waited_seconds);
     if (!text.empty()) return text;
     if (failure.peer >= 0)
-      return fmt::format("rank {} lives and is in the same collective, but its data did not arrive within {:.0f} s: the network or that rank is stuck",
-                         failure.peer, failure.waited_seconds);
+      return fmt::format(
+          "rank {} lives and is in the same collective, but its data did not arrive within {:.0f} s: the network or "
+          "that rank is stuck",
+          failure.peer, failure.waited_seconds);
   }
   for (int rank = 0; rank < static_cast<int>(ranks.size()); ++rank)
-    if (rank != self && ranks[rank].report && ranks[rank].report->state != RankState::running && (failure.peer < 0 || rank == failure.peer))
+    if (rank != self && ranks[rank].report && ranks[rank].report->state != RankState::running &&
+        (failure.peer < 0 || rank == failure.peer))
       return describe_holder(rank, ranks[rank], failure.waited_seconds);
-  if (failure.peer >= 0) return fmt::format("the connection to rank {} broke, although that rank lives: {}", failure.peer, failure.error);
+  if (failure.peer >= 0)
+    return fmt::format("the connection to rank {} broke, although that rank lives: {}", failure.peer, failure.error);
   return "the transport failed, although every rank lives: " + failure.error;
 }
 

@@ -26,7 +26,8 @@ Pending FakeCommunicator::reduce_scatter(at::Tensor output, at::Tensor input) {
 Pending FakeCommunicator::all_to_all(at::Tensor output, at::Tensor input, std::vector<int64_t> output_splits,
                                      std::vector<int64_t> input_splits) {
   check_splits(output, input, output_splits, input_splits, rank(), size());
-  if (input.size(0) == 0) output.zero_();
+  if (input.size(0) == 0)
+    output.zero_();
   else
     for (int64_t row = 0; row < output.size(0); row += input.size(0)) {
       const int64_t rows = std::min(input.size(0), output.size(0) - row);

@@ -1,7 +1,8 @@
-// One rank of a large world without the others: nothing is sent, every call is ready at once, and shapes are checked as in earnest. For measuring
-// memory and, inside a CountingCommunicator, traffic of layouts larger than the machine. The values are meaningless, though always finite if this rank's are:
-//   all_gather: every part is this rank's; reduce_scatter: this rank's own part; all_to_all: this rank's rows, over and over, or zeros if it has none;
-//   all_reduce, broadcast: unchanged.
+// One rank of a large world without the others: nothing is sent, every call is ready at once, and shapes are checked as
+// in earnest. For measuring memory and, inside a CountingCommunicator, traffic of layouts larger than the machine. The
+// values are meaningless, though always finite if this rank's are:
+//   all_gather: every part is this rank's; reduce_scatter: this rank's own part; all_to_all: this rank's rows, over and
+//   over, or zeros if it has none; all_reduce, broadcast: unchanged.
 #pragma once
 
 #include "comm/communicator.h"

@@ -9,7 +9,9 @@
 namespace conclave {
 namespace {
 
-char* bytes_of(const at::Tensor& tensor) { return static_cast<char*>(tensor.data_ptr()); }
+char* bytes_of(const at::Tensor& tensor) {
+  return static_cast<char*>(tensor.data_ptr());
+}
 
 void copy_bytes(char* to, const char* from, int64_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
@@ -35,12 +37,14 @@ GlooCommunicator::GlooCommunicator(std::string axis, int rank, int size, std::sh
     : Communicator(std::move(axis), rank, size), connection_(std::move(connection)) {}
 
 GlooCommunicator::~GlooCommunicator() {
-  // The background thread may wait for ranks that wait for this one: an exception that takes this rank away must reach them first.
+  // The background thread may wait for ranks that wait for this one: an exception that takes this rank away must reach
+  // them first.
   if (background_.is_busy() && std::uncaught_exceptions() > 0)
     connection_->watchdog->stop("an error ended it; its own output tells which");
 }
 
-std::shared_ptr<Exchange> GlooCommunicator::begin(const Operation& operation, int phase, std::vector<at::Tensor> tensors) const {
+std::shared_ptr<Exchange> GlooCommunicator::begin(const Operation& operation, int phase,
+                                                  std::vector<at::Tensor> tensors) const {
   return std::make_shared<Exchange>(connection_, operation, phase, std::move(tensors));
 }
 
@@ -65,7 +69,8 @@ Pending GlooCommunicator::reduce_scatter(at::Tensor output, at::Tensor input) {
   const int64_t bytes = output.nbytes();
   const at::Tensor received = staging_->take(bytes * (size() - 1));
   const auto exchange = begin(call("reduce_scatter"), 0, {input, received});
-  for (int peer : peers()) exchange->receive(bytes_of(received) + bytes * (peer < rank() ? peer : peer - 1), bytes, peer);
+  for (int peer : peers())
+    exchange->receive(bytes_of(received) + bytes * (peer < rank() ? peer : peer - 1), bytes, peer);
   for (int peer : peers()) exchange->send(bytes_of(input) + bytes * peer, bytes, peer);
   return Pending([exchange, output, input, received, staging = staging_, bytes, rank = rank(), size = size()] {
     exchange->wait();
@@ -97,7 +102,8 @@ Pending GlooCommunicator::all_reduce_in_one_go(at::Tensor tensor, Reduction redu
   const int64_t bytes = tensor.nbytes();
   const at::Tensor received = staging_->take(bytes * (size() - 1));
   const auto exchange = begin(call("all_reduce"), 0, {tensor, received});
-  for (int peer : peers()) exchange->receive(bytes_of(received) + bytes * (peer < rank() ? peer : peer - 1), bytes, peer);
+  for (int peer : peers())
+    exchange->receive(bytes_of(received) + bytes * (peer < rank() ? peer : peer - 1), bytes, peer);
   for (int peer : peers()) exchange->send(bytes_of(tensor), bytes, peer);
   return Pending([exchange, tensor, received, staging = staging_, bytes, reduction, rank = rank(), size = size()] {
     exchange->wait();
@@ -110,20 +116,25 @@ Pending GlooCommunicator::all_reduce_in_one_go(at::Tensor tensor, Reduction redu
 // The second exchange follows in the background, so that ranks that wait early do not depend on when others wait.
 Pending GlooCommunicator::all_reduce_in_parts(at::Tensor tensor, Reduction reduction) {
   const int64_t item = tensor.element_size();
-  const auto begin_of = [count = tensor.numel(), size = size(), item](int part) { return item * part_begin(count, part, size); };
+  const auto begin_of = [count = tensor.numel(), size = size(), item](int part) {
+    return item * part_begin(count, part, size);
+  };
   const int64_t own_begin = begin_of(rank()), own_bytes = begin_of(rank() + 1) - own_begin;
   const at::Tensor received = staging_->take(own_bytes * (size() - 1));
   const Operation operation = call("all_reduce");
   const auto scatter = begin(operation, 0, {tensor, received});
-  for (int peer : peers()) scatter->receive(bytes_of(received) + own_bytes * (peer < rank() ? peer : peer - 1), own_bytes, peer);
+  for (int peer : peers())
+    scatter->receive(bytes_of(received) + own_bytes * (peer < rank() ? peer : peer - 1), own_bytes, peer);
   for (int peer : peers()) scatter->send(bytes_of(tensor) + begin_of(peer), begin_of(peer + 1) - begin_of(peer), peer);
   auto done = background_.run([=, this, staging = staging_] {
     scatter->wait();
     const auto parts = parts_in_order(rank(), size(), bytes_of(tensor) + own_begin, bytes_of(received), own_bytes);
-    reduce_in_order(tensor.scalar_type(), bytes_of(tensor) + own_begin, parts, own_bytes / item, reduction, Threads::one);
+    reduce_in_order(tensor.scalar_type(), bytes_of(tensor) + own_begin, parts, own_bytes / item, reduction,
+                    Threads::one);
     staging->give_back(received);
     const auto gather = begin(operation, 1, {tensor});
-    for (int peer : peers()) gather->receive(bytes_of(tensor) + begin_of(peer), begin_of(peer + 1) - begin_of(peer), peer);
+    for (int peer : peers())
+      gather->receive(bytes_of(tensor) + begin_of(peer), begin_of(peer + 1) - begin_of(peer), peer);
     for (int peer : peers()) gather->send(bytes_of(tensor) + own_begin, own_bytes, peer);
     gather->wait();
   });

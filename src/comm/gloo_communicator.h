@@ -1,7 +1,9 @@
-// Collectives between CPU ranks, built on Gloo's sends and receives: each rank's data goes straight to where it belongs, without the temporaries and the
-// doubled traffic of Gloo's own all-gather and reduce-scatter. Reductions are local and in rank order, hence reproducible.
+// Collectives between CPU ranks, built on Gloo's sends and receives: each rank's data goes straight to where it
+// belongs, without the temporaries and the doubled traffic of Gloo's own all-gather and reduce-scatter. Reductions are
+// local and in rank order, hence reproducible.
 //
-// Staging memory, reused: reduce_scatter and all_reduce in one go take (size - 1) * n elements while in flight, all_reduce in parts (size - 1) / size * n.
+// Staging memory, reused: reduce_scatter and all_reduce in one go take (size - 1) * n elements while in flight,
+// all_reduce in parts (size - 1) / size * n.
 #pragma once
 
 #include "comm/background_thread.h"

@@ -18,17 +18,16 @@
 namespace conclave {
 namespace {
 
-// torchrun's own entry, without its log and its closing report, which would bury what the ranks said: the first failure is written to descriptor
-// CONCLAVE_LAUNCH_REPORT as "<rank> <exit code, or minus the signal>".
+// torchrun's own entry, without its log and its closing report, which would bury what the ranks said: the first failure
+// is written to descriptor CONCLAVE_LAUNCH_REPORT as "<rank> <exit code, or minus the signal>".
 constexpr const char* launcher_script = R"(
 import logging, os, sys
-logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+logging.disable(logging.CRITICAL)
 report = int(os.environ.pop("CONCLAVE_LAUNCH_REPORT"))
 os.set_inheritable(report, False)
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
-logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
 try:
     run(parse_args(sys.argv[1:]))
 except ChildFailedError as error:
@@ -73,10 +72,19 @@ std::string choose_python(const LaunchOptions& options) {
   return std::filesystem::exists(CONCLAVE_PYTHON) ? CONCLAVE_PYTHON : "python3";
 }
 
+// torchrun replaces "$name" in the ranks' arguments, and "$$" by "$".
+std::string without_macros(const std::string& argument) {
+  std::string escaped;
+  for (char letter : argument) escaped += letter == '$' ? "$$" : std::string(1, letter);
+  return escaped;
+}
+
 std::vector<std::string> launcher_command(const LaunchOptions& options) {
-  std::vector<std::string> command{choose_python(options), "-c", launcher_script, "--standalone", "--no-python",
-                                   fmt::format("--nproc-per-node={}", options.ranks)};
-  command.insert(command.end(), options.command.begin(), options.command.end());
+  std::vector<std::string> command{choose_python(options), "-c",
+                                   launcher_script,        "--standalone",
+                                   "--no-python",          fmt::format("--nproc-per-node={}", options.ranks)};
+  command.push_back(options.command[0]);
+  for (size_t word = 1; word < options.command.size(); ++word) command.push_back(without_macros(options.command[word]));
   return command;
 }
 
@@ -93,8 +101,10 @@ std::string read_all(int descriptor) {
   std::string text;
   char buffer[256];
   for (ssize_t count; (count = read(descriptor, buffer, sizeof buffer)) != 0;) {
-    if (count > 0) text.append(buffer, count);
-    else if (errno != EINTR) break;
+    if (count > 0)
+      text.append(buffer, count);
+    else if (errno != EINTR)
+      break;
   }
   return text;
 }
@@ -114,16 +124,20 @@ int explain(const std::string& report, int launcher_code, const std::string& pyt
     return exit_peer_lost;
   }
   if (launcher_code == 127)
-    user_error("{} cannot be run, and torchrun, which starts the ranks, needs it. Give a Python that has torch with --python.", python);
+    user_error(
+        "{} cannot be run, and torchrun, which starts the ranks, needs it. Give a Python that has torch with --python.",
+        python);
   return launcher_code;
 }
 
 }  // namespace
 
 int launch_local_ranks(const LaunchOptions& options) {
-  check_invariant(options.ranks >= 1 && !options.command.empty(), "launching {} ranks of {} words", options.ranks, options.command.size());
+  check_invariant(options.ranks >= 1 && !options.command.empty(), "launching {} ranks of {} words", options.ranks,
+                  options.command.size());
   int report[2];
-  if (pipe2(report, O_CLOEXEC) != 0) throw std::runtime_error(fmt::format("no pipe for the launcher: {}", std::strerror(errno)));
+  if (pipe2(report, O_CLOEXEC) != 0)
+    throw std::runtime_error(fmt::format("no pipe for the launcher: {}", std::strerror(errno)));
 
   const std::vector<std::string> command = launcher_command(options);
   std::vector<char*> arguments;

@@ -23,8 +23,10 @@ int parse_count(std::string_view text, const char* name, std::string_view whole)
   int value = 0;
   const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (status != std::errc() || end != text.data() + text.size() || value < 0)
-    user_error("environment variable {} is \"{}\", where a number was expected. The launcher sets it: unset it, or start the ranks by the launcher.",
-               name, whole);
+    user_error(
+        "environment variable {} is \"{}\", where a number was expected. The launcher sets it: unset it, or start the "
+        "ranks by the launcher.",
+        name, whole);
   return value;
 }
 
@@ -37,14 +39,17 @@ std::optional<int> count(const char* name) {
 int required_count(const char* name, const char* launcher, const char* seen) {
   const auto value = count(name);
   if (!value)
-    user_error("environment variable {} is set, so this rank seems to be started by {}, but {} is not set. Start all ranks by {}, or unset {}.",
-               seen, launcher, name, launcher, seen);
+    user_error(
+        "environment variable {} is set, so this rank seems to be started by {}, but {} is not set. Start all ranks by "
+        "{}, or unset {}.",
+        seen, launcher, name, launcher, seen);
   return *value;
 }
 
 int port(const char* name) {
   const int value = *count(name);
-  if (value < 1 || value > 65535) user_error("environment variable {} is {}, which is no port: use 1 to 65535.", name, value);
+  if (value < 1 || value > 65535)
+    user_error("environment variable {} is {}, which is no port: use 1 to 65535.", name, value);
   return value;
 }
 
@@ -53,8 +58,10 @@ void check_place(const Process& process, const char* names) {
   const bool holds = process.world_size >= 1 && process.rank < process.world_size && process.local_world_size >= 1 &&
                      process.local_rank < process.local_world_size && process.local_world_size <= process.world_size;
   if (!holds)
-    user_error("the environment variables {} contradict each other: rank {} of {}, on this host {} of {}. Start all ranks by one launcher.", names,
-               process.rank, process.world_size, process.local_rank, process.local_world_size);
+    user_error(
+        "the environment variables {} contradict each other: rank {} of {}, on this host {} of {}. Start all ranks by "
+        "one launcher.",
+        names, process.rank, process.world_size, process.local_rank, process.local_world_size);
 }
 
 Process from_torchrun() {
@@ -67,8 +74,10 @@ Process from_torchrun() {
   check_place(process, "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE");
   if (process.is_single()) return process;
   if (!variable("MASTER_ADDR") || !variable("MASTER_PORT"))
-    user_error("RANK and WORLD_SIZE are set, but {} is not: the ranks cannot find each other. Start them by torchrun, or set MASTER_ADDR and MASTER_PORT to the address and a free port of rank 0.",
-               variable("MASTER_ADDR") ? "MASTER_PORT" : "MASTER_ADDR");
+    user_error(
+        "RANK and WORLD_SIZE are set, but {} is not: the ranks cannot find each other. Start them by torchrun, or set "
+        "MASTER_ADDR and MASTER_PORT to the address and a free port of rank 0.",
+        variable("MASTER_ADDR") ? "MASTER_PORT" : "MASTER_ADDR");
   process.master_address = *variable("MASTER_ADDR");
   process.master_port = port("MASTER_PORT");
   process.launcher_serves_store = variable("TORCHELASTIC_USE_AGENT_STORE") == "True";
@@ -89,8 +98,10 @@ int slurm_local_size(const Process& process) {
   const char* nodes = first_set({"SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES"});
   const int hosts = nodes ? *count(nodes) : 1;
   if (hosts < 1 || process.world_size % hosts != 0)
-    user_error("SLURM_NTASKS is {} on {} nodes, and no variable tells how many run on this one. Start the ranks with srun --ntasks-per-node.",
-               process.world_size, hosts);
+    user_error(
+        "SLURM_NTASKS is {} on {} nodes, and no variable tells how many run on this one. Start the ranks with srun "
+        "--ntasks-per-node.",
+        process.world_size, hosts);
   return process.world_size / hosts;
 }
 
@@ -100,7 +111,9 @@ std::string slurm_address(const Process& process) {
   if (const char* name = first_set({"SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"}))
     return first_slurm_host(*variable(name), name);
   if (const auto address = variable("SLURM_LAUNCH_NODE_IPADDR")) return *address;
-  user_error("SLURM_PROCID is set, but none of MASTER_ADDR, SLURM_JOB_NODELIST and SLURM_LAUNCH_NODE_IPADDR, so the ranks cannot find each other. Set MASTER_ADDR to the host of rank 0.");
+  user_error(
+      "SLURM_PROCID is set, but none of MASTER_ADDR, SLURM_JOB_NODELIST and SLURM_LAUNCH_NODE_IPADDR, so the ranks "
+      "cannot find each other. Set MASTER_ADDR to the host of rank 0.");
 }
 
 Process from_slurm() {
@@ -136,15 +149,19 @@ Process from_open_mpi() {
   if (process.is_single()) return process;
   const auto address = variable("MASTER_ADDR");
   if (!variable("MASTER_PORT") || (!address && !process.is_one_host()))
-    user_error("Open MPI started this rank, but {} is not set: the ranks cannot find each other. Add -x MASTER_ADDR=<host of rank 0> -x MASTER_PORT=<a free port there> to mpirun.",
-               variable("MASTER_PORT") ? "MASTER_ADDR" : "MASTER_PORT");
+    user_error(
+        "Open MPI started this rank, but {} is not set: the ranks cannot find each other. Add -x MASTER_ADDR=<host of "
+        "rank 0> -x MASTER_PORT=<a free port there> to mpirun.",
+        variable("MASTER_PORT") ? "MASTER_ADDR" : "MASTER_PORT");
   process.master_address = address.value_or("127.0.0.1");
   process.master_port = port("MASTER_PORT");
   return process;
 }
 
 // sbatch gives its script, which runs once on the first node, the variables of a task of the job.
-bool is_batch_script() { return variable("ENVIRONMENT") == "BATCH" && !first_set({"SLURM_STEP_ID", "SLURM_STEPID"}); }
+bool is_batch_script() {
+  return variable("ENVIRONMENT") == "BATCH" && !first_set({"SLURM_STEP_ID", "SLURM_STEPID"});
+}
 
 int usable_cores() {
   cpu_set_t cores;
@@ -156,12 +173,14 @@ int usable_cores() {
 
 Process process_from_environment() {
   // RANK alone is a name that anything may use; with WORLD_SIZE it is torchrun's pair.
-  if (variable("WORLD_SIZE") || (variable("RANK") && first_set({"MASTER_ADDR", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"}))) return from_torchrun();
+  if (variable("WORLD_SIZE") || (variable("RANK") && first_set({"MASTER_ADDR", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"})))
+    return from_torchrun();
   if (first_set({"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"})) return from_open_mpi();
   if (variable("SLURM_PROCID")) {
     if (!is_batch_script()) return from_slurm();
     if (count("SLURM_NTASKS").value_or(1) > 1)
-      user_error("this is the batch script itself, which runs once, but SLURM_NTASKS is {}. Start the ranks with srun.", *count("SLURM_NTASKS"));
+      user_error("this is the batch script itself, which runs once, but SLURM_NTASKS is {}. Start the ranks with srun.",
+                 *count("SLURM_NTASKS"));
   }
   return {};
 }
@@ -172,7 +191,10 @@ void set_threads(const Process& process) {
 }
 
 std::string first_slurm_host(const std::string& list, const char* variable) {
-  const auto malformed = [&] { user_error("environment variable {} is \"{}\", which is no list of hosts. Set MASTER_ADDR to the host of rank 0.", variable, list); };
+  const auto malformed = [&] {
+    user_error("environment variable {} is \"{}\", which is no list of hosts. Set MASTER_ADDR to the host of rank 0.",
+               variable, list);
+  };
   const size_t end = list.find_first_of(",[");
   std::string host = list.substr(0, end);
   if (end != std::string::npos && list[end] == '[') {
@@ -203,7 +225,8 @@ int slurm_tasks_of_node(const std::string& tasks_per_node, int node, const char*
     if (node < first_node + nodes) return tasks;
     first_node += nodes;
   }
-  user_error("environment variable {} is \"{}\", which says nothing of node {} (SLURM_NODEID).", variable, tasks_per_node, node);
+  user_error("environment variable {} is \"{}\", which says nothing of node {} (SLURM_NODEID).", variable,
+             tasks_per_node, node);
 }
 
 }  // namespace conclave

@@ -17,7 +17,9 @@ constexpr int64_t block = 2048;  // elements whose running result stays in the f
 struct Bf16 {
   uint16_t bits;
 };
-float widen(Bf16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+float widen(Bf16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
 template <class T>
 T widen(T value) {
   return value;
@@ -36,8 +38,10 @@ T narrow(Wide value) {
 
 template <class Wide>
 Wide add(Wide a, Wide b) {
-  if constexpr (std::is_integral_v<Wide>) return static_cast<Wide>(static_cast<std::make_unsigned_t<Wide>>(a) + static_cast<std::make_unsigned_t<Wide>>(b));
-  else return a + b;
+  if constexpr (std::is_integral_v<Wide>)
+    return static_cast<Wide>(static_cast<std::make_unsigned_t<Wide>>(a) + static_cast<std::make_unsigned_t<Wide>>(b));
+  else
+    return a + b;
 }
 template <class Wide>
 Wide larger(Wide a, Wide b) {
@@ -76,15 +80,23 @@ void reduce(void* out, std::span<const void* const> parts, int64_t count, Reduct
 
 }  // namespace
 
-void reduce_in_order(at::ScalarType dtype, void* out, std::span<const void* const> parts, int64_t count, Reduction reduction, Threads threads) {
+void reduce_in_order(at::ScalarType dtype, void* out, std::span<const void* const> parts, int64_t count,
+                     Reduction reduction, Threads threads) {
   switch (dtype) {
-    case at::kFloat: return reduce<float>(out, parts, count, reduction, threads);
-    case at::kBFloat16: return reduce<Bf16>(out, parts, count, reduction, threads);
-    case at::kDouble: return reduce<double>(out, parts, count, reduction, threads);
-    case at::kLong: return reduce<int64_t>(out, parts, count, reduction, threads);
-    case at::kInt: return reduce<int32_t>(out, parts, count, reduction, threads);
-    case at::kByte: return reduce<uint8_t>(out, parts, count, reduction, threads);
-    default: check_invariant(false, "no reduction for dtype {}", at::toString(dtype));
+    case at::kFloat:
+      return reduce<float>(out, parts, count, reduction, threads);
+    case at::kBFloat16:
+      return reduce<Bf16>(out, parts, count, reduction, threads);
+    case at::kDouble:
+      return reduce<double>(out, parts, count, reduction, threads);
+    case at::kLong:
+      return reduce<int64_t>(out, parts, count, reduction, threads);
+    case at::kInt:
+      return reduce<int32_t>(out, parts, count, reduction, threads);
+    case at::kByte:
+      return reduce<uint8_t>(out, parts, count, reduction, threads);
+    default:
+      check_invariant(false, "no reduction for dtype {}", at::toString(dtype));
   }
 }
 

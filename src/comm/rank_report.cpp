@@ -8,14 +8,16 @@ namespace conclave {
 namespace {
 
 void write(std::ostream& out, const char* field, const std::optional<Operation>& operation) {
-  if (operation) out << field << ' ' << operation->communicator << ' ' << operation->name << ' ' << operation->number << '\n';
+  if (operation)
+    out << field << ' ' << operation->communicator << ' ' << operation->name << ' ' << operation->number << '\n';
 }
 
 }  // namespace
 
 std::string Operation::text() const {
   const std::string axis = communicator.substr(0, communicator.find('/'));
-  return number == 0 ? fmt::format("{} of the {} axis", name, axis) : fmt::format("{} #{} of the {} axis", name, number, axis);
+  return number == 0 ? fmt::format("{} of the {} axis", name, axis)
+                     : fmt::format("{} #{} of the {} axis", name, number, axis);
 }
 
 // One field a line: a word, then its values. No value holds a blank.

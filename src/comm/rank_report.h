@@ -1,4 +1,5 @@
-// What each rank says of itself in the store, once a beat, so that the others can tell who is lost, hung or done when a collective fails.
+// What each rank says of itself in the store, once a beat, so that the others can tell who is lost, hung or done when a
+// collective fails.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,8 @@
 
 namespace conclave {
 
-// One call of a collective. Ranks call the collectives of a communicator in the same order, so equal numbers are the same collective.
+// One call of a collective. Ranks call the collectives of a communicator in the same order, so equal numbers are the
+// same collective.
 struct Operation {
   std::string communicator;  // key, unique in the job: "<axis>/<first rank of the group>"
   std::string name;          // "all_to_all"

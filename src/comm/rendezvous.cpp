@@ -20,7 +20,8 @@ std::string source_address_towards(const std::string& host) {
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* found = nullptr;
   if (const int status = getaddrinfo(host.c_str(), "9", &hints, &found); status != 0)
-    user_error("MASTER_ADDR is \"{}\", which cannot be resolved: {}. Use the address of rank 0's host.", host, gai_strerror(status));
+    user_error("MASTER_ADDR is \"{}\", which cannot be resolved: {}. Use the address of rank 0's host.", host,
+               gai_strerror(status));
   std::string address;
   for (const addrinfo* entry = found; entry != nullptr && address.empty(); entry = entry->ai_next) {
     const int socket_fd = ::socket(entry->ai_family, SOCK_DGRAM, 0);
@@ -28,7 +29,8 @@ std::string source_address_towards(const std::string& host) {
     sockaddr_storage own{};
     socklen_t length = sizeof own;
     char text[NI_MAXHOST];
-    if (::connect(socket_fd, entry->ai_addr, entry->ai_addrlen) == 0 && ::getsockname(socket_fd, reinterpret_cast<sockaddr*>(&own), &length) == 0 &&
+    if (::connect(socket_fd, entry->ai_addr, entry->ai_addrlen) == 0 &&
+        ::getsockname(socket_fd, reinterpret_cast<sockaddr*>(&own), &length) == 0 &&
         getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0)
       address = text;
     ::close(socket_fd);
@@ -54,11 +56,16 @@ c10::intrusive_ptr<c10d::Store> connect_store(const Process& process, std::chron
   } catch (const std::exception& error) {
     const std::string reason = error.what();
     if (options.isServer && reason.find("EADDRINUSE") != std::string::npos)
-      user_error("port {} (MASTER_PORT) of this host is in use, so rank 0 cannot serve the store of the job there. Choose another.", process.master_port);
+      user_error(
+          "port {} (MASTER_PORT) of this host is in use, so rank 0 cannot serve the store of the job there. Choose "
+          "another.",
+          process.master_port);
     throw PeerLostError(fmt::format("rank {} could not reach {} within {} s: {}", process.rank, describe_store(process),
-                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(), reason.substr(0, reason.find('\n'))));
+                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(),
+                                    reason.substr(0, reason.find('\n'))));
   }
-  return c10::make_intrusive<c10d::PrefixStore>(fmt::format("conclave/{}/{}", process.restart_count, process.world_size), store);
+  return c10::make_intrusive<c10d::PrefixStore>(
+      fmt::format("conclave/{}/{}", process.restart_count, process.world_size), store);
 }
 
 std::string describe_store(const Process& process) {
@@ -70,8 +77,10 @@ std::string address_for_peers(const Process& process) {
   if (process.is_one_host()) return "127.0.0.1";
   const std::string address = source_address_towards(process.master_address);
   if (address.starts_with("127.") || address == "::1")
-    user_error("MASTER_ADDR is \"{}\", which on this host is the loopback address {}: ranks of other hosts cannot reach it. Set MASTER_ADDR to an address that they can reach, or GLOO_SOCKET_IFNAME to the network interface to use.",
-               process.master_address, address);
+    user_error(
+        "MASTER_ADDR is \"{}\", which on this host is the loopback address {}: ranks of other hosts cannot reach it. "
+        "Set MASTER_ADDR to an address that they can reach, or GLOO_SOCKET_IFNAME to the network interface to use.",
+        process.master_address, address);
   return address;
 }
 

@@ -8,7 +8,8 @@ namespace conclave {
 
 at::Tensor StagingPool::take(int64_t bytes) {
   std::lock_guard lock(mutex_);
-  const auto fitting = std::find_if(free_.begin(), free_.end(), [bytes](const at::Tensor& buffer) { return buffer.numel() >= bytes; });
+  const auto fitting =
+      std::find_if(free_.begin(), free_.end(), [bytes](const at::Tensor& buffer) { return buffer.numel() >= bytes; });
   if (fitting != free_.end()) {
     at::Tensor buffer = std::move(*fitting);
     free_.erase(fitting);
@@ -20,7 +21,8 @@ at::Tensor StagingPool::take(int64_t bytes) {
 
 void StagingPool::give_back(at::Tensor buffer) {
   std::lock_guard lock(mutex_);
-  const auto larger = std::find_if(free_.begin(), free_.end(), [&](const at::Tensor& other) { return other.numel() > buffer.numel(); });
+  const auto larger =
+      std::find_if(free_.begin(), free_.end(), [&](const at::Tensor& other) { return other.numel() > buffer.numel(); });
   free_.insert(larger, std::move(buffer));
 }
 

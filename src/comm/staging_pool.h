@@ -1,4 +1,5 @@
-// Host buffers for data on its way between ranks, used again and again: in the steady state a communicator does not allocate.
+// Host buffers for data on its way between ranks, used again and again: in the steady state a communicator does not
+// allocate.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +12,8 @@ namespace conclave {
 
 class StagingPool {
  public:
-  // uint8 [at least `bytes`], contents undefined: the smallest free buffer that is large enough, else a new one in place of the largest free one.
+  // uint8 [at least `bytes`], contents undefined: the smallest free buffer that is large enough, else a new one in
+  // place of the largest free one.
   at::Tensor take(int64_t bytes);
   void give_back(at::Tensor buffer);
   int64_t free_bytes() const;  // held for the next use

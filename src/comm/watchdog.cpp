@@ -20,8 +20,12 @@ constexpr const char* verdict_key = "verdict";
 constexpr const char* finished_key = "finished";  // how many ranks have
 constexpr const char* left_key = "left";          // how many ranks read the store no more
 
-std::string report_key(int rank) { return fmt::format("rank/{}", rank); }
-std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
+std::string report_key(int rank) {
+  return fmt::format("rank/{}", rank);
+}
+std::string first_line(const std::string& text) {
+  return text.substr(0, text.find('\n'));
+}
 
 // How long a rank has been silent, in beats of the one who watches.
 struct Silence {
@@ -91,9 +95,11 @@ struct Watchdog::Shared {
     } catch (const std::exception&) {
       missing.clear();
     }
-    if (missing.empty()) throw PeerLostError(fmt::format("rank 0 is lost: {} is gone ({})", store_name, first_line(error)));
+    if (missing.empty())
+      throw PeerLostError(fmt::format("rank 0 is lost: {} is gone ({})", store_name, first_line(error)));
     throw PeerLostError(fmt::format("{} did not start within {} s; this is rank {} of {}", name_ranks(missing),
-                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(), rank, world_size));
+                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(), rank,
+                                    world_size));
   }
 
   // ---- the heart: the only thread that talks with the store
@@ -103,7 +109,8 @@ struct Watchdog::Shared {
       for (bool go_on = true; go_on;) {
         tend();
         std::unique_lock lock(mutex);
-        changed.wait_for(lock, finish_counted ? finish_pause : options.beat, [&] { return ending || heart_is_asked(); });
+        changed.wait_for(lock, finish_counted ? finish_pause : options.beat,
+                         [&] { return ending || heart_is_asked(); });
         go_on = !ending;
       }
       leave();
@@ -152,7 +159,8 @@ struct Watchdog::Shared {
       announced = calls.size();
     }
     for (const auto& communicator : unannounced)
-      if (communicator->ranks[0] == rank) store->set("ranks/" + communicator->key, fmt::format("{}", fmt::join(communicator->ranks, " ")));
+      if (communicator->ranks[0] == rank)
+        store->set("ranks/" + communicator->key, fmt::format("{}", fmt::join(communicator->ranks, " ")));
     report.beat = ++beat;
     store->set(report_key(rank), report.encode());
   }
@@ -203,14 +211,13 @@ struct Watchdog::Shared {
     std::vector<Silence> seen(world_size);
     seen[next] = next_rank;
     for (int beats = 0;; ++beats) {
-      bool all_alive = true;
+      bool all_known = beats > 0;  // each one is alive, or has been silent for too long
       for (int other = 0; other < world_size; ++other) {
         if (other == rank) continue;
-        const bool first_look = !seen[other].report;
         seen[other].see(read_report(other));
-        all_alive = all_alive && !first_look && seen[other].beats == 0;
+        all_known = all_known && (seen[other].beats == 0 || seen[other].beats >= options.lost_after_failure_beats);
       }
-      if ((all_alive && beats > 0) || beats == options.lost_after_failure_beats) break;
+      if (all_known) break;
       {
         std::unique_lock lock(mutex);
         changed.wait_for(lock, options.beat, [&] { return ending; });
@@ -225,7 +232,8 @@ struct Watchdog::Shared {
       observations[other].silent_seconds = seconds(seen[other].beats);
       observations[other].is_silent = seen[other].beats >= options.lost_after_failure_beats;
     }
-    publish_verdict(diagnose(rank, observations, failure, [&](const std::string& communicator) { return ranks_of(communicator); }));
+    publish_verdict(
+        diagnose(rank, observations, failure, [&](const std::string& communicator) { return ranks_of(communicator); }));
   }
 
   std::vector<int> ranks_of(const std::string& communicator) {
@@ -241,7 +249,8 @@ struct Watchdog::Shared {
     int64_t left = store->add(left_key, 1);
     if (!serves_store) return;
     const auto until = std::chrono::steady_clock::now() + 3 * options.beat;
-    for (auto pause = std::chrono::milliseconds(5); left < world_size && std::chrono::steady_clock::now() < until; pause = std::min(2 * pause, options.beat)) {
+    for (auto pause = std::chrono::milliseconds(5); left < world_size && std::chrono::steady_clock::now() < until;
+         pause = std::min(2 * pause, options.beat)) {
       std::this_thread::sleep_for(pause);
       left = store->add(left_key, 0);
     }
@@ -258,7 +267,8 @@ struct Watchdog::Shared {
       beats_without_round = rounds == rounds_seen ? beats_without_round + 1 : 0;
       rounds_seen = rounds;
       if (verdict.empty() && beats_without_round >= options.lost_after_beats)
-        conclude(fmt::format("rank 0 is lost: {} has not answered for {:.0f} s", store_name, seconds(beats_without_round)));
+        conclude(
+            fmt::format("rank 0 is lost: {} has not answered for {:.0f} s", store_name, seconds(beats_without_round)));
       if (verdict.empty() && !to_examine) to_examine = find_overdue();
       if (!verdict.empty() && ++beats_since_verdict * options.beat > options.grace) end_process();
     }
@@ -287,8 +297,8 @@ struct Watchdog::Shared {
   }
 };
 
-Watchdog::Watchdog(c10::intrusive_ptr<c10d::Store> store, std::string store_name, bool serves_store, int rank, int world_size,
-                   WatchdogOptions options, std::chrono::milliseconds start_timeout)
+Watchdog::Watchdog(c10::intrusive_ptr<c10d::Store> store, std::string store_name, bool serves_store, int rank,
+                   int world_size, WatchdogOptions options, std::chrono::milliseconds start_timeout)
     : shared_(std::make_shared<Shared>()) {
   Shared& shared = *shared_;
   shared.store = std::move(store);
@@ -302,7 +312,9 @@ Watchdog::Watchdog(c10::intrusive_ptr<c10d::Store> store, std::string store_name
   monitor_ = std::thread([shared = shared_] { shared->run_monitor(); });
 }
 
-Watchdog::~Watchdog() { end(); }
+Watchdog::~Watchdog() {
+  end();
+}
 
 void Watchdog::end() noexcept {
   if (!heart_.joinable()) return;
@@ -310,8 +322,8 @@ void Watchdog::end() noexcept {
   std::unique_lock lock(shared_->mutex);
   shared_->ending = true;
   shared_->changed.notify_all();
-  const bool heart_ended =
-      shared_->changed.wait_for(lock, 4 * shared_->options.beat + std::chrono::seconds(1), [&] { return shared_->heart_ended; });
+  const bool heart_ended = shared_->changed.wait_for(lock, 4 * shared_->options.beat + std::chrono::seconds(1),
+                                                     [&] { return shared_->heart_ended; });
   lock.unlock();
   monitor_.join();
   if (heart_ended) {
@@ -326,7 +338,8 @@ std::shared_ptr<Watchdog::Calls> Watchdog::watch(const std::string& axis, std::v
                   "a communicator of {} ranks named \"{}\"", ranks.size(), axis);
   std::lock_guard lock(shared_->mutex);
   std::string key = fmt::format("{}/{}", axis, ranks[0]);
-  const auto same = std::count_if(shared_->calls.begin(), shared_->calls.end(), [&](const auto& other) { return other->key.starts_with(axis + "/"); });
+  const auto same = std::count_if(shared_->calls.begin(), shared_->calls.end(),
+                                  [&](const auto& other) { return other->key.starts_with(axis + "/"); });
   if (same > 0) key += fmt::format("/{}", same);
   shared_->calls.push_back(std::make_shared<Calls>(Calls{std::move(key), std::move(ranks)}));
   return shared_->calls.back();
@@ -336,7 +349,8 @@ Operation Watchdog::call(Calls& calls, const char* name) {
   std::lock_guard lock(shared_->mutex);
   Operation operation{calls.key, name, calls.number + 1};
   if (!shared_->verdict.empty())
-    throw PeerLostError(fmt::format("{}; this rank ({}) was about to call {}", shared_->verdict, shared_->rank, operation.text()));
+    throw PeerLostError(
+        fmt::format("{}; this rank ({}) was about to call {}", shared_->verdict, shared_->rank, operation.text()));
   calls.number = operation.number;
   shared_->last = operation;
   return operation;
@@ -352,7 +366,8 @@ void Watchdog::fail(const Failure& failure) {
     shared.changed.wait_for(lock, limit, [&] { return !shared.verdict.empty(); });
     shared.conclude(fmt::format("rank 0 is lost: {} does not answer", shared.store_name));
   }
-  const std::string where = failure.operation ? fmt::format("; this rank ({}) was in {}", shared.rank, failure.operation->text()) : "";
+  const std::string where =
+      failure.operation ? fmt::format("; this rank ({}) was in {}", shared.rank, failure.operation->text()) : "";
   throw PeerLostError(shared.verdict + where);
 }
 
@@ -362,7 +377,8 @@ void Watchdog::stop(const std::string& reason) noexcept {
   shared_->state = RankState::stopped;
   shared_->reason_to_stop = first_line(reason);
   shared_->changed.notify_all();
-  shared_->changed.wait_for(lock, std::chrono::seconds(3), [&] { return !shared_->verdict.empty() || shared_->heart_ended; });
+  shared_->changed.wait_for(lock, std::chrono::seconds(3),
+                            [&] { return !shared_->verdict.empty() || shared_->heart_ended; });
 }
 
 void Watchdog::finish() {
@@ -374,7 +390,8 @@ void Watchdog::finish() {
     shared.changed.notify_all();
     shared.changed.wait(lock, [&] { return shared.all_finished || !shared.verdict.empty(); });
   }
-  if (!shared.all_finished) throw PeerLostError(fmt::format("{}; this rank ({}) had finished", shared.verdict, shared.rank));
+  if (!shared.all_finished)
+    throw PeerLostError(fmt::format("{}; this rank ({}) had finished", shared.verdict, shared.rank));
 }
 
 std::shared_ptr<void> Watchdog::supervise(std::function<std::optional<Failure>()> overdue) {

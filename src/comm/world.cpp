@@ -16,8 +16,8 @@ namespace conclave {
 
 namespace {
 
-// c10d warns of each broken connection with a stack trace. The watchdog says the same in one line, so only errors are let through, unless the user
-// has set a level.
+// c10d warns of each broken connection with a stack trace. The watchdog says the same in one line, so only errors are
+// let through, unless the user has set a level.
 void quieten_c10d() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_ERROR;
 }
@@ -35,8 +35,9 @@ World::World(Process process, WorldOptions options) : process_(std::move(process
   if (process_.is_single()) return;
   if (!options_.device.is_cuda()) gloo_device_ = make_gloo_device(process_);
   store_ = connect_store(process_, options_.timeout);
-  watchdog_ = std::make_shared<Watchdog>(store_->clone(), describe_store(process_), process_.rank == 0 && !process_.launcher_serves_store,
-                                         process_.rank, process_.world_size, options_.watchdog, options_.timeout);
+  watchdog_ = std::make_shared<Watchdog>(store_->clone(), describe_store(process_),
+                                         process_.rank == 0 && !process_.launcher_serves_store, process_.rank,
+                                         process_.world_size, options_.watchdog, options_.timeout);
 }
 
 World::~World() {
@@ -49,11 +50,13 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
   if (group.size() == 1) return std::make_unique<LocalCommunicator>(axis);
   const auto calls = watchdog_->watch(axis, group.ranks);
   const Operation connecting{calls->key, "connect", 0};
-  const Watchdog::Waiting waiting(*watchdog_, connecting, [] {});  // c10d offers no way to end it; the watchdog ends the process
+  const Watchdog::Waiting waiting(*watchdog_, connecting,
+                                  [] {});  // c10d offers no way to end it; the watchdog ends the process
   auto group_store = c10::make_intrusive<c10d::PrefixStore>(calls->key, store_);
   try {
     if (options_.device.is_cuda())
-      return load_cuda_plugin(nullptr)->make_communicator(axis, group.index, group.size(), group_store, watchdog_, calls, options_.timeout);
+      return load_cuda_plugin(nullptr)->make_communicator(axis, group.index, group.size(), group_store, watchdog_,
+                                                          calls, options_.timeout);
     auto connection = std::make_shared<Connection>();
     connection->group = make_gloo_group(*gloo_device_, group_store, group.index, group.size(), options_.timeout);
     connection->watchdog = watchdog_;

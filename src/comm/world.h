@@ -1,5 +1,6 @@
-// This rank's world: its connections to the other ranks, and the watch over them. Make one at the start of the program, before tensors are used on the
-// device, and finish() it at the end. An exception on the way is told to the others by stop(), or, without words, by the destructor.
+// This rank's world: its connections to the other ranks, and the watch over them. Make one at the start of the program,
+// before tensors are used on the device, and finish() it at the end. An exception on the way is told to the others by
+// stop(), or, without words, by the destructor.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -36,8 +37,9 @@ class World {
   int size() const { return process_.world_size; }
   at::Device device() const { return options_.device; }
 
-  // Connects this rank with those of `group`. All ranks of the job make their communicators of an axis in the same order; ranks of other groups
-  // of the same axis do so at the same time. `axis`: its name, for messages; no blanks. The communicator must not outlive the World.
+  // Connects this rank with those of `group`. All ranks of the job make their communicators of an axis in the same
+  // order; ranks of other groups of the same axis do so at the same time. `axis`: its name, for messages; no blanks.
+  // The communicator must not outlive the World.
   std::unique_ptr<Communicator> communicator(const AxisGroup& group, const std::string& axis);
 
   // Tells the others that this rank leaves because of an error: they end with a PeerLostError that says so.

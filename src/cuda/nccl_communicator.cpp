@@ -6,9 +6,13 @@ namespace conclave {
 
 using Clock = std::chrono::steady_clock;
 
-NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::intrusive_ptr<c10d::Store> store, std::shared_ptr<Watchdog> watchdog,
-                                   std::shared_ptr<Watchdog::Calls> calls, std::chrono::milliseconds timeout)
-    : Communicator(std::move(axis), rank, size), watchdog_(std::move(watchdog)), calls_(std::move(calls)), timeout_(timeout) {
+NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::intrusive_ptr<c10d::Store> store,
+                                   std::shared_ptr<Watchdog> watchdog, std::shared_ptr<Watchdog::Calls> calls,
+                                   std::chrono::milliseconds timeout)
+    : Communicator(std::move(axis), rank, size),
+      watchdog_(std::move(watchdog)),
+      calls_(std::move(calls)),
+      timeout_(timeout) {
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = 2 * timeout;  // our watchdog comes first, because it can name the culprit
   options->group_name = calls_->key;
@@ -16,7 +20,9 @@ NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::in
   supervision_ = watchdog_->supervise([this] { return find_overdue(); });
 }
 
-NcclCommunicator::~NcclCommunicator() { supervision_.reset(); }
+NcclCommunicator::~NcclCommunicator() {
+  supervision_.reset();
+}
 
 Pending NcclCommunicator::start(const char* name, const std::function<c10::intrusive_ptr<c10d::Work>()>& enqueue) {
   const Operation operation = watchdog_->call(*calls_, name);
@@ -86,7 +92,9 @@ Pending NcclCommunicator::broadcast(at::Tensor tensor, int root) {
 }
 
 void NcclCommunicator::barrier() {
-  start("barrier", [&] { return group_->barrier(); }).wait();  // NCCL's barrier is the one call whose wait blocks the host
+  start("barrier", [&] {
+    return group_->barrier();
+  }).wait();  // NCCL's barrier is the one call whose wait blocks the host
 }
 
 }  // namespace conclave

@@ -1,6 +1,7 @@
-// Collectives between CUDA ranks by NCCL. wait() makes the current stream wait, not the host. The order of sums is NCCL's: the same on every run of
-// one layout on one machine, and the same bits on every rank. Calls return while the GPU still works; one that is overdue is found by the watchdog, which names
-// the culprit and, as the host may be stuck in the driver, ends the process.
+// Collectives between CUDA ranks by NCCL. wait() makes the current stream wait, not the host. The order of sums is
+// NCCL's: the same on every run of one layout on one machine, and the same bits on every rank. Calls return while the
+// GPU still works; one that is overdue is found by the watchdog, which names the culprit and, as the host may be stuck
+// in the driver, ends the process.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
@@ -16,8 +17,9 @@ namespace conclave {
 class NcclCommunicator final : public Communicator {
  public:
   // `store` is the group's alone. The ranks connect on the first collective.
-  NcclCommunicator(std::string axis, int rank, int size, c10::intrusive_ptr<c10d::Store> store, std::shared_ptr<Watchdog> watchdog,
-                   std::shared_ptr<Watchdog::Calls> calls, std::chrono::milliseconds timeout);
+  NcclCommunicator(std::string axis, int rank, int size, c10::intrusive_ptr<c10d::Store> store,
+                   std::shared_ptr<Watchdog> watchdog, std::shared_ptr<Watchdog::Calls> calls,
+                   std::chrono::milliseconds timeout);
   ~NcclCommunicator() override;
 
   Pending all_gather(at::Tensor output, at::Tensor input) override;

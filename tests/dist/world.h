@@ -1,6 +1,6 @@
-// Tests that need several ranks: run_ranks() forks one process per rank, each of which runs the body with a World, and the test fails with their
-// texts if one of them fails. Forking asks for a parent without threads, so ATen in the test program itself runs with one; the ranks have
-// their share of the cores.
+// Tests that need several ranks: run_ranks() forks one process per rank, each of which runs the body with a World, and
+// the test fails with their texts if one of them fails. Forking asks for a parent without threads, so ATen in the test
+// program itself runs with one; the ranks have their share of the cores.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -30,7 +30,8 @@ namespace conclave::testing {
 inline const bool test_program_has_one_thread = (at::set_num_threads(1), true);
 
 struct RankOutcome {
-  int exit_code = -1;  // exit_success, exit_failure (a failed expectation or an exception), exit_peer_lost; -1: a signal ended it
+  int exit_code =
+      -1;  // exit_success, exit_failure (a failed expectation or an exception), exit_peer_lost; -1: a signal ended it
   int signal = 0;
   std::string text;  // failed expectations, or the exception's words
 };
@@ -62,7 +63,9 @@ class TellParent : public ::testing::EmptyTestEventListener {
  public:
   explicit TellParent(int pipe) : pipe_(pipe) {}
   void OnTestPartResult(const ::testing::TestPartResult& result) override {
-    if (result.failed()) tell(std::string(result.file_name() ? result.file_name() : "") + ":" + std::to_string(result.line_number()) + ": " + result.message());
+    if (result.failed())
+      tell(std::string(result.file_name() ? result.file_name() : "") + ":" + std::to_string(result.line_number()) +
+           ": " + result.message());
   }
   void tell(const std::string& text) {
     const std::string line = text + "\n";
@@ -108,21 +111,24 @@ class TellParent : public ::testing::EmptyTestEventListener {
 
 inline bool is_frozen(pid_t child) {
   siginfo_t state{};
-  return ::waitid(P_PID, child, &state, WSTOPPED | WEXITED | WNOHANG | WNOWAIT) == 0 && state.si_pid == child && state.si_code == CLD_STOPPED;
+  return ::waitid(P_PID, child, &state, WSTOPPED | WEXITED | WNOHANG | WNOWAIT) == 0 && state.si_pid == child &&
+         state.si_code == CLD_STOPPED;
 }
 
 // Also returns when the only ones left are frozen.
-inline void read_until_all_end(const std::vector<pid_t>& children, std::vector<int>& pipes, std::vector<RankOutcome>& outcomes,
-                               std::chrono::seconds limit) {
+inline void read_until_all_end(const std::vector<pid_t>& children, std::vector<int>& pipes,
+                               std::vector<RankOutcome>& outcomes, std::chrono::seconds limit) {
   const auto end = std::chrono::steady_clock::now() + limit;
   for (size_t open = pipes.size(); open > 0;) {
     std::vector<pollfd> polled;
     for (int pipe : pipes) polled.push_back({pipe, POLLIN, 0});  // a closed one is -1, which poll() skips
-    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now()).count();
     if (left <= 0) return;
     if (::poll(polled.data(), polled.size(), static_cast<int>(std::min<int64_t>(left, 200))) == 0) {
       bool only_frozen = true;
-      for (size_t rank = 0; rank < pipes.size(); ++rank) only_frozen = only_frozen && (pipes[rank] < 0 || is_frozen(children[rank]));
+      for (size_t rank = 0; rank < pipes.size(); ++rank)
+        only_frozen = only_frozen && (pipes[rank] < 0 || is_frozen(children[rank]));
       if (only_frozen) return;
     }
     for (size_t rank = 0; rank < pipes.size(); ++rank) {
@@ -142,9 +148,11 @@ inline void read_until_all_end(const std::vector<pid_t>& children, std::vector<i
 
 }  // namespace detail
 
-// Runs `body` on `ranks` ranks and returns how each ended. Ranks that do not end within the limit are killed, as are frozen ones once the others have ended.
+// Runs `body` on `ranks` ranks and returns how each ended. Ranks that do not end within the limit are killed, as are
+// frozen ones once the others have ended.
 inline std::vector<RankOutcome> start_ranks(int ranks, const RankBody& body, const RunOptions& options = {}) {
-  const auto threads = std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
+  const auto threads =
+      std::distance(std::filesystem::directory_iterator("/proc/self/task"), std::filesystem::directory_iterator());
   check_invariant(threads == 1, "the test program has {} threads; ranks can be forked from a single one only", threads);
   Process process;
   process.world_size = process.local_world_size = ranks;
@@ -192,7 +200,9 @@ inline void run_ranks(int ranks, const RankBody& body, const RunOptions& options
   for (int rank = 0; rank < ranks; ++rank) {
     const RankOutcome& outcome = outcomes[rank];
     if (outcome.exit_code != exit_success)
-      ADD_FAILURE() << "rank " << rank << " of " << ranks << " ended with exit code " << outcome.exit_code << ", signal " << outcome.signal << ":\n" << outcome.text;
+      ADD_FAILURE() << "rank " << rank << " of " << ranks << " ended with exit code " << outcome.exit_code
+                    << ", signal " << outcome.signal << ":\n"
+                    << outcome.text;
   }
 }
 

@@ -1,5 +1,6 @@
-// Every collective between processes against a plain computation: the value of element i of rank r's tensor is a formula of (r, i), so each rank knows
-// alone what it must receive. Values are small integers, exact in every dtype, so equality is exact: no tolerance.
+// Every collective between processes against a plain computation: the value of element i of rank r's tensor is a
+// formula of (r, i), so each rank knows alone what it must receive. Values are small integers, exact in every dtype, so
+// equality is exact: no tolerance.
 #include <ATen/ATen.h>
 
 #include <cmath>
@@ -26,7 +27,9 @@ at::Tensor values(int rank, int64_t count, at::ScalarType dtype, int salt = 0) {
   return ((at::arange(count, at::kLong) * 7 + 3 * rank + salt) % 13).to(dtype);
 }
 
-at::Tensor poisoned(std::vector<int64_t> shape, at::ScalarType dtype) { return at::full(shape, 77, dtype); }
+at::Tensor poisoned(std::vector<int64_t> shape, at::ScalarType dtype) {
+  return at::full(shape, 77, dtype);
+}
 
 const std::vector<int64_t> counts{0, 1, 17, 1000, 300'001};
 const std::vector<at::ScalarType> dtypes{at::kFloat, at::kBFloat16, at::kDouble, at::kLong, at::kInt, at::kByte};
@@ -59,7 +62,8 @@ TEST_P(Collectives, reduce_scatter_sums_each_ranks_part) {
     for (const auto dtype : dtypes)
       for (const int64_t n : counts) {
         at::Tensor expected = at::zeros({n}, at::kLong);
-        for (int rank = 0; rank < world.size(); ++rank) expected += values(rank, world.size() * n, at::kLong).narrow(0, world.rank() * n, n);
+        for (int rank = 0; rank < world.size(); ++rank)
+          expected += values(rank, world.size() * n, at::kLong).narrow(0, world.rank() * n, n);
         const at::Tensor input = values(world.rank(), world.size() * n, dtype);
         const at::Tensor output = poisoned({n}, dtype);
         comm->reduce_scatter(output, input).wait();
@@ -89,7 +93,8 @@ TEST_P(Collectives, all_reduce_sums_and_maximizes) {
   });
 }
 
-// Oracle: the ranks' bits are compared by gathering them, and the value with a sum in rank order in double, rounded to float step by step.
+// Oracle: the ranks' bits are compared by gathering them, and the value with a sum in rank order in double, rounded to
+// float step by step.
 TEST_P(Collectives, all_reduce_of_rounded_sums_has_the_same_bits_on_every_rank) {
   run_ranks(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "world");
@@ -98,13 +103,15 @@ TEST_P(Collectives, all_reduce_of_rounded_sums_has_the_same_bits_on_every_rank) 
       for (int rank = 0; rank < world.size(); ++rank)
         inputs.push_back(at::sin(at::arange(n, at::kDouble) * (rank + 1.7)).to(at::kFloat) * std::pow(10.0, rank));
       at::Tensor expected = inputs[0].clone();
-      for (int rank = 1; rank < world.size(); ++rank) expected = (expected.to(at::kDouble) + inputs[rank].to(at::kDouble)).to(at::kFloat);
+      for (int rank = 1; rank < world.size(); ++rank)
+        expected = (expected.to(at::kDouble) + inputs[rank].to(at::kDouble)).to(at::kFloat);
       const at::Tensor sum = inputs[world.rank()].clone();
       comm->all_reduce(sum).wait();
       EXPECT_TRUE(sum.equal(expected)) << n;
       const at::Tensor all = at::empty({world.size() * n}, at::kFloat);
       comm->all_gather(all, sum).wait();
-      for (int rank = 0; rank < world.size(); ++rank) EXPECT_TRUE(all.narrow(0, rank * n, n).equal(sum)) << n << " rank " << rank;
+      for (int rank = 0; rank < world.size(); ++rank)
+        EXPECT_TRUE(all.narrow(0, rank * n, n).equal(sum)) << n << " rank " << rank;
     }
   });
 }
@@ -136,8 +143,8 @@ TEST_P(Collectives, broadcast_copies_the_roots) {
   });
 }
 
-// Random splits, among them ranks that send or receive nothing, nothing at all, and everything from one rank to another. Oracle: a row names its source,
-// its destination and its place, so each rank knows every row it must hold.
+// Random splits, among them ranks that send or receive nothing, nothing at all, and everything from one rank to
+// another. Oracle: a row names its source, its destination and its place, so each rank knows every row it must hold.
 TEST_P(Collectives, all_to_all_moves_every_row_to_its_place) {
   run_ranks(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "expert");
@@ -148,8 +155,10 @@ TEST_P(Collectives, all_to_all_moves_every_row_to_its_place) {
       std::vector<std::vector<int64_t>> rows(size, std::vector<int64_t>(size));  // [source][destination]
       for (auto& row : rows)
         for (auto& count : row) count = random() % 3 == 0 ? 0 : random() % (round < 30 ? 40 : 5000);
-      if (round == 0) for (auto& row : rows) std::fill(row.begin(), row.end(), 0);
-      if (round == 1) for (auto& row : rows) std::fill(row.begin(), row.end(), 0), row[size - 1] = 9;
+      if (round == 0)
+        for (auto& row : rows) std::fill(row.begin(), row.end(), 0);
+      if (round == 1)
+        for (auto& row : rows) std::fill(row.begin(), row.end(), 0), row[size - 1] = 9;
       if (round == 2) std::fill(rows[size - 1].begin(), rows[size - 1].end(), 0);
       const int64_t width = round % 3 == 0 ? 1 : 5;
       const auto make = [&](int source, int destination) {
@@ -172,7 +181,8 @@ TEST_P(Collectives, all_to_all_moves_every_row_to_its_place) {
   });
 }
 
-// Calls of two communicators are issued all at once, of all kinds, small and large, and waited for backwards on odd ranks.
+// Calls of two communicators are issued all at once, of all kinds, small and large, and waited for backwards on odd
+// ranks.
 TEST_P(Collectives, many_in_flight_do_not_mix) {
   run_ranks(GetParam(), [](World& world) {
     const auto a = world.communicator(everyone(world), "shard"), b = world.communicator(everyone(world), "replica");
@@ -236,7 +246,8 @@ TEST(Groups, rows_and_columns_of_a_mesh_are_apart) {
     const int row = world.rank() / 2, column = world.rank() % 2;
     const auto expert = world.communicator({{2 * row, 2 * row + 1}, column}, "expert");
     const auto expert_shard = world.communicator({{column, column + 2}, row}, "expert_shard");
-    const at::Tensor in_row = at::empty({2}, at::kInt), in_column = at::empty({2}, at::kInt), own = at::full({1}, world.rank(), at::kInt);
+    const at::Tensor in_row = at::empty({2}, at::kInt), in_column = at::empty({2}, at::kInt),
+                     own = at::full({1}, world.rank(), at::kInt);
     Pending first = expert->all_gather(in_row, own);
     expert_shard->all_gather(in_column, own).wait();
     first.wait();

@@ -1,5 +1,5 @@
-// Ranks that die, freeze, hang or give up, and what the others then say. Oracle: the test knows whom it took away; the others must name that rank and
-// no other one, and end by themselves well within the time-out of a collective.
+// Ranks that die, freeze, hang or give up, and what the others then say. Oracle: the test knows whom it took away; the
+// others must name that rank and no other one, and end by themselves well within the time-out of a collective.
 #include <ATen/ATen.h>
 
 #include <atomic>
@@ -52,24 +52,28 @@ void expect_named(const std::vector<RankOutcome>& outcomes, int culprit, const s
 }
 
 TEST(LostRanks, a_killed_rank_is_named) {
-  const auto outcomes = start_ranks(3, [](World& world) { work(world, 1, [] { raise(SIGKILL); }); }, quick(std::chrono::seconds(60)));
+  const auto outcomes = start_ranks(
+      3, [](World& world) { work(world, 1, [] { raise(SIGKILL); }); }, quick(std::chrono::seconds(60)));
   EXPECT_EQ(outcomes[1].signal, SIGKILL);
   expect_named(outcomes, 1, "rank 1 is lost: no heartbeat");
 }
 
 TEST(LostRanks, the_rank_that_serves_the_store_is_named) {
-  const auto outcomes = start_ranks(3, [](World& world) { work(world, 0, [] { raise(SIGKILL); }); }, quick(std::chrono::seconds(60)));
+  const auto outcomes = start_ranks(
+      3, [](World& world) { work(world, 0, [] { raise(SIGKILL); }); }, quick(std::chrono::seconds(60)));
   EXPECT_EQ(outcomes[0].signal, SIGKILL);
   expect_named(outcomes, 0, "rank 0 is lost: the store at 127.0.0.1:");
 }
 
 TEST(LostRanks, a_frozen_rank_is_named) {
-  const auto outcomes = start_ranks(3, [](World& world) { work(world, 2, [] { raise(SIGSTOP); }); }, quick(std::chrono::seconds(60)));
+  const auto outcomes = start_ranks(
+      3, [](World& world) { work(world, 2, [] { raise(SIGSTOP); }); }, quick(std::chrono::seconds(60)));
   expect_named(outcomes, 2, "rank 2 is lost: no heartbeat");
 }
 
 TEST(LostRanks, a_frozen_store_is_named) {
-  const auto outcomes = start_ranks(2, [](World& world) { work(world, 0, [] { raise(SIGSTOP); }); }, quick(std::chrono::seconds(60)));
+  const auto outcomes = start_ranks(
+      2, [](World& world) { work(world, 0, [] { raise(SIGSTOP); }); }, quick(std::chrono::seconds(60)));
   expect_named(outcomes, 0, "rank 0 is lost: the store at 127.0.0.1:");
 }
 
@@ -100,7 +104,8 @@ TEST(LostRanks, a_hanging_rank_is_found_behind_those_that_wait_for_it) {
 
 TEST(LostRanks, a_rank_that_stops_tells_why) {
   const auto outcomes = start_ranks(
-      3, [](World& world) { work(world, 1, [] { throw std::runtime_error("the disk is full"); }); }, quick(std::chrono::seconds(60)));
+      3, [](World& world) { work(world, 1, [] { throw std::runtime_error("the disk is full"); }); },
+      quick(std::chrono::seconds(60)));
   EXPECT_EQ(outcomes[1].exit_code, exit_failure);
   expect_named(outcomes, 1, "rank 1 stopped: the disk is full");
 }
@@ -119,7 +124,12 @@ TEST(LostRanks, a_killed_rank_is_noticed_without_a_collective) {
 
 // The same, at the very end: a rank that waits in finish() must not wait for the dead.
 TEST(LostRanks, a_rank_killed_before_the_end_is_named) {
-  const auto outcomes = start_ranks(2, [](World& world) { if (world.rank() == 1) raise(SIGKILL); }, quick(std::chrono::seconds(60)));
+  const auto outcomes = start_ranks(
+      2,
+      [](World& world) {
+        if (world.rank() == 1) raise(SIGKILL);
+      },
+      quick(std::chrono::seconds(60)));
   EXPECT_EQ(outcomes[0].exit_code, exit_peer_lost);
   EXPECT_THAT(outcomes[0].text, HasSubstr("rank 1 is lost: no heartbeat"));
 }
@@ -129,9 +139,11 @@ TEST(LostRanks, slow_computation_and_early_finish_are_no_failure) {
       3,
       [](World& world) {
         const auto comm = world.communicator(everyone(world), "world");
-        if (world.rank() == 1) std::this_thread::sleep_for(std::chrono::seconds(6));  // longer than a silent rank is given
+        if (world.rank() == 1)
+          std::this_thread::sleep_for(std::chrono::seconds(5));  // longer than a silent rank is given
         comm->barrier();
-        if (world.rank() == 2) std::this_thread::sleep_for(std::chrono::seconds(6));  // the others are in finish() meanwhile
+        if (world.rank() == 2)
+          std::this_thread::sleep_for(std::chrono::seconds(5));  // the others are in finish() meanwhile
       },
       quick(std::chrono::seconds(60)));
 }

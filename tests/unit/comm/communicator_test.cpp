@@ -31,7 +31,9 @@ TEST(Pending, waits_once_wherever_it_is) {
   EXPECT_EQ(waited, 2);
   { Pending forgotten = make(); }
   EXPECT_EQ(waited, 3);
-  { Pending failing([] { throw PeerLostError("lost"); }); }  // reported, not thrown
+  {
+    Pending failing([] { throw PeerLostError("lost"); });
+  }  // reported, not thrown
   try {
     Pending abandoned = make();
     throw std::runtime_error("elsewhere");

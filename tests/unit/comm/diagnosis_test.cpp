@@ -30,15 +30,21 @@ Observation silent(Observation seen, double seconds) {
   return seen;
 }
 
-std::vector<int> ranks_of(const std::string& communicator) { return communicator == "expert/0" ? std::vector<int>{0, 1} : std::vector<int>{1, 2}; }
+std::vector<int> ranks_of(const std::string& communicator) {
+  return communicator == "expert/0" ? std::vector<int>{0, 1} : std::vector<int>{1, 2};
+}
 
-Failure timed_out(Operation operation, int peer) { return {operation, peer, true, 300, "time-out"}; }
+Failure timed_out(Operation operation, int peer) {
+  return {operation, peer, true, 300, "time-out"};
+}
 
 TEST(Diagnosis, a_silent_rank_is_lost_whatever_else_happened) {
-  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), silent(rank({{"expert/0", 7}}, expert_7), 5), rank({})};
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), silent(rank({{"expert/0", 7}}, expert_7), 5),
+                                       rank({})};
   EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 0, "reset"}, ranks_of),
             "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
-  EXPECT_EQ(diagnose(2, ranks, {}, ranks_of), "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
+  EXPECT_EQ(diagnose(2, ranks, {}, ranks_of),
+            "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
 }
 
 TEST(Diagnosis, all_ranks_of_a_lost_host_are_named) {
@@ -54,21 +60,24 @@ TEST(Diagnosis, a_rank_that_computes_while_its_group_waits_hangs) {
 }
 
 TEST(Diagnosis, the_end_of_a_chain_of_waiting_is_to_blame) {
-  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3), rank({{"shard/1", 2}})};
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7),
+                                       rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3), rank({{"shard/1", 2}})};
   const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of);
   EXPECT_THAT(text, HasSubstr("rank 2 hangs"));
   EXPECT_THAT(text, Not(HasSubstr("rank 1 hangs")));
 }
 
 TEST(Diagnosis, ranks_that_wait_for_each_other_end_the_search) {
-  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3),
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7),
+                                       rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3),
                                        rank({{"shard/1", 2}}, Operation{"shard/1", "all_gather", 2})};
   EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of), HasSubstr("rank 1 lives"));
 }
 
 TEST(Diagnosis, everyone_in_the_same_collective_blames_the_network) {
   const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 7}}, expert_7), rank({})};
-  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of), HasSubstr("rank 1 lives and is in the same collective, but its data did not arrive"));
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of),
+              HasSubstr("rank 1 lives and is in the same collective, but its data did not arrive"));
   EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 2, "Connection reset"}, ranks_of),
             "the connection to rank 1 broke, although that rank lives: Connection reset");
 }
@@ -76,7 +85,8 @@ TEST(Diagnosis, everyone_in_the_same_collective_blames_the_network) {
 TEST(Diagnosis, a_rank_that_finished_early_is_named) {
   std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}}), rank({})};
   ranks[1].report->state = RankState::finished;
-  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of), HasSubstr("rank 1 has finished, but others wait for it"));
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of),
+              HasSubstr("rank 1 has finished, but others wait for it"));
   EXPECT_THAT(diagnose(0, ranks, {expert_7, 1, false, 2, "closed"}, ranks_of), HasSubstr("rank 1 has finished"));
 }
 

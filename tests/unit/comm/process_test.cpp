@@ -17,14 +17,31 @@ using ::testing::HasSubstr;
 using Variables = std::map<std::string, std::string>;
 
 // Oracle: the variables as torchrun, srun (Slurm 23) and mpirun (Open MPI 4) set them, by their documentation.
-const Variables torchrun{{"RANK", "5"}, {"WORLD_SIZE", "8"}, {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "4"}, {"GROUP_RANK", "1"},
-                         {"MASTER_ADDR", "host0"}, {"MASTER_PORT", "29400"}, {"TORCHELASTIC_RESTART_COUNT", "2"},
-                         {"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RUN_ID", "none"}};
-const Variables srun{{"SLURM_PROCID", "9"}, {"SLURM_NTASKS", "12"}, {"SLURM_LOCALID", "1"}, {"SLURM_NODEID", "2"}, {"SLURM_STEP_ID", "0"},
-                     {"SLURM_TASKS_PER_NODE", "4(x3)"}, {"SLURM_JOB_ID", "123456"}, {"SLURM_JOB_NODELIST", "gpu[07-09]"},
-                     {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1"}, {"SLURM_CPUS_PER_TASK", "6"}};
-const Variables mpirun{{"OMPI_COMM_WORLD_RANK", "1"}, {"OMPI_COMM_WORLD_SIZE", "2"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
-                       {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}, {"MASTER_PORT", "31000"}};
+const Variables torchrun{{"RANK", "5"},
+                         {"WORLD_SIZE", "8"},
+                         {"LOCAL_RANK", "1"},
+                         {"LOCAL_WORLD_SIZE", "4"},
+                         {"GROUP_RANK", "1"},
+                         {"MASTER_ADDR", "host0"},
+                         {"MASTER_PORT", "29400"},
+                         {"TORCHELASTIC_RESTART_COUNT", "2"},
+                         {"TORCHELASTIC_USE_AGENT_STORE", "True"},
+                         {"TORCHELASTIC_RUN_ID", "none"}};
+const Variables srun{{"SLURM_PROCID", "9"},
+                     {"SLURM_NTASKS", "12"},
+                     {"SLURM_LOCALID", "1"},
+                     {"SLURM_NODEID", "2"},
+                     {"SLURM_STEP_ID", "0"},
+                     {"SLURM_TASKS_PER_NODE", "4(x3)"},
+                     {"SLURM_JOB_ID", "123456"},
+                     {"SLURM_JOB_NODELIST", "gpu[07-09]"},
+                     {"SLURM_LAUNCH_NODE_IPADDR", "10.0.0.1"},
+                     {"SLURM_CPUS_PER_TASK", "6"}};
+const Variables mpirun{{"OMPI_COMM_WORLD_RANK", "1"},
+                       {"OMPI_COMM_WORLD_SIZE", "2"},
+                       {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                       {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+                       {"MASTER_PORT", "31000"}};
 
 class Environment : public ::testing::Test {
  protected:
@@ -34,7 +51,8 @@ class Environment : public ::testing::Test {
   static void clear() {
     for (const auto* variables : {&torchrun, &srun, &mpirun})
       for (const auto& [name, value] : *variables) unsetenv(name.c_str());
-    for (const char* name : {"ENVIRONMENT", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NODELIST"})
+    for (const char* name : {"ENVIRONMENT", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE",
+                             "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NODELIST"})
       unsetenv(name);
   }
   // `changes` go over `variables`; an empty value unsets.
@@ -95,7 +113,8 @@ TEST_F(Environment, slurm_is_understood) {
   EXPECT_LT(process.master_port, 30000);
   EXPECT_EQ(process.cpus_per_rank, 6);
   EXPECT_FALSE(process.launcher_serves_store);
-  EXPECT_EQ(read(srun, {{"SLURM_PROCID", "8"}, {"SLURM_LOCALID", "0"}}).master_port, process.master_port) << "all ranks find the same port";
+  EXPECT_EQ(read(srun, {{"SLURM_PROCID", "8"}, {"SLURM_LOCALID", "0"}}).master_port, process.master_port)
+      << "all ranks find the same port";
   EXPECT_NE(read(srun, {{"SLURM_STEP_ID", "1"}}).master_port, process.master_port) << "steps of a job differ";
   EXPECT_EQ(read(srun, {{"MASTER_ADDR", "10.1.2.3"}, {"MASTER_PORT", "4000"}}).master_address, "10.1.2.3");
   EXPECT_EQ(read(srun, {{"SLURM_JOB_NODELIST", ""}}).master_address, "10.0.0.1");
@@ -111,7 +130,8 @@ TEST_F(Environment, open_mpi_is_understood) {
 }
 
 TEST_F(Environment, contradictions_name_the_variables) {
-  EXPECT_THAT(refusal(torchrun, {{"RANK", "8"}}), HasSubstr("RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE contradict each other: rank 8 of 8"));
+  EXPECT_THAT(refusal(torchrun, {{"RANK", "8"}}),
+              HasSubstr("RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE contradict each other: rank 8 of 8"));
   EXPECT_THAT(refusal(torchrun, {{"RANK", ""}}), HasSubstr("RANK is not set"));
   EXPECT_THAT(refusal(torchrun, {{"WORLD_SIZE", ""}}), HasSubstr("WORLD_SIZE is not set"));
   EXPECT_THAT(refusal(torchrun, {{"WORLD_SIZE", "eight"}}), HasSubstr("WORLD_SIZE is \"eight\""));
@@ -119,7 +139,8 @@ TEST_F(Environment, contradictions_name_the_variables) {
   EXPECT_THAT(refusal(torchrun, {{"MASTER_ADDR", ""}}), HasSubstr("MASTER_ADDR is not"));
   EXPECT_THAT(refusal(torchrun, {{"MASTER_PORT", "70000"}}), HasSubstr("MASTER_PORT is 70000"));
   EXPECT_THAT(refusal(srun, {{"SLURM_LOCALID", ""}}), HasSubstr("SLURM_LOCALID is not set"));
-  EXPECT_THAT(refusal(srun, {{"SLURM_TASKS_PER_NODE", "4(x2)"}}), HasSubstr("SLURM_TASKS_PER_NODE is \"4(x2)\", which says nothing of node 2"));
+  EXPECT_THAT(refusal(srun, {{"SLURM_TASKS_PER_NODE", "4(x2)"}}),
+              HasSubstr("SLURM_TASKS_PER_NODE is \"4(x2)\", which says nothing of node 2"));
   EXPECT_THAT(refusal(srun, {{"SLURM_STEP_ID", ""}, {"ENVIRONMENT", "BATCH"}}), HasSubstr("Start the ranks with srun"));
   EXPECT_THAT(refusal(mpirun, {{"MASTER_PORT", ""}}), HasSubstr("-x MASTER_PORT="));
   EXPECT_THAT(refusal(mpirun, {{"OMPI_COMM_WORLD_RANK", "2"}}), HasSubstr("OMPI_COMM_WORLD_RANK"));

@@ -19,7 +19,8 @@ std::vector<const void*> pointers(const std::vector<at::Tensor>& parts) {
   return pointers;
 }
 
-// Oracle: ATen, one addition after the other; bf16 added in fp32 and rounded by ATen at the end. Bits must agree: no tolerance.
+// Oracle: ATen, one addition after the other; bf16 added in fp32 and rounded by ATen at the end. Bits must agree: no
+// tolerance.
 TEST(RankOrder, equals_one_addition_after_the_other) {
   at::manual_seed(5);
   for (const auto dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kLong, at::kInt, at::kByte})
@@ -68,7 +69,8 @@ TEST(RankOrder, writes_over_one_of_the_parts) {
 
 TEST(RankOrder, refuses_other_dtypes) {
   const at::Tensor a = at::zeros({1}, at::kHalf);
-  EXPECT_THROW(reduce_in_order(at::kHalf, a.data_ptr(), pointers({a}), 1, Reduction::sum, Threads::one), InvariantError);
+  EXPECT_THROW(reduce_in_order(at::kHalf, a.data_ptr(), pointers({a}), 1, Reduction::sum, Threads::one),
+               InvariantError);
 }
 
 TEST(StagingPool, gives_back_what_fits_and_does_not_grow) {
