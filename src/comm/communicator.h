@@ -1,5 +1,6 @@
-// Collectives over the ranks of one axis. Every call is asynchronous and returns a Pending to wait for; ranks must issue the calls of one communicator
-// in the same order. Tensors are contiguous, and stay untouched by the caller until wait() returns. A call of a group of one rank copies and is ready.
+// Collectives over the ranks of one axis. Every call is asynchronous and returns a Pending to wait for; ranks must
+// issue the calls of one communicator in the same order. Tensors are contiguous, and stay untouched by the caller until
+// wait() returns. A call of a group of one rank copies and is ready.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,8 +14,9 @@
 
 namespace conclave {
 
-// A collective in flight. Move-only; wait() returns when the output may be read (on CUDA: when the current stream may), and throws PeerLostError
-// when another rank is gone or hangs. A Pending that was never waited for waits in its destructor and reports, but does not throw.
+// A collective in flight. Move-only; wait() returns when the output may be read (on CUDA: when the current stream may),
+// and throws PeerLostError when another rank is gone or hangs. A Pending that was never waited for waits in its
+// destructor and reports, but does not throw.
 class Pending {
  public:
   Pending() = default;  // ready
@@ -40,11 +42,14 @@ class Communicator {
   int size() const { return size_; }
   const std::string& name() const { return name_; }  // the axis, as users know it: "shard", "expert", ...
 
-  // output [size * n] = every rank's input [n], in rank order. `input` may be the rank's own part of `output`, and is then not copied.
+  // output [size * n] = every rank's input [n], in rank order. `input` may be the rank's own part of `output`, and is
+  // then not copied.
   virtual Pending all_gather(at::Tensor output, at::Tensor input) = 0;
-  // output [n] = sum over ranks, in rank order, of their input [size * n]'s part for this rank. Sums in the tensors' dtype.
+  // output [n] = sum over ranks, in rank order, of their input [size * n]'s part for this rank. Sums in the tensors'
+  // dtype.
   virtual Pending reduce_scatter(at::Tensor output, at::Tensor input) = 0;
-  // Rows (dim 0) of `input` go to the ranks by `input_splits`, rows of `output` come from them by `output_splits`; zero rows are ordinary.
+  // Rows (dim 0) of `input` go to the ranks by `input_splits`, rows of `output` come from them by `output_splits`; zero
+  // rows are ordinary.
   virtual Pending all_to_all(at::Tensor output, at::Tensor input, std::vector<int64_t> output_splits,
                              std::vector<int64_t> input_splits) = 0;
   // In place; the same bits on every rank, whatever the timing.

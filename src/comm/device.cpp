@@ -1,0 +1,63 @@
+#include "comm/device.h"
+
+#include <dlfcn.h>
+#include <fmt/core.h>
+
+#include <filesystem>
+#include <mutex>
+
+#include "base/error.h"
+
+namespace conclave {
+namespace {
+
+constexpr const char* plugin_file = "libconclave_cuda.so";
+
+struct Loaded {
+  const CudaPlugin* plugin = nullptr;
+  std::string why_not;
+};
+
+Loaded load() {
+  // Beside the program or the library that holds this code, else where the system looks.
+  Dl_info here{};
+  dladdr(reinterpret_cast<const void*>(&load_cuda_plugin), &here);
+  const auto beside = std::filesystem::path(here.dli_fname ? here.dli_fname : "").parent_path() / plugin_file;
+  const std::string path = std::filesystem::exists(beside) ? beside.string() : plugin_file;
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  if (library == nullptr)
+    return {nullptr, fmt::format("the CUDA half of the program cannot be loaded ({})", dlerror())};
+  const auto plugin = reinterpret_cast<const CudaPlugin* (*)()>(dlsym(library, "conclave_cuda_plugin"));
+  if (plugin == nullptr) return {nullptr, fmt::format("{} is not of this program ({})", path, dlerror())};
+  return {plugin(), ""};
+}
+
+}  // namespace
+
+const CudaPlugin* load_cuda_plugin(std::string* why_not) {
+  static const Loaded loaded = load();
+  if (why_not) *why_not = loaded.why_not;
+  return loaded.plugin;
+}
+
+int cuda_device_count(std::string* why_not) {
+  const CudaPlugin* plugin = load_cuda_plugin(why_not);
+  if (plugin == nullptr) return 0;
+  const int devices = plugin->device_count();
+  if (devices == 0 && why_not) *why_not = "no GPU, or no driver for it, is visible to this process";
+  return devices;
+}
+
+at::Device choose_device(Device wanted, const Process& process) {
+  if (wanted == Device::cpu) return at::kCPU;
+  std::string why_not;
+  const int devices = cuda_device_count(&why_not);
+  if (devices >= process.local_world_size) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank)};
+  if (wanted == Device::automatic) return at::kCPU;
+  if (devices > 0)
+    why_not = fmt::format("this host has {} for its {} ranks", devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices),
+                          process.local_world_size);
+  user_error("run.device is cuda, but {}. Use run.device: cpu, or run where there is a GPU for each rank.", why_not);
+}
+
+}  // namespace conclave

@@ -1,0 +1,39 @@
+// Which device a rank computes on, and the CUDA half of the program: a plug-in (src/cuda) that is loaded only when a
+// GPU is wanted, so that a program that computes on the CPU never maps the CUDA libraries.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+
+#include "comm/communicator.h"
+#include "comm/process.h"
+#include "comm/watchdog.h"
+#include "config/job.h"
+
+namespace conclave {
+
+// What libconclave_cuda.so offers, by its function conclave_cuda_plugin().
+struct CudaPlugin {
+  int (*device_count)();  // 0 without a driver
+  void (*use_device)(int index);
+  // NCCL between the ranks of a group, each with its device in use. `store` is the group's alone.
+  std::unique_ptr<Communicator> (*make_communicator)(std::string axis, int rank, int size,
+                                                     c10::intrusive_ptr<c10d::Store> store,
+                                                     std::shared_ptr<Watchdog> watchdog,
+                                                     std::shared_ptr<Watchdog::Calls> calls,
+                                                     std::chrono::milliseconds timeout);
+};
+
+// The plug-in, loaded on the first call and never unloaded; null if it cannot be, and then `why_not` says why.
+const CudaPlugin* load_cuda_plugin(std::string* why_not);
+
+// GPUs that this process can use; 0 without the plug-in, a driver or a device, and then `why_not` (if given) says why.
+int cuda_device_count(std::string* why_not = nullptr);
+
+// The device of this rank: for `automatic` CUDA where there is a GPU for each rank of the host, else the CPU. CUDA that
+// cannot be had is a UserError with the reason.
+at::Device choose_device(Device wanted, const Process& process);
+
+}  // namespace conclave

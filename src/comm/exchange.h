@@ -1,0 +1,51 @@
+// The sends and receives of one collective, in flight in the transport's thread from the moment they are added.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "comm/watchdog.h"
+
+namespace conclave {
+
+// What the exchanges of one communicator share.
+struct Connection {
+  c10::intrusive_ptr<c10d::Backend> group;
+  std::mutex group_mutex;  // the group counts its calls without a lock
+  std::shared_ptr<Watchdog> watchdog;
+  std::shared_ptr<Watchdog::Calls> calls;
+  std::chrono::milliseconds timeout;
+};
+
+class Exchange {
+ public:
+  // `phase` 0 or 1: a collective may consist of two exchanges. `tensors` are kept alive as long as the exchange.
+  Exchange(std::shared_ptr<Connection> connection, Operation operation, int phase, std::vector<at::Tensor> tensors);
+
+  // Nothing happens for zero bytes. `peer`: place in the group.
+  void send(const void* data, int64_t bytes, int peer);
+  void receive(void* data, int64_t bytes, int peer);
+
+  // Sleeps until all data has left and arrived. Throws PeerLostError.
+  void wait();
+
+ private:
+  struct Transfer {
+    c10::intrusive_ptr<c10d::Work> work;
+    int peer;
+  };
+  void add(void* data, int64_t bytes, int peer, bool sends);
+  [[noreturn]] void fail(int peer, double waited_seconds, bool timed_out, const char* error);
+
+  std::shared_ptr<Connection> connection_;
+  Operation operation_;
+  int tag_;
+  std::vector<at::Tensor> tensors_;
+  std::vector<Transfer> transfers_;  // destroyed before the tensors
+};
+
+}  // namespace conclave

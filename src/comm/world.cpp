@@ -1,0 +1,79 @@
+#include "comm/world.h"
+
+#include <c10/util/Logging.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+
+#include <cstdlib>
+
+#include "base/error.h"
+#include "comm/device.h"
+#include "comm/gloo.h"
+#include "comm/gloo_communicator.h"
+#include "comm/local_communicator.h"
+#include "comm/rendezvous.h"
+
+namespace conclave {
+
+namespace {
+
+// c10d warns of each broken connection with a stack trace. The watchdog says the same in one line, so only errors are
+// let through, unless the user has set a level.
+void quieten_c10d() {
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_ERROR;
+}
+
+}  // namespace
+
+World::World(Process process, WorldOptions options) : process_(std::move(process)), options_(std::move(options)) {
+  quieten_c10d();
+  if (options_.device.is_cuda()) {
+    std::string why_not;
+    const CudaPlugin* plugin = load_cuda_plugin(&why_not);
+    if (plugin == nullptr) user_error("a CUDA device was asked for, but {}.", why_not);
+    plugin->use_device(options_.device.index());
+  }
+  if (process_.is_single()) return;
+  if (!options_.device.is_cuda()) gloo_device_ = make_gloo_device(process_);
+  store_ = connect_store(process_, options_.timeout);
+  watchdog_ = std::make_shared<Watchdog>(store_->clone(), describe_store(process_),
+                                         process_.rank == 0 && !process_.launcher_serves_store, process_.rank,
+                                         process_.world_size, options_.watchdog, options_.timeout);
+}
+
+World::~World() {
+  if (watchdog_) watchdog_->end();
+}
+
+std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const std::string& axis) {
+  check_invariant(group.index >= 0 && group.index < group.size() && group.ranks[group.index] == rank(),
+                  "a group of the {} axis has rank {} at place {} of {}", axis, rank(), group.index, group.size());
+  if (group.size() == 1) return std::make_unique<LocalCommunicator>(axis);
+  const auto calls = watchdog_->watch(axis, group.ranks);
+  const Operation connecting{calls->key, "connect", 0};
+  const Watchdog::Waiting waiting(*watchdog_, connecting,
+                                  [] {});  // c10d offers no way to end it; the watchdog ends the process
+  auto group_store = c10::make_intrusive<c10d::PrefixStore>(calls->key, store_);
+  try {
+    if (options_.device.is_cuda())
+      return load_cuda_plugin(nullptr)->make_communicator(axis, group.index, group.size(), group_store, watchdog_,
+                                                          calls, options_.timeout);
+    auto connection = std::make_shared<Connection>();
+    connection->group = make_gloo_group(*gloo_device_, group_store, group.index, group.size(), options_.timeout);
+    connection->watchdog = watchdog_;
+    connection->calls = calls;
+    connection->timeout = options_.timeout;
+    return std::make_unique<GlooCommunicator>(axis, group.index, group.size(), std::move(connection));
+  } catch (const std::exception& error) {
+    watchdog_->fail({connecting, -1, true, std::chrono::duration<double>(options_.timeout).count(), error.what()});
+  }
+}
+
+void World::stop(const std::string& reason) noexcept {
+  if (watchdog_) watchdog_->stop(reason);
+}
+
+void World::finish() {
+  if (watchdog_) watchdog_->finish();
+}
+
+}  // namespace conclave

@@ -1,0 +1,100 @@
+#include "cuda/nccl_communicator.h"
+
+#include "comm/shapes.h"
+
+namespace conclave {
+
+using Clock = std::chrono::steady_clock;
+
+NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::intrusive_ptr<c10d::Store> store,
+                                   std::shared_ptr<Watchdog> watchdog, std::shared_ptr<Watchdog::Calls> calls,
+                                   std::chrono::milliseconds timeout)
+    : Communicator(std::move(axis), rank, size),
+      watchdog_(std::move(watchdog)),
+      calls_(std::move(calls)),
+      timeout_(timeout) {
+  auto options = c10d::ProcessGroupNCCL::Options::create();
+  options->timeout = 2 * timeout;  // our watchdog comes first, because it can name the culprit
+  options->group_name = calls_->key;
+  group_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), rank, size, options);
+  supervision_ = watchdog_->supervise([this] { return find_overdue(); });
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  supervision_.reset();
+}
+
+Pending NcclCommunicator::start(const char* name, const std::function<c10::intrusive_ptr<c10d::Work>()>& enqueue) {
+  const Operation operation = watchdog_->call(*calls_, name);
+  c10::intrusive_ptr<c10d::Work> work;
+  try {
+    work = enqueue();
+  } catch (const std::exception& error) {
+    watchdog_->fail({operation, -1, false, 0, error.what()});
+  }
+  std::lock_guard lock(mutex_);
+  while (!in_flight_.empty() && in_flight_.front().work->isCompleted()) in_flight_.pop_front();
+  in_flight_.push_back({work, operation, Clock::now()});
+  return Pending([this, work, operation] {
+    try {
+      work->wait();
+    } catch (const std::exception& error) {
+      watchdog_->fail({operation, -1, false, 0, error.what()});
+    }
+  });
+}
+
+// Asked by the watchdog's thread.
+std::optional<Failure> NcclCommunicator::find_overdue() {
+  std::lock_guard lock(mutex_);
+  while (!in_flight_.empty() && in_flight_.front().work->isCompleted()) in_flight_.pop_front();
+  if (in_flight_.empty()) return {};
+  const auto waited = Clock::now() - in_flight_.front().since;
+  if (waited < timeout_) return {};
+  return Failure{in_flight_.front().operation, -1, true, std::chrono::duration<double>(waited).count(), "time-out"};
+}
+
+Pending NcclCommunicator::all_gather(at::Tensor output, at::Tensor input) {
+  check_parts("all_gather", output, input, size());
+  return start("all_gather", [&] { return group_->_allgather_base(output, input); });
+}
+
+Pending NcclCommunicator::reduce_scatter(at::Tensor output, at::Tensor input) {
+  check_parts("reduce_scatter", input, output, size());
+  return start("reduce_scatter", [&] { return group_->_reduce_scatter_base(output, input); });
+}
+
+Pending NcclCommunicator::all_to_all(at::Tensor output, at::Tensor input, std::vector<int64_t> output_splits,
+                                     std::vector<int64_t> input_splits) {
+  check_splits(output, input, output_splits, input_splits, rank(), size());
+  return start("all_to_all", [&] { return group_->alltoall_base(output, input, output_splits, input_splits); });
+}
+
+Pending NcclCommunicator::all_reduce(at::Tensor tensor, Reduction reduction) {
+  check_whole("all_reduce", tensor);
+  c10d::AllreduceOptions options;
+  options.reduceOp = reduction == Reduction::sum ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
+  return start("all_reduce", [&] {
+    std::vector<at::Tensor> tensors{tensor};
+    return group_->allreduce(tensors, options);
+  });
+}
+
+Pending NcclCommunicator::broadcast(at::Tensor tensor, int root) {
+  check_whole("broadcast", tensor);
+  check_root(root, size());
+  c10d::BroadcastOptions options;
+  options.rootRank = root;
+  return start("broadcast", [&] {
+    std::vector<at::Tensor> tensors{tensor};
+    return group_->broadcast(tensors, options);
+  });
+}
+
+void NcclCommunicator::barrier() {
+  start("barrier", [&] {
+    return group_->barrier();
+  }).wait();  // NCCL's barrier is the one call whose wait blocks the host
+}
+
+}  // namespace conclave

@@ -1,0 +1,35 @@
+// The functions of the plug-in; see CudaPlugin in comm/device.h. Loading this library also registers ATen's CUDA
+// kernels.
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "comm/device.h"
+#include "cuda/nccl_communicator.h"
+
+namespace conclave {
+namespace {
+
+int device_count() {
+  return c10::cuda::device_count();
+}
+
+void use_device(int index) {
+  c10::cuda::set_device(static_cast<c10::DeviceIndex>(index));
+}
+
+std::unique_ptr<Communicator> make_communicator(std::string axis, int rank, int size,
+                                                c10::intrusive_ptr<c10d::Store> store,
+                                                std::shared_ptr<Watchdog> watchdog,
+                                                std::shared_ptr<Watchdog::Calls> calls,
+                                                std::chrono::milliseconds timeout) {
+  return std::make_unique<NcclCommunicator>(std::move(axis), rank, size, std::move(store), std::move(watchdog),
+                                            std::move(calls), timeout);
+}
+
+constexpr CudaPlugin plugin{device_count, use_device, make_communicator};
+
+}  // namespace
+}  // namespace conclave
+
+extern "C" __attribute__((visibility("default"))) const conclave::CudaPlugin* conclave_cuda_plugin() {
+  return &conclave::plugin;
+}

@@ -1,0 +1,111 @@
+// Whom the reports blame. Oracle: stories whose culprit is known.
+#include "comm/diagnosis.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+
+namespace conclave {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const Operation expert_7{"expert/0", "all_to_all", 7};
+const Operation shard_3{"shard/1", "all_gather", 3};
+
+// A rank that waits in `waits_in` (or computes), having called the collectives of `numbers`.
+Observation rank(std::map<std::string, uint64_t> numbers, std::optional<Operation> waits_in = {}) {
+  RankReport report;
+  report.numbers = std::move(numbers);
+  report.waits_in = waits_in;
+  report.last = waits_in ? *waits_in : Operation{"expert/0", "all_to_all", 6};
+  return {report, 0, false};
+}
+
+Observation silent(Observation seen, double seconds) {
+  seen.silent_seconds = seconds;
+  seen.is_silent = true;
+  return seen;
+}
+
+std::vector<int> ranks_of(const std::string& communicator) {
+  return communicator == "expert/0" ? std::vector<int>{0, 1} : std::vector<int>{1, 2};
+}
+
+Failure timed_out(Operation operation, int peer) {
+  return {operation, peer, true, 300, "time-out"};
+}
+
+TEST(Diagnosis, a_silent_rank_is_lost_whatever_else_happened) {
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), silent(rank({{"expert/0", 7}}, expert_7), 5),
+                                       rank({})};
+  EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 0, "reset"}, ranks_of),
+            "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
+  EXPECT_EQ(diagnose(2, ranks, {}, ranks_of),
+            "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
+}
+
+TEST(Diagnosis, all_ranks_of_a_lost_host_are_named) {
+  const std::vector<Observation> ranks{rank({}), silent(rank({}), 6), silent(rank({}), 5), silent({}, 7)};
+  EXPECT_EQ(diagnose(0, ranks, {}, ranks_of), "ranks 1, 2 and 3 are lost: no heartbeat for 5 s");
+}
+
+TEST(Diagnosis, a_rank_that_computes_while_its_group_waits_hangs) {
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}}), rank({})};
+  const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of);
+  EXPECT_THAT(text, HasSubstr("rank 1 hangs: it lives, but for 300 s"));
+  EXPECT_THAT(text, HasSubstr("it was last in no collective, after all_to_all #6 of the expert axis"));
+}
+
+TEST(Diagnosis, the_end_of_a_chain_of_waiting_is_to_blame) {
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7),
+                                       rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3), rank({{"shard/1", 2}})};
+  const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of);
+  EXPECT_THAT(text, HasSubstr("rank 2 hangs"));
+  EXPECT_THAT(text, Not(HasSubstr("rank 1 hangs")));
+}
+
+TEST(Diagnosis, ranks_that_wait_for_each_other_end_the_search) {
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7),
+                                       rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3),
+                                       rank({{"shard/1", 2}}, Operation{"shard/1", "all_gather", 2})};
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of), HasSubstr("rank 1 lives"));
+}
+
+TEST(Diagnosis, everyone_in_the_same_collective_blames_the_network) {
+  const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 7}}, expert_7), rank({})};
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of),
+              HasSubstr("rank 1 lives and is in the same collective, but its data did not arrive"));
+  EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 2, "Connection reset"}, ranks_of),
+            "the connection to rank 1 broke, although that rank lives: Connection reset");
+}
+
+TEST(Diagnosis, a_rank_that_finished_early_is_named) {
+  std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}}), rank({})};
+  ranks[1].report->state = RankState::finished;
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of),
+              HasSubstr("rank 1 has finished, but others wait for it"));
+  EXPECT_THAT(diagnose(0, ranks, {expert_7, 1, false, 2, "closed"}, ranks_of), HasSubstr("rank 1 has finished"));
+}
+
+TEST(RankReport, is_read_as_written) {
+  RankReport report;
+  report.beat = 1234567890123;
+  report.state = RankState::finished;
+  report.waits_in = shard_3;
+  report.last = expert_7;
+  report.numbers = {{"expert/0", 7}, {"shard/1", 3}};
+  const RankReport read = RankReport::decode(report.encode());
+  EXPECT_EQ(read.beat, report.beat);
+  EXPECT_EQ(read.state, RankState::finished);
+  EXPECT_EQ(read.waits_in->text(), "all_gather #3 of the shard axis");
+  EXPECT_EQ(read.last->text(), "all_to_all #7 of the expert axis");
+  EXPECT_EQ(read.numbers, report.numbers);
+  EXPECT_FALSE(RankReport::decode(RankReport{}.encode()).last.has_value());
+  EXPECT_THROW(RankReport::decode("beat many"), InvariantError);
+}
+
+}  // namespace
+}  // namespace conclave
