@@ -1,6 +1,8 @@
 #include "kernels/attention.h"
 
 #include "kernels/check.h"
+#include "kernels/cpu.h"
+#include "kernels/cuda.h"
 
 namespace conclave {
 
@@ -26,6 +28,8 @@ void check_attention(const char* op, const at::Tensor& out_TN, const at::Tensor&
 void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
                        const AttentionShape& shape) {
   check_attention("attention_forward", out_TN, logsumexp_BNS, qkv_TM, shape);
+  if (has_cpu_path(qkv_TM)) return cpu::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
+  if (cuda::has_flash_attention(qkv_TM, shape)) return cuda::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
   reference::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
 }
 
@@ -35,6 +39,10 @@ void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, c
   check_attention(op, out_TN, logsumexp_BNS, qkv_TM, shape);
   check_tensor(op, "grad_out", grad_out_TN, out_TN.sizes(), out_TN.scalar_type());
   check_tensor(op, "grad_qkv", grad_qkv_TM, qkv_TM.sizes(), qkv_TM.scalar_type());
+  if (has_cpu_path(qkv_TM))
+    return cpu::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
+  if (cuda::has_flash_attention(qkv_TM, shape))
+    return cuda::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
   reference::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
 }
 
