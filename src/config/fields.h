@@ -128,7 +128,7 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("moe.moe_z_loss_coeff", job.moe.moe_z_loss_coeff, at_least(0),
                 "strength of the loss that keeps router logits small; 0: none");
   visitor.field("moe.dispatcher", job.moe.dispatcher,
-                Choices<Dispatcher>{{{"all_to_all", Dispatcher::all_to_all}}, {"all_gather"}},
+                Choices<DispatcherKind>{{{"all_to_all", DispatcherKind::all_to_all}}, {"all_gather"}},
                 "how tokens reach the ranks of their experts");
   visitor.field("moe.global_token_shuffle", job.moe.global_token_shuffle, Only{"false", "tokens stay in order"},
                 "shuffles tokens over the ranks of an expert group before routing");

@@ -251,17 +251,31 @@ ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
   return config;
 }
 
+namespace {
+
+json or_null(const std::optional<int64_t>& value) { return value ? json(*value) : json(); }
+
+json eos_token_id(const ModelConfig& config) {
+  if (config.eos_token_ids.empty()) return {};
+  return config.eos_token_ids.size() == 1 ? json(config.eos_token_ids[0]) : json(config.eos_token_ids);
+}
+
+}  // namespace
+
+std::string hugging_face_generation_config_json(const ModelConfig& config) {
+  const json written = {{"bos_token_id", or_null(config.bos_token_id)},
+                        {"eos_token_id", eos_token_id(config)},
+                        {"pad_token_id", or_null(config.pad_token_id)}};
+  return written.dump(2) + "\n";
+}
+
 std::string hugging_face_config_json(const ModelConfig& config, std::string_view dtype) {
-  const auto or_null = [](const std::optional<int64_t>& value) { return value ? json(*value) : json(); };
-  const json eos = config.eos_token_ids.empty()       ? json()
-                   : config.eos_token_ids.size() == 1 ? json(config.eos_token_ids[0])
-                                                      : json(config.eos_token_ids);
   const json written = {
       {"architectures", {"MixtralForCausalLM"}},
       {"attention_dropout", 0.0},
       {"bos_token_id", or_null(config.bos_token_id)},
       {"dtype", dtype},
-      {"eos_token_id", eos},
+      {"eos_token_id", eos_token_id(config)},
       {"head_dim", config.head_dim},
       {"hidden_act", "silu"},
       {"hidden_size", config.hidden_size},

@@ -46,4 +46,7 @@ ModelConfig read_model_config(const std::filesystem::path& file_or_folder);
 // equal. `dtype`: that of the weights beside it, as Transformers names it ("float32", "bfloat16").
 std::string hugging_face_config_json(const ModelConfig& config, std::string_view dtype);
 
+// The generation_config.json of an export: the special tokens that generation needs to know.
+std::string hugging_face_generation_config_json(const ModelConfig& config);
+
 }  // namespace conclave

@@ -1,5 +1,6 @@
 #include "train/compute_precision.h"
 
+#include <ATen/core/ivalue.h>
 #include <ATen/cpu/Utils.h>
 
 #include <chrono>
@@ -10,7 +11,13 @@ namespace conclave {
 namespace {
 
 bool has_fast_bf16(at::Device device) {
-  return device.is_cuda() || at::cpu::is_avx512_bf16_supported() || at::cpu::is_amx_tile_supported();
+  if (device.is_cuda()) return true;
+  const auto capabilities = at::cpu::get_cpu_capabilities();
+  const auto has = [&](const char* name) {
+    const auto found = capabilities.find(name);
+    return found != capabilities.end() && found->second.toBool();
+  };
+  return has("avx512_bf16") || has("amx_bf16");
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ void put_aside(const std::filesystem::path& file) {
   if (!std::filesystem::exists(file) || std::filesystem::file_size(file) == 0) return;
   for (int n = 1;; ++n) {
     std::filesystem::path aside = file;
-    aside += "." + std::to_string(n);
+    aside += fmt::format(".{}", n);
     if (std::filesystem::exists(aside)) continue;
     std::filesystem::rename(file, aside);
     spdlog::info("an earlier run without a checkpoint was here; its metrics are kept as {}", aside.string());
