@@ -1,28 +1,19 @@
 #include "comm/watchdog.h"
 
-#include <fmt/ranges.h>
-
+#include <algorithm>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
-#include <iterator>
 #include <list>
-#include <sstream>
 #include <thread>
 
 #include "base/error.h"
 #include "base/log.h"
+#include "comm/notice_board.h"
 
 namespace conclave {
 namespace {
 
-constexpr const char* verdict_key = "verdict";
-constexpr const char* finished_key = "finished";  // how many ranks have
-constexpr const char* left_key = "left";          // how many ranks read the store no more
-
-std::string report_key(int rank) {
-  return fmt::format("rank/{}", rank);
-}
 std::string first_line(const std::string& text) {
   return text.substr(0, text.find('\n'));
 }
@@ -43,7 +34,7 @@ struct Silence {
 
 struct Watchdog::Shared {
   // Set once.
-  c10::intrusive_ptr<c10d::Store> store;
+  std::unique_ptr<NoticeBoard> board;  // used by the constructor, then by the heart alone
   std::string store_name;
   bool serves_store = false;
   int rank = 0;
@@ -78,28 +69,29 @@ struct Watchdog::Shared {
   double seconds(int beats) const { return std::chrono::duration<double>(options.beat).count() * beats; }
 
   void start(std::chrono::milliseconds timeout) {
-    std::vector<std::string> keys;
-    for (int other = 0; other < world_size; ++other) keys.push_back(report_key(other));
-    std::string error;
     try {
       publish_report();
-      store->wait(keys, timeout);
-      return;
-    } catch (const std::exception& caught) {
-      error = caught.what();
+      if (meet(timeout)) return;
+      if (!adopt_verdict())
+        publish_verdict(fmt::format("{} did not start within {} s", name_ranks(board->ranks_without_report(world_size)),
+                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count()));
+      leave();
+    } catch (const std::exception& error) {
+      conclude(fmt::format("rank 0 is lost: {} is gone ({})", store_name, first_line(error.what())));
     }
-    std::vector<int> missing;
-    try {
-      for (int other = 0; other < world_size; ++other)
-        if (!store->check({keys[other]})) missing.push_back(other);
-    } catch (const std::exception&) {
-      missing.clear();
+    throw PeerLostError(fmt::format("{}; this is rank {} of {}", verdict, rank, world_size));
+  }
+
+  // True when all ranks have come; false if not in time, or if there is a verdict.
+  bool meet(std::chrono::milliseconds timeout) {
+    const auto until = std::chrono::steady_clock::now() + timeout;
+    int64_t started = board->count_started(1);
+    for (auto pause = std::chrono::milliseconds(5); started < world_size; pause = std::min(2 * pause, options.beat)) {
+      if (std::chrono::steady_clock::now() > until || board->verdict()) return false;
+      std::this_thread::sleep_for(pause);
+      started = board->count_started(0);
     }
-    if (missing.empty())
-      throw PeerLostError(fmt::format("rank 0 is lost: {} is gone ({})", store_name, first_line(error)));
-    throw PeerLostError(fmt::format("{} did not start within {} s; this is rank {} of {}", name_ranks(missing),
-                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(), rank,
-                                    world_size));
+    return true;
   }
 
   // ---- the heart: the only thread that talks with the store
@@ -159,10 +151,9 @@ struct Watchdog::Shared {
       announced = calls.size();
     }
     for (const auto& communicator : unannounced)
-      if (communicator->ranks[0] == rank)
-        store->set("ranks/" + communicator->key, fmt::format("{}", fmt::join(communicator->ranks, " ")));
+      if (communicator->ranks[0] == rank) board->write_ranks(communicator->key, communicator->ranks);
     report.beat = ++beat;
-    store->set(report_key(rank), report.encode());
+    board->write_report(rank, report);
   }
 
   bool has_verdict() {
@@ -171,22 +162,22 @@ struct Watchdog::Shared {
   }
 
   bool adopt_verdict() {
-    if (!store->check({verdict_key})) return false;
-    const std::string text = store->get_to_str(verdict_key);
+    const auto standing = board->verdict();
+    if (!standing) return false;
     std::lock_guard lock(mutex);
-    conclude(text);
+    conclude(*standing);
     return true;
   }
 
   // The first verdict stands, for all ranks.
   void publish_verdict(const std::string& text) {
-    const std::string standing = store->compareSet(verdict_key, "", text);
+    const std::string standing = board->write_verdict(text);
     std::lock_guard lock(mutex);
     conclude(standing);
   }
 
   void count_finished() {
-    const int64_t finished = store->add(finished_key, finish_counted ? 0 : 1);
+    const int64_t finished = board->count_finished(finish_counted ? 0 : 1);
     std::lock_guard lock(mutex);
     if (finish_counted) finish_pause = std::min(2 * finish_pause, options.beat);
     finish_counted = true;
@@ -199,11 +190,9 @@ struct Watchdog::Shared {
     const auto now = std::chrono::steady_clock::now();
     if (now - next_rank_seen < options.beat / 2) return false;
     next_rank_seen = now;
-    next_rank.see(read_report((rank + 1) % world_size));
+    next_rank.see(board->report_of((rank + 1) % world_size));
     return next_rank.beats >= options.lost_after_beats;
   }
-
-  RankReport read_report(int of_rank) { return RankReport::decode(store->get_to_str(report_key(of_rank))); }
 
   // Watches all ranks until each has given a sign of life, or been silent for too long; then gives the verdict.
   void examine(const Failure& failure) {
@@ -214,7 +203,7 @@ struct Watchdog::Shared {
       bool all_known = beats > 0;  // each one is alive, or has been silent for too long
       for (int other = 0; other < world_size; ++other) {
         if (other == rank) continue;
-        seen[other].see(read_report(other));
+        seen[other].see(board->report_of(other));
         all_known = all_known && (seen[other].beats == 0 || seen[other].beats >= options.lost_after_failure_beats);
       }
       if (all_known) break;
@@ -228,31 +217,24 @@ struct Watchdog::Shared {
     }
     std::vector<Observation> observations(world_size);
     for (int other = 0; other < world_size; ++other) {
-      observations[other].report = other == rank ? read_report(rank) : seen[other].report;
+      observations[other].report = other == rank ? board->report_of(rank) : seen[other].report;
       observations[other].silent_seconds = seconds(seen[other].beats);
       observations[other].is_silent = seen[other].beats >= options.lost_after_failure_beats;
     }
-    publish_verdict(
-        diagnose(rank, observations, failure, [&](const std::string& communicator) { return ranks_of(communicator); }));
-  }
-
-  std::vector<int> ranks_of(const std::string& communicator) {
-    const std::string key = "ranks/" + communicator;
-    if (!store->check({key})) return {};
-    std::istringstream in(store->get_to_str(key));
-    return {std::istream_iterator<int>(in), {}};
+    publish_verdict(diagnose(rank, observations, failure,
+                             [&](const std::string& communicator) { return board->ranks_of(communicator); }));
   }
 
   // The last word. The one who serves the store stays a little, so that the others can read it.
   void leave() {
     publish_report();
-    int64_t left = store->add(left_key, 1);
+    int64_t gone = board->count_gone(1);
     if (!serves_store) return;
     const auto until = std::chrono::steady_clock::now() + 3 * options.beat;
-    for (auto pause = std::chrono::milliseconds(5); left < world_size && std::chrono::steady_clock::now() < until;
+    for (auto pause = std::chrono::milliseconds(5); gone < world_size && std::chrono::steady_clock::now() < until;
          pause = std::min(2 * pause, options.beat)) {
       std::this_thread::sleep_for(pause);
-      left = store->add(left_key, 0);
+      gone = board->count_gone(0);
     }
   }
 
@@ -301,7 +283,7 @@ Watchdog::Watchdog(c10::intrusive_ptr<c10d::Store> store, std::string store_name
                    int world_size, WatchdogOptions options, std::chrono::milliseconds start_timeout)
     : shared_(std::make_shared<Shared>()) {
   Shared& shared = *shared_;
-  shared.store = std::move(store);
+  shared.board = std::make_unique<NoticeBoard>(std::move(store));
   shared.store_name = std::move(store_name);
   shared.serves_store = serves_store;
   shared.rank = rank;
@@ -375,7 +357,7 @@ void Watchdog::stop(const std::string& reason) noexcept {
   std::unique_lock lock(shared_->mutex);
   if (shared_->state != RankState::running || shared_->all_finished) return;
   shared_->state = RankState::stopped;
-  shared_->reason_to_stop = first_line(reason);
+  shared_->reason_to_stop = reason.empty() ? "no reason given" : first_line(reason);
   shared_->changed.notify_all();
   shared_->changed.wait_for(lock, std::chrono::seconds(3),
                             [&] { return !shared_->verdict.empty() || shared_->heart_ended; });

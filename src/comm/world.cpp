@@ -50,8 +50,9 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
   if (group.size() == 1) return std::make_unique<LocalCommunicator>(axis);
   const auto calls = watchdog_->watch(axis, group.ranks);
   const Operation connecting{calls->key, "connect", 0};
-  const Watchdog::Waiting waiting(*watchdog_, connecting,
-                                  [] {});  // c10d offers no way to end it; the watchdog ends the process
+  // c10d offers no way to end a connecting rank: after a verdict the watchdog ends the process.
+  const Watchdog::Waiting waiting(*watchdog_, connecting, [] {});
+  const auto start = std::chrono::steady_clock::now();
   auto group_store = c10::make_intrusive<c10d::PrefixStore>(calls->key, store_);
   try {
     if (options_.device.is_cuda())
@@ -64,7 +65,8 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
     connection->timeout = options_.timeout;
     return std::make_unique<GlooCommunicator>(axis, group.index, group.size(), std::move(connection));
   } catch (const std::exception& error) {
-    watchdog_->fail({connecting, -1, true, std::chrono::duration<double>(options_.timeout).count(), error.what()});
+    const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
+    watchdog_->fail({connecting, -1, /*timed_out=*/true, waited.count(), error.what()});
   }
 }
 

@@ -148,22 +148,30 @@ TEST(LostRanks, slow_computation_and_early_finish_are_no_failure) {
       quick(std::chrono::seconds(60)));
 }
 
-TEST(LostRanks, ranks_that_never_come_are_named) {
+// A world of three of which one does not come. The one that serves the store is the first to give up.
+TEST(LostRanks, a_rank_that_never_comes_is_named_by_all) {
+  int port = 0;
+  const int listener = testing::detail::listen_on_loopback(&port);
   const auto outcomes = start_ranks(
-      1,
-      [](World& world) {
-        // A world of three, met by one.
+      2,
+      [&](World& world) {
         Process process;
+        process.rank = world.rank();
         process.world_size = process.local_world_size = 3;
         process.master_address = "127.0.0.1";
-        process.store_socket = testing::detail::listen_on_loopback(&process.master_port);
-        WorldOptions options;
-        options.timeout = std::chrono::seconds(2);
-        World lonely(process, options);
+        process.master_port = port;
+        process.store_socket = world.rank() == 0 ? listener : -1;
+        WorldOptions options = quick(std::chrono::seconds(0)).world;
+        options.timeout = std::chrono::seconds(world.rank() == 0 ? 2 : 30);
+        World incomplete(process, options);
       },
       quick(std::chrono::seconds(60)));
-  EXPECT_EQ(outcomes[0].exit_code, exit_peer_lost);
-  EXPECT_THAT(outcomes[0].text, HasSubstr("ranks 1 and 2 did not start within 2 s"));
+  close(listener);
+  for (int rank : {0, 1}) {
+    EXPECT_EQ(outcomes[rank].exit_code, exit_peer_lost);
+    EXPECT_THAT(outcomes[rank].text,
+                HasSubstr("rank 2 did not start within 2 s; this is rank " + std::to_string(rank) + " of 3"));
+  }
 }
 
 }  // namespace
