@@ -61,4 +61,6 @@ function(conclave_use_precompiled_header target)
   endif()
   target_link_libraries(${target} PUBLIC torch_cpu fmt::fmt spdlog::spdlog Threads::Threads)
   target_precompile_headers(${target} REUSE_FROM conclave_precompiled)
+  # A program's sources are compiled as the header was (-fPIC, after CMake's own -fPIE), or the header cannot be used.
+  target_compile_options(${target} PRIVATE -fPIC)
 endfunction()
