@@ -89,6 +89,16 @@ TEST_P(RmsNorm, repeat_gives_the_same_bits) {
   }
 }
 
+// Oracle: Transformers' expression over the kept rstd, each step rounded where it rounds: the same bits.
+TEST_P(RmsNorm, rounds_where_transformers_does) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const Case c = make_case(40, 300, dtype);
+    const Results r = compute(c);
+    const at::Tensor normalized = (c.x.to(at::kFloat) * r.rstd.unsqueeze(1)).to(dtype);
+    expect_identical("y", r.y, c.weight * normalized);
+  }
+}
+
 TEST_P(RmsNorm, does_not_depend_on_threads) {
   const Case c = make_case(3001, 65, at::kFloat);
   expect_same_for_any_threads([&] {
@@ -103,6 +113,14 @@ TEST_P(RmsNorm, keeps_not_a_number) {
   const Results r = compute(c);
   EXPECT_TRUE(r.y[0].isnan().all().item<bool>());
   EXPECT_FALSE(r.y[1].isnan().any().item<bool>());
+}
+
+// Rounding adds to the bits of a float: those of this not-a-number would run over into a zero.
+TEST_P(RmsNorm, every_not_a_number_survives_rounding_to_bf16) {
+  const at::Tensor rstd = at::tensor({0x7fffffff, -1}, at::kInt).view(at::kFloat);
+  at::Tensor y = garbage({2, 21}, at::kBFloat16);
+  rms_norm_repeat(y, at::ones({2, 21}, at::kBFloat16), rstd, at::ones({21}, at::kBFloat16));
+  EXPECT_TRUE(y.isnan().all().item<bool>());
 }
 
 CONCLAVE_SIMD_TESTS(RmsNorm);
