@@ -13,7 +13,7 @@ int64_t row_bytes(const at::Tensor& rows_NH) {
 
 // The bytes [first, first + bytes) of every message as elements of `dtype`.
 at::Tensor field(const at::Tensor& messages_RM, int64_t first, int64_t bytes, at::ScalarType dtype) {
-  return messages_RM.narrow(1, first, bytes).contiguous().view(dtype);
+  return messages_RM.narrow(1, first, bytes).clone(at::MemoryFormat::Contiguous).view(dtype);  // the copy is aligned
 }
 
 // Sum over k, in order, of rows[row_of_choice[:, k]] in the wide dtype; -1 adds nothing.

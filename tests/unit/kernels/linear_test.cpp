@@ -1,0 +1,97 @@
+#include "kernels/linear.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "kernel_test.h"
+
+namespace conclave {
+namespace {
+
+// A matrix inside a larger buffer: `before` elements in front, rows `stride` apart (0: dense), as gradients lie in the
+// flat buffer.
+at::Tensor view_inside(int64_t rows, int64_t columns, int64_t before, int64_t stride, at::ScalarType dtype) {
+  if (stride == 0) stride = columns;
+  const at::Tensor buffer = random_tensor({before + rows * stride + 1}, dtype);
+  return at::as_strided(buffer, {rows, columns}, {stride, 1}, before);
+}
+
+// A product of `terms` terms errs by at most terms * eps of the sum of magnitudes; one rounding to the dtype follows
+// (two where bf16 adds to what is there: oneDNN rounds the product, then the sum). Magnitudes: 5 * 5 a term at the very
+// most.
+Tolerance product_tolerance(int64_t terms, at::ScalarType dtype) {
+  return {2 * rounding(dtype),
+          (terms + 2) * eps_fp32 * 25 + (dtype == at::kBFloat16 ? rounding(dtype) * 5 * std::sqrt(terms) : 0)};
+}
+
+// Oracle: at::matmul in double.
+TEST(Linear, equals_products_in_double) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
+    for (const int64_t rows : {0, 1, 17, 130}) {
+      for (const auto& [n, m] : {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {257, 16}, {64, 128}}) {
+        for (const int64_t gap : {0, 3}) {
+          const at::Tensor x = view_inside(rows, m, 1, m + gap, dtype), w = view_inside(n, m, 5, 0, dtype);
+          const at::Tensor grad_y = view_inside(rows, n, 2, n + gap, dtype);
+          const at::Tensor exact_x = x.to(at::kDouble), exact_w = w.to(at::kDouble),
+                           exact_grad = grad_y.to(at::kDouble);
+
+          at::Tensor y = view_inside(rows, n, 3, n + gap, dtype).fill_(1e30);
+          linear_forward(y, x, w);
+          expect_close("y", y, exact_x.matmul(exact_w.t()), product_tolerance(m, dtype));
+
+          y = view_inside(rows, n, 3, n + gap, dtype);
+          const at::Tensor residual = y.to(at::kDouble).clone();
+          linear_forward_add(y, x, w);
+          expect_close("residual + y", y, residual + exact_x.matmul(exact_w.t()), product_tolerance(m, dtype));
+
+          at::Tensor grad_x = view_inside(rows, m, 3, m + gap, dtype).fill_(1e30);
+          linear_backward_input(grad_x, grad_y, w);
+          expect_close("grad_x", grad_x, exact_grad.matmul(exact_w), product_tolerance(n, dtype));
+
+          const at::ScalarType wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
+          at::Tensor grad_w = view_inside(n, m, 3, 0, wide);
+          const at::Tensor before = grad_w.to(at::kDouble).clone(), product = exact_grad.t().matmul(exact_x);
+          linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/true);
+          expect_close("grad_w added", grad_w, before + product, product_tolerance(rows, dtype));
+          grad_w.fill_(1e30);
+          linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
+          expect_close("grad_w", grad_w, product, product_tolerance(rows, dtype));
+        }
+      }
+    }
+  }
+}
+
+// Written in place: the view still points into the buffer, and its neighbours keep their values.
+TEST(Linear, writes_into_the_views_it_is_given) {
+  const at::Tensor x = random_tensor({9, 6}), grad_y = random_tensor({9, 4});
+  at::Tensor buffer = at::full({2 + 4 * 6 + 2}, 42.0f);
+  const at::Tensor grad_w = buffer.narrow(0, 2, 24).view({4, 6});
+  linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
+  EXPECT_EQ(grad_w.data_ptr<float>(), buffer.data_ptr<float>() + 2);
+  expect_close("inside", buffer.narrow(0, 2, 24).view({4, 6}), grad_y.t().matmul(x), {0, 11 * eps_fp32 * 25});
+  for (const int64_t outside : {0, 1, 26, 27}) EXPECT_EQ(buffer[outside].item<float>(), 42.0f);
+}
+
+TEST(Linear, no_rows_leave_or_zero_the_weight_gradient) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({0, 6}, dtype), grad_y = random_tensor({0, 4}, dtype);
+    at::Tensor grad_w = at::full({4, 6}, 42.0f);
+    linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/true);
+    EXPECT_TRUE(grad_w.eq(42).all().item<bool>());
+    linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
+    EXPECT_TRUE(grad_w.eq(0).all().item<bool>());
+  }
+}
+
+TEST(LinearEntry, refuses_what_does_not_fit) {
+  at::Tensor y = at::zeros({3, 4});
+  EXPECT_THROW(linear_forward(y, at::zeros({3, 5}), at::zeros({4, 6})), InvariantError);
+  EXPECT_THROW(linear_forward(y, at::zeros({2, 5}), at::zeros({4, 5})), InvariantError);
+  EXPECT_THROW(linear_forward(y, at::zeros({3, 5}), at::zeros({4, 5}, at::kBFloat16)), InvariantError);
+  EXPECT_THROW(linear_forward(y, at::zeros({5, 3}).t(), at::zeros({4, 5})), InvariantError);
+  EXPECT_THROW(linear_backward_weight(at::zeros({4, 5}, at::kBFloat16), y, at::zeros({3, 5}), true), InvariantError);
+}
+
+}  // namespace
+}  // namespace conclave
