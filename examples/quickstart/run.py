@@ -23,7 +23,7 @@ TOKENIZER = f"{RUNS}/tokenizer"
 DATA = f"{RUNS}/data/stdlib"
 TRAINING = f"{RUNS}/training"
 EXPORT = f"{RUNS}/export"
-VOCABULARY = 2048  # that of examples/quickstart/model/config.json
+VOCABULARY = 512  # that of examples/quickstart/model/config.json
 PROMPT = "def "
 
 

@@ -33,11 +33,6 @@ std::vector<std::string> command_of_a_rank() {
   return command;
 }
 
-std::string first_word(const std::string& text) {
-  // Errors that hold several mistakes begin each with the word already.
-  return text.starts_with("error:") ? "" : "error: ";
-}
-
 }  // namespace
 
 void add_job_options(CLI::App& command, JobOptions& options) {
@@ -57,7 +52,7 @@ int report_error(const std::exception& error, bool print) {
   int code = exit_failure;
   if (dynamic_cast<const UserError*>(&error)) code = exit_user_error;
   if (dynamic_cast<const PeerLostError*>(&error)) code = exit_peer_lost;
-  if (print) std::cerr << first_word(error.what()) << error.what() << std::endl;
+  if (print) std::cerr << "error: " << error.what() << std::endl;
   return code;
 }
 
@@ -81,7 +76,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     options.timeout = std::chrono::seconds(checked.job.run.timeout_seconds);
     world.emplace(process, options);
     ParallelJob job(std::move(checked), *world);
-    spdlog::info("{}", describe(job.layout()));
+    spdlog::info("layout of {} ranks\n{}", job.layout().world_size(), describe(job.layout()));
     body(job);
     world->finish();
     return exit_success;

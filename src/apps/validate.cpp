@@ -28,7 +28,7 @@ void add_validate(CLI::App& app, int& exit_code) {
       SampleStream(set, job.data.sequence_length, static_cast<uint64_t>(job.run.seed), Order::in_order);
     }
     if (options->quiet) return;
-    std::cout << print_job(job) << "\n# layout: " << describe(checked.layout) << "\n# micro-steps per step: " << checked.micro_steps << std::endl;
+    std::cout << print_job(job) << "\n" << describe(checked.layout) << "\nmicro-steps per step: " << checked.micro_steps << std::endl;
   });
   (void)exit_code;  // a mistake leaves by an exception
 }

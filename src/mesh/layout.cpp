@@ -147,7 +147,7 @@ std::string describe(const Layout& layout) {
   const int share = degree(Axis::expert_shard) * degree(Axis::expert);
   return fmt::format(
       "dense parameters:  replica {} x shard {} = {} ranks; each rank holds 1/{}\n"
-      "expert parameters: expert_replica {} x expert_shard {} x expert {} = {} ranks; each rank holds 1/{}\n",
+      "expert parameters: expert_replica {} x expert_shard {} x expert {} = {} ranks; each rank holds 1/{}",
       degree(Axis::replica), degree(Axis::shard), degree(Axis::replica) * degree(Axis::shard), degree(Axis::shard),
       degree(Axis::expert_replica), degree(Axis::expert_shard), degree(Axis::expert),
       degree(Axis::expert_replica) * share, share);

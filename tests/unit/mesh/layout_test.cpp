@@ -176,7 +176,7 @@ TEST(Layout, of_the_reference_job) {
   EXPECT_EQ(layout.group(Axis::expert_shard, 35).index, 1);
   EXPECT_EQ(describe(layout),
             "dense parameters:  replica 2 x shard 32 = 64 ranks; each rank holds 1/32\n"
-            "expert parameters: expert_replica 2 x expert_shard 16 x expert 2 = 64 ranks; each rank holds 1/32\n");
+            "expert parameters: expert_replica 2 x expert_shard 16 x expert 2 = 64 ranks; each rank holds 1/32");
 }
 
 TEST(Layout, shard_degree_zero_is_the_whole_world) {
