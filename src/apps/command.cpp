@@ -37,14 +37,17 @@ std::vector<std::string> command_of_a_rank() {
 
 void add_job_options(CLI::App& command, JobOptions& options) {
   command.add_option("job", options.file, "the job file (YAML or JSON)")->required();
-  command.add_option("--set", options.overrides, "a key of the job with another value: section.key=value; may be repeated")
+  command
+      .add_option("--set", options.overrides, "a key of the job with another value: section.key=value; may be repeated")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
 }
 
 void add_ranks_option(CLI::App& command, int& ranks) {
-  command.add_option("--ranks", ranks, "start this many ranks on this machine (with torchrun); without it this process is the only rank, "
-                                       "or the one that torchrun, srun or mpirun made it")
+  command
+      .add_option("--ranks", ranks,
+                  "start this many ranks on this machine (with torchrun); without it this process is the only rank, "
+                  "or the one that torchrun, srun or mpirun made it")
       ->check(CLI::Range(1, 1024));
 }
 
@@ -81,7 +84,8 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     world->finish();
     return exit_success;
   } catch (const std::exception& error) {
-    // A mistake that every rank finds is printed by rank 0 alone; one that a single rank finds reaches rank 0 by stop().
+    // A mistake that every rank finds is printed by rank 0 alone; one that a single rank finds reaches rank 0 by
+    // stop().
     if (world) world->stop(error.what());
     return report_error(error, process.rank == 0);
   }

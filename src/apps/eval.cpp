@@ -6,11 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/command.h"
+#include "apps/parameter_source.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "config/job_check.h"
 #include "data/bigram_model.h"
-#include "apps/parameter_source.h"
 #include "train/evaluation.h"
 
 namespace conclave {
@@ -18,7 +18,8 @@ namespace {
 
 void print_result(const EvaluationResult& result, const std::optional<NgramCrossEntropy>& ngram, bool json) {
   if (json) {
-    nlohmann::ordered_json object = {{"validation_loss", result.lm_loss}, {"aux_loss", result.aux_loss}, {"targets", result.targets}};
+    nlohmann::ordered_json object = {
+        {"validation_loss", result.lm_loss}, {"aux_loss", result.aux_loss}, {"targets", result.targets}};
     if (ngram) {
       object["unigram_cross_entropy"] = ngram->unigram;
       object["bigram_cross_entropy"] = ngram->bigram;
@@ -43,7 +44,8 @@ void add_eval(CLI::App& app, int& exit_code) {
     bool json = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("eval", "the loss on the whole validation set (validation.batches does not count here)");
+  CLI::App* command =
+      app.add_subcommand("eval", "the loss on the whole validation set (validation.batches does not count here)");
   add_job_options(*command, options->job);
   add_source_options(*command, options->source);
   add_ranks_option(*command, options->ranks);

@@ -17,7 +17,8 @@ void add_export(CLI::App& app, int& exit_code) {
     int ranks = 1;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("export", "write a checkpoint as a Hugging Face folder that Transformers loads");
+  CLI::App* command =
+      app.add_subcommand("export", "write a checkpoint as a Hugging Face folder that Transformers loads");
   add_job_options(*command, options->job);
   add_source_options(*command, options->source);
   command->add_option("--output", options->output, "the folder to write (default: export in run.output_dir)");

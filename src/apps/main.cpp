@@ -7,14 +7,17 @@
 int main(int argc, char** argv) {
   using namespace conclave;
   CLI::App app{
-      "Conclave pre-trains Mixtral-class mixture-of-experts models over many ranks: experts divided (expert parallelism), everything else "
+      "Conclave pre-trains Mixtral-class mixture-of-experts models over many ranks: experts divided (expert "
+      "parallelism), everything else "
       "sharded (sharded and hybrid data parallelism).\n\n"
       "First steps:  conclave validate job.yaml        is the job right?\n"
       "              conclave train job.yaml --ranks 2  train on two ranks of this machine\n"};
   app.name("conclave");
   app.set_version_flag("--version", CONCLAVE_VERSION);
   app.require_subcommand(1);
-  app.footer("conclave COMMAND --help explains a command. Exit codes: 0 done, 1 failure, 2 a mistake in the input, 3 another rank is lost.");
+  app.footer(
+      "conclave COMMAND --help explains a command. Exit codes: 0 done, 1 failure, 2 a mistake in the input, 3 another "
+      "rank is lost.");
 
   int exit_code = exit_success;
   add_train(app, exit_code);

@@ -8,8 +8,10 @@
 namespace conclave {
 
 void add_source_options(CLI::App& command, ParameterSource& source) {
-  auto* checkpoint = command.add_option("--checkpoint", source.checkpoint, "a checkpoint folder (default: the newest of run.output_dir)");
-  command.add_option("--hugging-face", source.hugging_face, "a Hugging Face checkpoint folder instead")->excludes(checkpoint);
+  auto* checkpoint = command.add_option("--checkpoint", source.checkpoint,
+                                        "a checkpoint folder (default: the newest of run.output_dir)");
+  command.add_option("--hugging-face", source.hugging_face, "a Hugging Face checkpoint folder instead")
+      ->excludes(checkpoint);
 }
 
 void load_from(ParallelJob& job, const ParameterSource& source) {
@@ -22,8 +24,9 @@ void load_from(ParallelJob& job, const ParameterSource& source) {
   if (checkpoint.empty()) {
     const auto newest = newest_checkpoint(checkpoints_folder(job.job()));
     if (!newest)
-      user_error("{} holds no checkpoint. Train with checkpoint.every > 0, or name one by --checkpoint or --hugging-face.",
-                 checkpoints_folder(job.job()).string());
+      user_error(
+          "{} holds no checkpoint. Train with checkpoint.every > 0, or name one by --checkpoint or --hugging-face.",
+          checkpoints_folder(job.job()).string());
     checkpoint = *newest;
   }
   const TrainingPosition position = load_parameters(job, checkpoint);

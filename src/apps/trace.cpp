@@ -14,28 +14,36 @@ void add_trace(CLI::App& app, int& exit_code) {
     int ranks = 1;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("trace", "write what a model computes for given tokens, to hold it against another implementation");
+  CLI::App* command = app.add_subcommand(
+      "trace", "write what a model computes for given tokens, to hold it against another implementation");
   command->add_option("--model", options->request.model, "a Hugging Face checkpoint folder")->required();
-  command->add_option("--tokens", options->request.tokens,
-                      "a safetensors file with input_ids and labels, int64 [B,S]; labels are shifted already, -100 is ignored")
+  command
+      ->add_option(
+          "--tokens", options->request.tokens,
+          "a safetensors file with input_ids and labels, int64 [B,S]; labels are shifted already, -100 is ignored")
       ->required();
-  command->add_option("--out", options->request.out,
-                      "the safetensors file to write: logits [B,S,V], lm_loss, aux_loss, z_loss; fp32")
+  command
+      ->add_option("--out", options->request.out,
+                   "the safetensors file to write: logits [B,S,V], lm_loss, aux_loss, z_loss; fp32")
       ->required();
-  command->add_flag("--grads", options->request.gradients,
-                    "also grad.<name on disk> of lm_loss + router_aux_loss_coef x aux_loss (+ moe_z_loss_coeff x z_loss)");
+  command->add_flag(
+      "--grads", options->request.gradients,
+      "also grad.<name on disk> of lm_loss + router_aux_loss_coef x aux_loss (+ moe_z_loss_coeff x z_loss)");
   command->add_option("--set", options->overrides, "a key of the job: section.key=value; may be repeated")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
   add_ranks_option(*command, options->ranks);
   command->footer(
-      "Computes in fp32 on the CPU, without jitter, unless --set precision.compute, run.device or moe.router_jitter_noise say otherwise. Any layout: the batch is "
-      "divided over the ranks.\n\nconclave trace --model DIR --tokens tokens.safetensors --out trace.safetensors --grads --ranks 2 --set "
+      "Computes in fp32 on the CPU, without jitter, unless --set precision.compute, run.device or "
+      "moe.router_jitter_noise say otherwise. Any layout: the batch is "
+      "divided over the ranks.\n\nconclave trace --model DIR --tokens tokens.safetensors --out trace.safetensors "
+      "--grads --ranks 2 --set "
       "parallel.expert_parallel_degree=2");
   command->callback([options, &exit_code] {
     const auto read = [options] {
       std::vector<std::string> overrides = {"precision.compute=fp32", "run.device=cpu", "moe.router_jitter_noise=0",
-                                            "data.sequence_length=1", "model.config=" + options->request.model.string()};
+                                            "data.sequence_length=1",
+                                            "model.config=" + options->request.model.string()};
       overrides.insert(overrides.end(), options->overrides.begin(), options->overrides.end());
       return job_from_overrides(overrides);
     };

@@ -18,7 +18,8 @@ void add_train(CLI::App& app, int& exit_code) {
   add_ranks_option(*command, options->ranks);
   command->footer(
       "One machine:    conclave train job.yaml --ranks 2\n"
-      "Many machines:  torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python conclave train job.yaml\n"
+      "Many machines:  torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
+      "--no-python conclave train job.yaml\n"
       "                srun conclave train job.yaml\n\n"
       "The same command again goes on from the newest checkpoint of run.output_dir.\n\n"
       "The job file\n\n" +

@@ -14,21 +14,24 @@ void add_validate(CLI::App& app, int& exit_code) {
     bool quiet = false;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("validate", "check a job file, its model, its data and its layout, and print the resolved job");
+  CLI::App* command = app.add_subcommand(
+      "validate", "check a job file, its model, its data and its layout, and print the resolved job");
   add_job_options(*command, options->job);
   command->add_option("--world", options->world, "the number of ranks the job is for")->check(CLI::Range(1, 1 << 20));
   command->add_flag("--quiet", options->quiet, "print nothing when the job is right");
   command->callback([options] {
     const CheckedJob checked = check_job(read_job(options->job.file, options->job.overrides), options->world);
     const Job& job = checked.job;
-    for (const std::filesystem::path& prefix : {job.data.train, job.data.validation.value_or(std::filesystem::path())}) {
+    for (const std::filesystem::path& prefix :
+         {job.data.train, job.data.validation.value_or(std::filesystem::path())}) {
       if (prefix.empty()) continue;
       auto set = std::make_shared<const IndexedTokens>(prefix, checked.model.vocab_size);
       set->check_vocabulary(checked.model.vocab_size);
       SampleStream(set, job.data.sequence_length, static_cast<uint64_t>(job.run.seed), Order::in_order);
     }
     if (options->quiet) return;
-    std::cout << print_job(job) << "\n" << describe(checked.layout) << "\nmicro-steps per step: " << checked.micro_steps << std::endl;
+    std::cout << print_job(job) << "\n"
+              << describe(checked.layout) << "\nmicro-steps per step: " << checked.micro_steps << std::endl;
   });
   (void)exit_code;  // a mistake leaves by an exception
 }

@@ -1,4 +1,5 @@
-// Files and folders that appear whole or not at all: written aside under a temporary name, flushed to the disk, then renamed.
+// Files and folders that appear whole or not at all: written aside under a temporary name, flushed to the disk, then
+// renamed.
 #pragma once
 
 #include <filesystem>

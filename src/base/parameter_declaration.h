@@ -1,4 +1,5 @@
-// A parameter as a model declares it, before anything is allocated. Models declare, sharding allocates: neither knows the other.
+// A parameter as a model declares it, before anything is allocated. Models declare, sharding allocates: neither knows
+// the other.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +19,10 @@ struct ParameterDeclaration {
   std::string name;
   std::vector<int64_t> shape;  // global
   ParameterKind kind = ParameterKind::dense;
-  float init_mean = 0.0f;  // initial values are normal(init_mean, init_std), a pure function of (seed, name, element index)
-  float init_std = 0.0f;   // 0: every element is init_mean
-  bool decay = true;       // whether AdamW's weight decay applies
+  float init_mean =
+      0.0f;  // initial values are normal(init_mean, init_std), a pure function of (seed, name, element index)
+  float init_std = 0.0f;  // 0: every element is init_mean
+  bool decay = true;      // whether AdamW's weight decay applies
 
   int64_t numel() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
 };

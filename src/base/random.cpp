@@ -17,11 +17,15 @@ std::array<uint32_t, 4> philox_block(uint64_t seed, uint64_t stream, uint64_t bl
 }
 
 // Uniform in (0, 1), never 0, so that its logarithm is finite.
-float open_uniform(uint32_t word) { return (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f; }
+float open_uniform(uint32_t word) {
+  return (static_cast<float>(word >> 8) + 0.5f) * 0x1p-24f;
+}
 
 }  // namespace
 
-uint64_t random_stream(std::string_view name) { return XXH3_64bits(name.data(), name.size()); }
+uint64_t random_stream(std::string_view name) {
+  return XXH3_64bits(name.data(), name.size());
+}
 
 void fill_normal(std::span<float> out, uint64_t seed, uint64_t stream, uint64_t begin, float mean, float std) {
   uint64_t index = begin;

@@ -253,7 +253,9 @@ ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
 
 namespace {
 
-json or_null(const std::optional<int64_t>& value) { return value ? json(*value) : json(); }
+json or_null(const std::optional<int64_t>& value) {
+  return value ? json(*value) : json();
+}
 
 json eos_token_id(const ModelConfig& config) {
   if (config.eos_token_ids.empty()) return {};

@@ -88,20 +88,28 @@ class CountingAllocator final : public c10::Allocator {
 
 const char* name_of(MemoryCategory category) {
   static constexpr std::array<const char*, memory_categories> names = {
-      "parameters",  "moments",  "gradients", "unsharded_parameters", "unsharded_gradients",
-      "activations", "dispatch", "logits",    "workspace"};
+      "parameters", "moments", "gradients", "unsharded_parameters", "unsharded_gradients", "activations",
+      "dispatch",   "logits",  "workspace"};
   return names[static_cast<int>(category)];
 }
 
-MemoryScope::MemoryScope(MemoryCategory category) : outer_(current_category) { current_category = category; }
-MemoryScope::~MemoryScope() { current_category = outer_; }
+MemoryScope::MemoryScope(MemoryCategory category) : outer_(current_category) {
+  current_category = category;
+}
+MemoryScope::~MemoryScope() {
+  current_category = outer_;
+}
 
 void install_counting_allocator() {
   static CountingAllocator allocator;
   c10::SetCPUAllocator(&allocator, /*priority=*/1);
 }
 
-MemoryReport memory_report() { return account().report(); }
-void reset_memory_peaks() { account().reset(); }
+MemoryReport memory_report() {
+  return account().report();
+}
+void reset_memory_peaks() {
+  account().reset();
+}
 
 }  // namespace conclave

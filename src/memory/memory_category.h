@@ -1,5 +1,5 @@
-// Accounting of tensor memory: every byte ATen allocates is counted under the category in force where it was allocated, and leaves the account when
-// it is freed, wherever that happens. The planner predicts the same categories.
+// Accounting of tensor memory: every byte ATen allocates is counted under the category in force where it was allocated,
+// and leaves the account when it is freed, wherever that happens. The planner predicts the same categories.
 #pragma once
 
 #include <array>
@@ -43,8 +43,8 @@ struct MemoryUse {
 
 struct MemoryReport {
   MemoryUse now;
-  MemoryUse at_peak;  // the categories at the moment of the highest total
-  MemoryUse peak_of;  // each category's own highest; total is the highest total
+  MemoryUse at_peak;              // the categories at the moment of the highest total
+  MemoryUse peak_of;              // each category's own highest; total is the highest total
   int64_t large_allocations = 0;  // blocks of 1 MiB and more asked of the system since the last reset
 };
 

@@ -1,5 +1,5 @@
-// The head: final norm, vocabulary projection and cross-entropy, in chunks of tokens. A chunk's logits become its gradient where they lie, so [T,V] never
-// exists, forward or backward.
+// The head: final norm, vocabulary projection and cross-entropy, in chunks of tokens. A chunk's logits become its
+// gradient where they lie, so [T,V] never exists, forward or backward.
 #pragma once
 
 #include "base/gradient.h"
@@ -19,9 +19,11 @@ struct HeadGradients {
 
 class MixtralHead {
  public:
-  MixtralHead(const ModelConfig& config, int64_t chunk_tokens) : eps_(config.rms_norm_eps), chunk_tokens_(chunk_tokens) {}
+  MixtralHead(const ModelConfig& config, int64_t chunk_tokens)
+      : eps_(config.rms_norm_eps), chunk_tokens_(chunk_tokens) {}
 
-  // Sum of the cross-entropies of all targets. hidden [T,H] becomes, in place, the gradient of scale x that sum with respect to itself.
+  // Sum of the cross-entropies of all targets. hidden [T,H] becomes, in place, the gradient of scale x that sum with
+  // respect to itself.
   double loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_T, double scale, const HeadWeights& weights,
                              HeadGradients gradients) const;
   double loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const;

@@ -1,6 +1,5 @@
 #include "model/mixtral_layer.h"
 
-
 #include "base/random.h"
 #include "kernels/linear.h"
 #include "kernels/rms_norm.h"
@@ -13,8 +12,8 @@ MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, Dispatcher&
     : config_(config), index_(index), dispatcher_(dispatcher), options_(options) {}
 
 AttentionShape MixtralLayer::attention_shape(const MicroBatch& batch) const {
-  return {batch.batch, batch.sequence, config_.num_attention_heads, config_.num_key_value_heads, config_.head_dim,
-          config_.sliding_window};
+  return {batch.batch,      batch.sequence,        config_.num_attention_heads, config_.num_key_value_heads,
+          config_.head_dim, config_.sliding_window};
 }
 
 void MixtralLayer::compute_attention(const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
@@ -43,8 +42,8 @@ void MixtralLayer::apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) c
   const uint64_t stream = random_stream("router_jitter." + std::to_string(index_));
   for (int64_t b = 0; b < batch.batch; ++b)
     fill_uniform({noise[b].data_ptr<float>(), static_cast<size_t>(elements)}, options_.seed, stream,
-                 static_cast<uint64_t>(batch.sample_of_B.at(b)) * elements, static_cast<float>(1.0 - options_.jitter_noise),
-                 static_cast<float>(1.0 + options_.jitter_noise));
+                 static_cast<uint64_t>(batch.sample_of_B.at(b)) * elements,
+                 static_cast<float>(1.0 - options_.jitter_noise), static_cast<float>(1.0 + options_.jitter_noise));
   normed_TH.mul_(noise.view(normed_TH.sizes()).to(normed_TH.options()));
 }
 
@@ -63,11 +62,13 @@ at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const Micro
   {
     at::Tensor normed_TH = at::empty_like(state.hidden_TH);
     state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
-    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H, config_.rms_norm_eps);
+    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H,
+                     config_.rms_norm_eps);
     if (mode == Mode::training) apply_jitter(normed_TH, batch);
     compute_dispatch(weights, normed_TH, state);
   }
-  ExpertOutput output = experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI});
+  ExpertOutput output =
+      experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI});
   state.gate_up_RJ = std::move(output.gate_up_RJ);
   MemoryScope scope(MemoryCategory::activations);
   return dispatcher_.combine(state.plan, state.hidden_TH, std::move(output.row_RH));
@@ -101,8 +102,8 @@ at::Tensor MixtralLayer::evaluate(const LayerWeights& weights, at::Tensor input_
 }
 
 at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gradients, at::Tensor grad_TH,
-                                  const MicroBatch& batch, const RotaryTable& rotary, const RouterLossGradient& router_loss,
-                                  LayerState state) const {
+                                  const MicroBatch& batch, const RotaryTable& rotary,
+                                  const RouterLossGradient& router_loss, LayerState state) const {
   if (!state.qkv_TM.defined()) compute_attention(weights, batch, rotary, state);
 
   // The expert block's input, once more.
@@ -111,12 +112,14 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
     rms_norm_repeat(normed_TH, state.hidden_TH, state.hidden_rstd_T, weights.post_attention_norm_H);
   } else {
     state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
-    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H, config_.rms_norm_eps);
+    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H,
+                     config_.rms_norm_eps);
   }
   apply_jitter(normed_TH, batch);
   if (!state.rows.row_RH.defined()) compute_dispatch(weights, normed_TH, state);
   const ExpertWeights experts{weights.gate_up_LJH, weights.down_LHI};
-  if (!state.gate_up_RJ.defined()) state.gate_up_RJ = experts_gate_up(state.rows.row_RH, state.plan.rows_per_expert, experts);
+  if (!state.gate_up_RJ.defined())
+    state.gate_up_RJ = experts_gate_up(state.rows.row_RH, state.plan.rows_per_expert, experts);
 
   // Experts and their routing.
   DispatchGradient grad_dispatch;

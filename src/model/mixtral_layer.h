@@ -1,5 +1,6 @@
-// One decoder layer of Mixtral: attention and a mixture-of-experts block, each on a normalized input and added to the residual stream. Forward and
-// backward are explicit; what lies between them is LayerState, and a recomputation policy is which of its fields are kept.
+// One decoder layer of Mixtral: attention and a mixture-of-experts block, each on a normalized input and added to the
+// residual stream. Forward and backward are explicit; what lies between them is LayerState, and a recomputation policy
+// is which of its fields are kept.
 #pragma once
 
 #include "config/job.h"
@@ -51,19 +52,22 @@ class MixtralLayer {
   MixtralLayer(const ModelConfig& config, int64_t index, Dispatcher& dispatcher, LayerOptions options);
 
   // The output [T,H]. `state` receives what backward needs, by policy; `statistics` what balancing needs.
-  at::Tensor forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch, const RotaryTable& rotary,
-                     LayerState& state, RoutingStatistics& statistics) const;
+  at::Tensor forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
+                     const RotaryTable& rotary, LayerState& state, RoutingStatistics& statistics) const;
   // The output alone, without jitter, keeping nothing.
-  at::Tensor evaluate(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch, const RotaryTable& rotary,
-                      RoutingStatistics& statistics) const;
+  at::Tensor evaluate(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
+                      const RotaryTable& rotary, RoutingStatistics& statistics) const;
   // grad [T,H] with respect to the output becomes, in place, the gradient with respect to the input, and is returned.
-  at::Tensor backward(const LayerWeights& weights, LayerGradients gradients, at::Tensor grad_TH, const MicroBatch& batch,
-                      const RotaryTable& rotary, const RouterLossGradient& router_loss, LayerState state) const;
+  at::Tensor backward(const LayerWeights& weights, LayerGradients gradients, at::Tensor grad_TH,
+                      const MicroBatch& batch, const RotaryTable& rotary, const RouterLossGradient& router_loss,
+                      LayerState state) const;
 
  private:
   enum class Mode { training, evaluation };
-  at::Tensor run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary, LayerState& state) const;
-  void compute_attention(const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary, LayerState& state) const;
+  at::Tensor run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
+                 LayerState& state) const;
+  void compute_attention(const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
+                         LayerState& state) const;
   void compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const;
   void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
   AttentionShape attention_shape(const MicroBatch& batch) const;

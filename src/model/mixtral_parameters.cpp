@@ -29,14 +29,16 @@ std::vector<UnitDeclaration> declare_mixtral(const ModelConfig& config) {
     const std::string name = fmt::format("layers.{}", layer);
     units.push_back(
         {name,
-         {norm(config, name + ".input_norm"), matrix(config, name + ".attention.qkv", {query_rows + 2 * key_rows, hidden}),
+         {norm(config, name + ".input_norm"),
+          matrix(config, name + ".attention.qkv", {query_rows + 2 * key_rows, hidden}),
           matrix(config, name + ".attention.output", {hidden, query_rows}), norm(config, name + ".post_attention_norm"),
           matrix(config, name + ".router", {experts, hidden}),
           matrix(config, name + ".experts.gate_up", {experts, 2 * intermediate, hidden}, ParameterKind::expert),
           matrix(config, name + ".experts.down", {experts, hidden, intermediate}, ParameterKind::expert)}});
   }
   units.push_back({"head", {norm(config, "norm")}});
-  if (!config.tie_word_embeddings) units.back().parameters.push_back(matrix(config, "lm_head", {config.vocab_size, hidden}));
+  if (!config.tie_word_embeddings)
+    units.back().parameters.push_back(matrix(config, "lm_head", {config.vocab_size, hidden}));
   return units;
 }
 

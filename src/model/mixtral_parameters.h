@@ -1,5 +1,5 @@
-// The parameters of a Mixtral, unit by unit, under Conclave's own names. Projections that are always used together are one parameter: query, key and
-// value rows in `qkv`, gate and up rows of each expert in `gate_up`.
+// The parameters of a Mixtral, unit by unit, under Conclave's own names. Projections that are always used together are
+// one parameter: query, key and value rows in `qkv`, gate and up rows of each expert in `gate_up`.
 #pragma once
 
 #include <vector>

@@ -10,7 +10,8 @@
 namespace conclave {
 namespace {
 
-// Received rows lie by (source rank, expert); experts want (expert, source rank). received[p * L + l]: rows of expert l from rank p.
+// Received rows lie by (source rank, expert); experts want (expert, source rank). received[p * L + l]: rows of expert l
+// from rank p.
 void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int64_t local, at::Device device) {
   const int64_t rows = plan.received_rows();
   std::vector<int64_t> arrival_begin(static_cast<size_t>(ranks * local));
@@ -74,11 +75,12 @@ at::Tensor AllToAllDispatcher::exchange(const DispatchPlan& plan, Direction dire
   return arrived;
 }
 
-ExpertRows AllToAllDispatcher::dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK) {
+ExpertRows AllToAllDispatcher::dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
+                                        const at::Tensor& weight_TK) {
   MemoryScope scope(MemoryCategory::dispatch);
   const int64_t hidden = token_TH.size(1);
-  at::Tensor messages = at::empty({plan.sent_rows(), message_bytes(hidden, token_TH.scalar_type())},
-                                  token_TH.options().dtype(at::kByte));
+  at::Tensor messages =
+      at::empty({plan.sent_rows(), message_bytes(hidden, token_TH.scalar_type())}, token_TH.options().dtype(at::kByte));
   pack_rows(messages, token_TH, plan.token_of_row_R, weight_TK, plan.choice_of_row_R);
   messages = exchange(plan, Direction::to_experts, std::move(messages));
   ExpertRows rows{at::empty({plan.received_rows(), hidden}, token_TH.options()),

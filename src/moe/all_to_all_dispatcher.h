@@ -1,5 +1,6 @@
-// The dispatcher of expert degree > 1: one message per peer and direction. A row travels packed with its routing weight (kernels/permute.h); expert
-// outputs and their gradients travel bare, because the weight is applied inside the experts.
+// The dispatcher of expert degree > 1: one message per peer and direction. A row travels packed with its routing weight
+// (kernels/permute.h); expert outputs and their gradients travel bare, because the weight is applied inside the
+// experts.
 #pragma once
 
 #include "moe/dispatcher.h"

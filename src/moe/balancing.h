@@ -1,9 +1,10 @@
-// The balancing losses of one micro-step, over the tokens of all ranks and all layers: a layout must not change the balancing strength.
+// The balancing losses of one micro-step, over the tokens of all ranks and all layers: a layout must not change the
+// balancing strength.
 //
-// Aux loss as Transformers 5 computes it (after Fedus et al., "Switch Transformers", 2022, equations 4 to 6): aux = E * sum_e (count_e / N) (probability_e
-// / N), where count_e is the number of choices that fell on expert e, probability_e the sum of its probabilities, both over all N = layers x tokens rows;
-// one product for all layers together. Uniform routing gives top_k.
-// z-loss (Zoph et al., "ST-MoE", 2022): the mean over the N rows of logsumexp(logits)^2.
+// Aux loss as Transformers 5 computes it (after Fedus et al., "Switch Transformers", 2022, equations 4 to 6): aux = E *
+// sum_e (count_e / N) (probability_e / N), where count_e is the number of choices that fell on expert e, probability_e
+// the sum of its probabilities, both over all N = layers x tokens rows; one product for all layers together. Uniform
+// routing gives top_k. z-loss (Zoph et al., "ST-MoE", 2022): the mean over the N rows of logsumexp(logits)^2.
 #pragma once
 
 #include <vector>
@@ -15,10 +16,10 @@ namespace conclave {
 
 // The statistics of all ranks, and what follows from them.
 struct Balance {
-  at::Tensor count_LE;      // double, CPU: choices that fell on each expert, by layer
-  int64_t tokens = 0;       // of all ranks in this micro-step
-  double aux_loss = 0;      // without its coefficient
-  double z_loss = 0;        // without its coefficient
+  at::Tensor count_LE;        // double, CPU: choices that fell on each expert, by layer
+  int64_t tokens = 0;         // of all ranks in this micro-step
+  double aux_loss = 0;        // without its coefficient
+  double z_loss = 0;          // without its coefficient
   at::Tensor aux_gradient_E;  // fp32: d aux_loss / d probability[t,e], the same for every token of every layer
   double z_gradient = 0;      // d z_loss / d (logsumexp[t]^2)
 };
@@ -27,7 +28,8 @@ struct Balance {
 class BalanceReduction {
  public:
   // `layers`: this rank's statistics, layer by layer. `world` outlives the object. `device`: where the collective runs.
-  BalanceReduction(Communicator& world, const std::vector<RoutingStatistics>& layers, int64_t tokens, at::Device device);
+  BalanceReduction(Communicator& world, const std::vector<RoutingStatistics>& layers, int64_t tokens,
+                   at::Device device);
   Balance finish();
 
  private:

@@ -7,7 +7,9 @@
 
 namespace conclave {
 
-double Dispatcher::take_waiting() { return std::exchange(waiting_, 0.0); }
+double Dispatcher::take_waiting() {
+  return std::exchange(waiting_, 0.0);
+}
 
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts) {
   if (expert.size() == 1) return std::make_unique<LocalDispatcher>(experts);

@@ -1,5 +1,5 @@
-// Brings tokens to the ranks that hold their experts, and expert outputs back. Backward through dispatch is combine, and the other way round.
-// One interface whatever the expert degree: with degree 1 nothing travels.
+// Brings tokens to the ranks that hold their experts, and expert outputs back. Backward through dispatch is combine,
+// and the other way round. One interface whatever the expert degree: with degree 1 nothing travels.
 #pragma once
 
 #include <memory>

@@ -25,7 +25,8 @@ void for_each_expert(const std::vector<int64_t>& rows_per_expert, Body body) {
 
 }  // namespace
 
-ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights) {
+ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
+                             const ExpertWeights& weights) {
   const auto options = rows.row_RH.options();
   ExpertOutput output;
   {
@@ -47,7 +48,8 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
   return output;
 }
 
-at::Tensor experts_gate_up(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights) {
+at::Tensor experts_gate_up(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert,
+                           const ExpertWeights& weights) {
   MemoryScope scope(MemoryCategory::activations);
   at::Tensor gate_up_RJ = at::empty({row_RH.size(0), weights.gate_up_LJH.size(1)}, row_RH.options());
   for_each_expert(rows_per_expert, [&](int64_t expert, int64_t begin, int64_t count) {

@@ -1,5 +1,6 @@
-// The SwiGLU experts of one rank over rows in expert order, on the fused layout of Transformers 5: gate_up [L,2I,H] with the gate half first, down
-// [L,H,I]. Each expert is one pass (product, activation, product) over its rows, so that temporaries are one expert's.
+// The SwiGLU experts of one rank over rows in expert order, on the fused layout of Transformers 5: gate_up [L,2I,H]
+// with the gate half first, down [L,H,I]. Each expert is one pass (product, activation, product) over its rows, so that
+// temporaries are one expert's.
 #pragma once
 
 #include <vector>
@@ -24,13 +25,17 @@ struct ExpertOutput {
   at::Tensor gate_up_RJ;  // the pre-activation: all that backward needs besides the input rows
 };
 
-ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights);
+ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
+                             const ExpertWeights& weights);
 
 // The pre-activation alone, for a backward that did not keep it. Bit-identical to experts_forward's.
-at::Tensor experts_gate_up(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights);
+at::Tensor experts_gate_up(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert,
+                           const ExpertWeights& weights);
 
-// Gradients with respect to rows and routing weights. Consumes `rows.row_RH` and `gate_up`: their memory is reused for the results.
-ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ, const std::vector<int64_t>& rows_per_expert,
-                            const ExpertWeights& weights, ExpertGradients& gradients);
+// Gradients with respect to rows and routing weights. Consumes `rows.row_RH` and `gate_up`: their memory is reused for
+// the results.
+ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
+                            const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
+                            ExpertGradients& gradients);
 
 }  // namespace conclave

@@ -32,7 +32,8 @@ DispatchPlan LocalDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   return plan;
 }
 
-ExpertRows LocalDispatcher::dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK) {
+ExpertRows LocalDispatcher::dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
+                                     const at::Tensor& weight_TK) {
   MemoryScope scope(MemoryCategory::dispatch);
   ExpertRows rows{at::empty({plan.sent_rows(), token_TH.size(1)}, token_TH.options()), {}};
   gather_rows(rows.row_RH, token_TH, plan.token_of_row_R);

@@ -21,8 +21,8 @@ class LocalDispatcher final : public Dispatcher {
 
 // The part of a plan that needs no other rank: `experts` over `ranks` equal consecutive slices.
 struct SendOrder {
-  DispatchPlan plan;           // the send side is filled in
-  at::Tensor count_E;          // int64, CPU: choices that fell on each expert
+  DispatchPlan plan;   // the send side is filled in
+  at::Tensor count_E;  // int64, CPU: choices that fell on each expert
 };
 SendOrder make_send_order(const at::Tensor& expert_of_choice_TK, int64_t experts, int ranks);
 

@@ -6,7 +6,8 @@
 namespace conclave {
 
 // `step` is 1-based. Warm-up: lr * step / warmup_steps. Then, with p from 0 to 1 over the remaining steps:
-//   cosine (Loshchilov and Hutter, "SGDR", 2017): min_lr + (lr - min_lr) * (1 + cos(pi p)) / 2;  linear: lr + (min_lr - lr) p;  constant: lr.
+//   cosine (Loshchilov and Hutter, "SGDR", 2017): min_lr + (lr - min_lr) * (1 + cos(pi p)) / 2;  linear: lr + (min_lr -
+//   lr) p;  constant: lr.
 // Past the last step it stays at its last value.
 double learning_rate(const ScheduleConfig& schedule, double lr, int64_t steps, int64_t step);
 

@@ -7,7 +7,9 @@
 namespace conclave {
 namespace {
 
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 }  // namespace
 
@@ -19,8 +21,9 @@ FlatLayout::FlatLayout(const std::vector<ParameterDeclaration>& parameters, int 
     placement.shape = parameter.shape;
     placement.numel = parameter.numel();
     if (parameter.kind == ParameterKind::expert) {
-      check_invariant(parameter.shape.at(0) % expert_degree == 0, "{} has {} experts, not a multiple of the expert degree {}",
-                      parameter.name, parameter.shape[0], expert_degree);
+      check_invariant(parameter.shape.at(0) % expert_degree == 0,
+                      "{} has {} experts, not a multiple of the expert degree {}", parameter.name, parameter.shape[0],
+                      expert_degree);
       placement.shape[0] /= expert_degree;
       placement.numel /= expert_degree;
       placement.global_begin = placement.numel * expert_index;

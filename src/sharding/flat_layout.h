@@ -1,7 +1,9 @@
-// Where each parameter of one kind of one unit lies in a flat buffer, and which part of it a rank keeps. Pure arithmetic.
+// Where each parameter of one kind of one unit lies in a flat buffer, and which part of it a rank keeps. Pure
+// arithmetic.
 //
-// A group's parameters stand one after the other, each starting at a multiple of `alignment` elements. Of an expert parameter only this rank's experts
-// are there (dim 0 divided over the expert axis). The whole is padded to a multiple of degree x alignment and cut into `degree` equal shards.
+// A group's parameters stand one after the other, each starting at a multiple of `alignment` elements. Of an expert
+// parameter only this rank's experts are there (dim 0 divided over the expert axis). The whole is padded to a multiple
+// of degree x alignment and cut into `degree` equal shards.
 #pragma once
 
 #include <cstdint>

@@ -125,7 +125,8 @@ std::vector<Gradient> FlatParameter::gradients() {
 }
 
 void FlatParameter::begin_reduce(bool first, bool last) {
-  check_invariant(gradient_.defined(), "gradients of {} are reduced that were never computed", parameters_.front().name);
+  check_invariant(gradient_.defined(), "gradients of {} are reduced that were never computed",
+                  parameters_.front().name);
   first_ = first;
   last_ = last;
   reducing_ = true;

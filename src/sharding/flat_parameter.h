@@ -1,5 +1,5 @@
-// The parameters of one kind of one unit, and everything a rank remembers of them: the fp32 shard, AdamW's moments, the reduced gradient, and, while they
-// are needed, the unsharded copy in the compute dtype and the unsharded gradient.
+// The parameters of one kind of one unit, and everything a rank remembers of them: the fp32 shard, AdamW's moments, the
+// reduced gradient, and, while they are needed, the unsharded copy in the compute dtype and the unsharded gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -29,7 +29,8 @@ struct FlatParameterOptions {
 
 class FlatParameter {
  public:
-  // `shard`: the axis the group is sharded over; `replica`: the axis over which equal shards exist. Both outlive this object.
+  // `shard`: the axis the group is sharded over; `replica`: the axis over which equal shards exist. Both outlive this
+  // object.
   FlatParameter(std::vector<ParameterDeclaration> parameters, int expert_index, int expert_degree, Communicator& shard,
                 Communicator& replica, FlatParameterOptions options);
 
@@ -53,14 +54,15 @@ class FlatParameter {
   void begin_unshard();
   void finish_unshard();
   void reshard();
-  // One tensor per parameter, in declared order, in the compute dtype; views of the unsharded buffer. Only when unsharded.
+  // One tensor per parameter, in declared order, in the compute dtype; views of the unsharded buffer. Only when
+  // unsharded.
   const std::vector<at::Tensor>& weights() const;
 
-  // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding is zero) to be written, later
-  // calls what was written, to be added to.
+  // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding
+  // is zero) to be written, later calls what was written, to be added to.
   std::vector<Gradient> gradients();
-  // Starts to sum the unsharded gradients over the shard axis, and with `last` (the step's last micro-step) the shards over the replica axis;
-  // adds to gradient_shard unless `first` (the step's first micro-step).
+  // Starts to sum the unsharded gradients over the shard axis, and with `last` (the step's last micro-step) the shards
+  // over the replica axis; adds to gradient_shard unless `first` (the step's first micro-step).
   void begin_reduce(bool first, bool last);
   void finish_reduce();
   bool is_reducing() const { return reducing_; }

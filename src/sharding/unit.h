@@ -1,5 +1,5 @@
-// A unit: what is gathered and freed together. Its dense and its expert parameters are two flat groups on different axes; a model sees one list of
-// tensors in declared order.
+// A unit: what is gathered and freed together. Its dense and its expert parameters are two flat groups on different
+// axes; a model sees one list of tensors in declared order.
 #pragma once
 
 #include <memory>

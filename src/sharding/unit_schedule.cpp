@@ -76,6 +76,8 @@ void UnitSchedule::finish() {
   for (Unit* unit : units_) unit->reshard();
 }
 
-UnitSchedule::Waiting UnitSchedule::take_waiting() { return std::exchange(waiting_, {}); }
+UnitSchedule::Waiting UnitSchedule::take_waiting() {
+  return std::exchange(waiting_, {});
+}
 
 }  // namespace conclave

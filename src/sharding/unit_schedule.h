@@ -1,5 +1,5 @@
-// The order in which units are gathered, used and freed in one micro-step, and how far ahead the next gather starts. Everything is known beforehand, so the
-// schedule is a list of visits and a cursor: no hooks, no guessing.
+// The order in which units are gathered, used and freed in one micro-step, and how far ahead the next gather starts.
+// Everything is known beforehand, so the schedule is a list of visits and a cursor: no hooks, no guessing.
 #pragma once
 
 #include <chrono>
@@ -24,10 +24,12 @@ class UnitSchedule {
 
   // The next visit's unit, readable; the following gathers are under way when it returns.
   Unit& begin(size_t unit);
-  // Gives the gathered memory back, unless the unit is visited again within the prefetch distance (or at all, without reshard_after_forward).
+  // Gives the gathered memory back, unless the unit is visited again within the prefetch distance (or at all, without
+  // reshard_after_forward).
   void end(size_t unit);
 
-  // Starts the reduction of the unit's gradients, after finishing the previous one: at most two unsharded gradients are alive.
+  // Starts the reduction of the unit's gradients, after finishing the previous one: at most two unsharded gradients are
+  // alive.
   void reduce(size_t unit, bool first_micro_step, bool last_micro_step);
   // Ends all reductions, and frees what is still gathered.
   void finish();

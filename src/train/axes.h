@@ -13,7 +13,8 @@ namespace conclave {
 
 class Axes {
  public:
-  using MakeCommunicator = std::function<std::unique_ptr<Communicator>(const AxisGroup& group, const std::string& axis)>;
+  using MakeCommunicator =
+      std::function<std::unique_ptr<Communicator>(const AxisGroup& group, const std::string& axis)>;
 
   // All ranks call it alike: the axes are made in one fixed order.
   Axes(const Layout& layout, int rank, const MakeCommunicator& make);

@@ -29,7 +29,8 @@ at::ScalarType compute_dtype(Precision precision, at::Device device) {
     case Precision::bf16:
       if (!has_fast_bf16(device))
         user_error(
-            "precision.compute is bf16, but this CPU has neither AVX512-bf16 nor AMX, and would compute it many times slower than "
+            "precision.compute is bf16, but this CPU has neither AVX512-bf16 nor AMX, and would compute it many times "
+            "slower than "
             "fp32. Use fp32 or auto.");
       return at::kBFloat16;
     case Precision::automatic:
@@ -38,7 +39,9 @@ at::ScalarType compute_dtype(Precision precision, at::Device device) {
   return has_fast_bf16(device) ? at::kBFloat16 : at::kFloat;
 }
 
-const char* precision_name(at::ScalarType dtype) { return dtype == at::kBFloat16 ? "bf16" : "fp32"; }
+const char* precision_name(at::ScalarType dtype) {
+  return dtype == at::kBFloat16 ? "bf16" : "fp32";
+}
 
 double measure_product_rate(at::ScalarType dtype, at::Device device) {
   constexpr int64_t size = 1024;

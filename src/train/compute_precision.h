@@ -7,14 +7,15 @@
 
 namespace conclave {
 
-// `automatic`: bf16 on CUDA and on CPUs with AVX512-bf16 or AMX (elsewhere bf16 products are far slower than fp32), else fp32. Asking for bf16 on a
-// CPU without either is a UserError.
+// `automatic`: bf16 on CUDA and on CPUs with AVX512-bf16 or AMX (elsewhere bf16 products are far slower than fp32),
+// else fp32. Asking for bf16 on a CPU without either is a UserError.
 at::ScalarType compute_dtype(Precision precision, at::Device device);
 
 // "fp32" or "bf16".
 const char* precision_name(at::ScalarType dtype);
 
-// Operations per second that one rank's matrix products reach here, measured in a fraction of a second: what model FLOPs utilization refers to.
+// Operations per second that one rank's matrix products reach here, measured in a fraction of a second: what model
+// FLOPs utilization refers to.
 double measure_product_rate(at::ScalarType dtype, at::Device device);
 
 }  // namespace conclave

@@ -1,5 +1,5 @@
-// What Mixtral's parameters are called in Hugging Face files: one tensor per expert and projection (Transformers 4, and what Transformers 5 saves), or
-// experts fused (a Transformers 5 checkpoint that was loaded already fused).
+// What Mixtral's parameters are called in Hugging Face files: one tensor per expert and projection (Transformers 4, and
+// what Transformers 5 saves), or experts fused (a Transformers 5 checkpoint that was loaded already fused).
 #pragma once
 
 #include <vector>

@@ -13,8 +13,8 @@ std::shared_ptr<const SampleStream> open_validation(const ParallelJob& job) {
                                               static_cast<uint64_t>(job.job().run.seed), Order::in_order);
 }
 
-EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward, std::shared_ptr<const SampleStream> stream,
-                          int64_t batches) {
+EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward,
+                          std::shared_ptr<const SampleStream> stream, int64_t batches) {
   const int64_t sequences = job.sequences_per_micro_step();
   const int64_t sequence_length = stream->sequence_length();
   int64_t samples = stream->samples_per_epoch();
@@ -24,7 +24,8 @@ EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward, s
   double loss_sum = 0;
   EvaluationResult result;
   for (int64_t m = 0; m < micro_steps; ++m) {
-    const MicroStepResult micro_step = forward_backward.evaluate(to_micro_batch(loader.next(), sequence_length, job.device()));
+    const MicroStepResult micro_step =
+        forward_backward.evaluate(to_micro_batch(loader.next(), sequence_length, job.device()));
     loss_sum += micro_step.loss_sum;
     result.aux_loss += micro_step.balance.aux_loss / static_cast<double>(micro_steps);
   }

@@ -10,7 +10,7 @@
 namespace conclave {
 
 struct EvaluationResult {
-  double lm_loss = 0;  // nats per token
+  double lm_loss = 0;   // nats per token
   double aux_loss = 0;  // mean over micro-steps
   int64_t targets = 0;
 };
@@ -19,7 +19,7 @@ struct EvaluationResult {
 std::shared_ptr<const SampleStream> open_validation(const ParallelJob& job);
 
 // The first `batches` micro-steps of the set, or all of it (0). Collective.
-EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward, std::shared_ptr<const SampleStream> stream,
-                          int64_t batches);
+EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward,
+                          std::shared_ptr<const SampleStream> stream, int64_t batches);
 
 }  // namespace conclave

@@ -98,8 +98,8 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
   router_loss.logsumexp_square = result.balance.z_gradient * coefficients_.z * micro_step.balance_scale;
   for (size_t layer = layers_.size(); layer-- > 0;) {
     Unit& unit = schedule_.begin(layer + 1);
-    grad_TH = layers_[layer].backward(LayerWeights(unit.weights()), LayerGradients(unit.gradients()), std::move(grad_TH),
-                                      batch, rotary_, router_loss, std::move(states[layer]));
+    grad_TH = layers_[layer].backward(LayerWeights(unit.weights()), LayerGradients(unit.gradients()),
+                                      std::move(grad_TH), batch, rotary_, router_loss, std::move(states[layer]));
     schedule_.end(layer + 1);
     schedule_.reduce(layer + 1, micro_step.first, micro_step.last);
   }

@@ -1,5 +1,5 @@
-// A job laid over the ranks: what every command that touches a model sets up first, in one order. Cheap checks come first, so that a mistake is refused
-// before any rank allocates.
+// A job laid over the ranks: what every command that touches a model sets up first, in one order. Cheap checks come
+// first, so that a mistake is refused before any rank allocates.
 #pragma once
 
 #include <memory>

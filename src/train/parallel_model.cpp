@@ -10,21 +10,26 @@ namespace {
 
 at::Tensor& quantity_of(FlatParameter& group, ParallelModel::Quantity quantity) {
   switch (quantity) {
-    case ParallelModel::Quantity::parameter: return group.parameter_shard;
-    case ParallelModel::Quantity::exp_avg: return group.exp_avg;
-    case ParallelModel::Quantity::exp_avg_sq: return group.exp_avg_sq;
-    case ParallelModel::Quantity::gradient: break;
+    case ParallelModel::Quantity::parameter:
+      return group.parameter_shard;
+    case ParallelModel::Quantity::exp_avg:
+      return group.exp_avg;
+    case ParallelModel::Quantity::exp_avg_sq:
+      return group.exp_avg_sq;
+    case ParallelModel::Quantity::gradient:
+      break;
   }
   return group.gradient_shard;
 }
 
-// The shard's ranges of equal treatment: neighbouring slices with the same decay rule, and the padding between them, are one range.
+// The shard's ranges of equal treatment: neighbouring slices with the same decay rule, and the padding between them,
+// are one range.
 std::vector<OptimizerRange> ranges_of(FlatParameter& group) {
   std::vector<OptimizerRange> ranges;
   const auto add = [&](int64_t begin, int64_t end, bool decay) {
     const auto part = [&](const at::Tensor& shard) { return shard.narrow(0, begin, end - begin); };
-    ranges.push_back({part(group.parameter_shard), part(group.exp_avg), part(group.exp_avg_sq),
-                      part(group.gradient_shard), decay});
+    ranges.push_back(
+        {part(group.parameter_shard), part(group.exp_avg), part(group.exp_avg_sq), part(group.gradient_shard), decay});
   };
   int64_t begin = 0;
   int64_t end = 0;
@@ -115,7 +120,8 @@ std::vector<TensorSlice> ParallelModel::slices(Quantity quantity, Replicas repli
       const at::Tensor& shard = quantity_of(group, quantity);
       for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
         const ParameterDeclaration& parameter = group.parameters()[slice.parameter];
-        slices.push_back({parameter.name, parameter.shape, slice.begin, shard.narrow(0, slice.shard_offset, slice.numel)});
+        slices.push_back(
+            {parameter.name, parameter.shape, slice.begin, shard.narrow(0, slice.shard_offset, slice.numel)});
       }
     }
   }

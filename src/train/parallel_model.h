@@ -1,5 +1,6 @@
-// A model's declared parameters, laid over the ranks: one sharded Unit for each declared unit. Where a model (which knows nothing of ranks) and sharding
-// (which knows nothing of Mixtral) meet. No rank ever holds more than its shards and the units that are gathered at the moment.
+// A model's declared parameters, laid over the ranks: one sharded Unit for each declared unit. Where a model (which
+// knows nothing of ranks) and sharding (which knows nothing of Mixtral) meet. No rank ever holds more than its shards
+// and the units that are gathered at the moment.
 #pragma once
 
 #include <deque>
@@ -24,7 +25,7 @@ class ParallelModel {
   const FlatParameterOptions& options() const { return options_; }
   const std::vector<UnitDeclaration>& declarations() const { return declarations_; }
   std::vector<Unit*> units();
-  int64_t parameters() const;         // of the whole model
+  int64_t parameters() const;            // of the whole model
   int64_t parameters_per_token() const;  // that one token uses: all but the experts it is not routed to
 
   void allocate_parameters();
@@ -32,11 +33,11 @@ class ParallelModel {
   void initialize(uint64_t seed);
   void load_hugging_face(const std::filesystem::path& folder);
   void save_hugging_face(const std::filesystem::path& folder, at::ScalarType dtype,
-                         const std::optional<std::filesystem::path>& tokenizer_folder) ;
+                         const std::optional<std::filesystem::path>& tokenizer_folder);
 
   enum class Quantity { parameter, exp_avg, exp_avg_sq, gradient };
-  // This rank's ranges of every parameter, as views of the shards. With `once`, of ranks that hold the same range only the first of the
-  // replica axis gets it.
+  // This rank's ranges of every parameter, as views of the shards. With `once`, of ranks that hold the same range only
+  // the first of the replica axis gets it.
   enum class Replicas { all, once };
   std::vector<TensorSlice> slices(Quantity quantity, Replicas replicas);
   std::vector<OptimizerUnit> optimizer_units();

@@ -29,7 +29,8 @@ constexpr NamedQuantity quantities[] = {{ParallelModel::Quantity::parameter, kin
                                         {ParallelModel::Quantity::exp_avg, kind_exp_avg},
                                         {ParallelModel::Quantity::exp_avg_sq, kind_exp_avg_sq}};
 
-void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, const NamedQuantity& named, ParallelModel::Replicas replicas) {
+void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, const NamedQuantity& named,
+                   ParallelModel::Replicas replicas) {
   for (TensorSlice& slice : job.model().slices(named.quantity, replicas)) {
     slice.name = state_tensor_name(named.kind, slice.name);
     out.push_back(std::move(slice));
@@ -68,24 +69,28 @@ std::optional<std::filesystem::path> checkpoint_to_resume(const Job& job) {
   if (job.checkpoint.resume != "never") return std::filesystem::path(job.checkpoint.resume);
   if (!list_checkpoints(folder).empty())
     user_error(
-        "checkpoint.resume is never, but {} holds checkpoints of an earlier run, which this one would mix with its own. Use another "
+        "checkpoint.resume is never, but {} holds checkpoints of an earlier run, which this one would mix with its "
+        "own. Use another "
         "run.output_dir, or checkpoint.resume: auto to go on with that run.",
         folder.string());
   return std::nullopt;
 }
 
-TrainingPosition load_training_state(ParallelJob& job, const std::filesystem::path& checkpoint, const std::string& data_fingerprint) {
+TrainingPosition load_training_state(ParallelJob& job, const std::filesystem::path& checkpoint,
+                                     const std::string& data_fingerprint) {
   CheckpointReader reader(checkpoint);
   for (const auto& [key, value] : identity(job)) {
     const auto found = reader.state().extra.find(key);
     if (found == reader.state().extra.end() || found->second == value) continue;
-    user_error("{} is {} now, but was {} in {}, which this run would go on from. Set it back, or use another run.output_dir.",
-               key, value, found->second, checkpoint.string());
+    user_error(
+        "{} is {} now, but was {} in {}, which this run would go on from. Set it back, or use another run.output_dir.",
+        key, value, found->second, checkpoint.string());
   }
   TrainingPosition position = position_of(reader.state());
   if (position.data_fingerprint != data_fingerprint)
     user_error(
-        "data.train ({}) is not the data that {} was trained on: its fingerprint is {}, it was {}. Restore the data, or use another "
+        "data.train ({}) is not the data that {} was trained on: its fingerprint is {}, it was {}. Restore the data, "
+        "or use another "
         "run.output_dir.",
         job.job().data.train.string(), checkpoint.string(), data_fingerprint, position.data_fingerprint);
   std::vector<TensorSlice> slices;

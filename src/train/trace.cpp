@@ -29,8 +29,7 @@ TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path
   const SafetensorsReader file(path);
   const at::Tensor input_BS = read_tokens(file, "input_ids");
   const at::Tensor label_BS = read_tokens(file, "labels");
-  if (input_BS.sizes() != label_BS.sizes())
-    user_error("{}: input_ids and labels must have one shape", path.string());
+  if (input_BS.sizes() != label_BS.sizes()) user_error("{}: input_ids and labels must have one shape", path.string());
   if (input_BS.numel() == 0) user_error("{}: input_ids is empty", path.string());
   const int64_t vocabulary = job.model_config().vocab_size;
   if (input_BS.min().item<int64_t>() < 0 || input_BS.max().item<int64_t>() >= vocabulary)
@@ -46,14 +45,18 @@ TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path
   if (traced.targets == 0) user_error("{}: every label is -100", path.string());
   const int64_t begin = traced.batch * job.rank() / world;
   const int64_t end = traced.batch * (job.rank() + 1) / world;
-  const auto part = [&](const at::Tensor& tensor) { return tensor.narrow(0, begin, end - begin).flatten().to(job.device()); };
+  const auto part = [&](const at::Tensor& tensor) {
+    return tensor.narrow(0, begin, end - begin).flatten().to(job.device());
+  };
   traced.of_rank = {part(input_BS), part(label_BS), end - begin, traced.sequence, {}};
   for (int64_t sample = begin; sample < end; ++sample) traced.of_rank.sample_of_B.push_back(sample);
   return traced;
 }
 
-// Rank 0 receives what the ranks hold of a tensor of `numel` elements: each puts its part into zeros, and the sum is the whole.
-at::Tensor whole_of_parts(Communicator& world, int64_t numel, at::Device device, const std::function<void(at::Tensor&)>& put) {
+// Rank 0 receives what the ranks hold of a tensor of `numel` elements: each puts its part into zeros, and the sum is
+// the whole.
+at::Tensor whole_of_parts(Communicator& world, int64_t numel, at::Device device,
+                          const std::function<void(at::Tensor&)>& put) {
   at::Tensor whole = at::zeros({numel}, at::device(device).dtype(at::kFloat));
   put(whole);
   world.all_reduce(whole).wait();
@@ -74,10 +77,11 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
   const int64_t vocabulary = job.model_config().vocab_size;
-  at::Tensor logits = whole_of_parts(world, batch.batch * batch.sequence * vocabulary, job.device(), [&](at::Tensor& whole) {
-    const int64_t begin = batch.batch * job.rank() / world.size() * batch.sequence * vocabulary;
-    whole.narrow(0, begin, traced.logits_TV.numel()).copy_(traced.logits_TV.flatten());
-  });
+  at::Tensor logits =
+      whole_of_parts(world, batch.batch * batch.sequence * vocabulary, job.device(), [&](at::Tensor& whole) {
+        const int64_t begin = batch.batch * job.rank() / world.size() * batch.sequence * vocabulary;
+        whole.narrow(0, begin, traced.logits_TV.numel()).copy_(traced.logits_TV.flatten());
+      });
   tensors.emplace_back("logits", logits.view({batch.batch, batch.sequence, vocabulary}));
   const double lm_loss = job.sum_over_world({traced.result.loss_sum})[0] / static_cast<double>(batch.targets);
   tensors.emplace_back("lm_loss", at::scalar_tensor(lm_loss, at::kFloat));
@@ -87,7 +91,8 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   if (request.gradients) {
     model.allocate_training_state();
     forward_backward.train(batch.of_rank, {true, true, 1.0 / static_cast<double>(batch.targets), 1.0});
-    const std::vector<TensorSlice> slices = model.slices(ParallelModel::Quantity::gradient, ParallelModel::Replicas::once);
+    const std::vector<TensorSlice> slices =
+        model.slices(ParallelModel::Quantity::gradient, ParallelModel::Replicas::once);
     for (const DiskNames& names : mixtral_disk_names(job.model_config())) {
       int64_t numel = 1;
       for (int64_t size : names.shape) numel *= size;

@@ -10,7 +10,8 @@ namespace conclave {
 MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device) {
   const int64_t tokens = loaded.samples * sequence;  // rows without a sample are left out
   const auto tensor = [&](const std::vector<int64_t>& values) {
-    return at::from_blob(const_cast<int64_t*>(values.data()), {tokens}, at::kLong).to(device, at::kLong, false, /*copy=*/true);
+    return at::from_blob(const_cast<int64_t*>(values.data()), {tokens}, at::kLong)
+        .to(device, at::kLong, false, /*copy=*/true);
   };
   MicroBatch batch{tensor(loaded.inputs_BS), tensor(loaded.targets_BS), loaded.samples, sequence, {}};
   for (int64_t b = 0; b < loaded.samples; ++b) batch.sample_of_B.push_back(loaded.first_sample + b);
@@ -38,8 +39,8 @@ StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
   }
   report.expert_imbalance = expert_imbalance(report.count_LE);
   report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
-  report.loss = report.lm_loss + job_.aux_coefficient() * report.aux_loss +
-                job_.job().moe.moe_z_loss_coeff * report.z_loss;
+  report.loss =
+      report.lm_loss + job_.aux_coefficient() * report.aux_loss + job_.job().moe.moe_z_loss_coeff * report.z_loss;
 
   // Every rank has the same numbers here, so all skip or none does.
   const std::vector<double> squares = optimizer_.gradient_squares(job_.axes().world(), job_.device());

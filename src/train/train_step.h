@@ -1,4 +1,5 @@
-// One training step: micro-steps, the global gradient norm, clipping, AdamW. A step whose loss or gradient is not finite changes nothing, on any rank.
+// One training step: micro-steps, the global gradient norm, clipping, AdamW. A step whose loss or gradient is not
+// finite changes nothing, on any rank.
 #pragma once
 
 #include <string>
@@ -12,14 +13,15 @@
 namespace conclave {
 
 struct StepReport {
-  double lm_loss = 0;  // mean cross-entropy over the targets of the step, all ranks
+  double lm_loss = 0;   // mean cross-entropy over the targets of the step, all ranks
   double aux_loss = 0;  // mean over micro-steps, without its coefficient
   double z_loss = 0;
-  double loss = 0;  // lm_loss + coefficients x balancing losses
+  double loss = 0;           // lm_loss + coefficients x balancing losses
   double gradient_norm = 0;  // before clipping
   double expert_imbalance = 0;
   at::Tensor count_LE;  // double: choices that fell on each expert, over the step
-  std::string not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
+  std::string
+      not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
   double data_seconds = 0;  // this rank waited for data
 };
 

@@ -25,8 +25,9 @@ std::shared_ptr<const SampleStream> open_training(const ParallelJob& job) {
 }
 
 ModelShape shape_of(const ModelConfig& config) {
-  return {config.hidden_size, config.intermediate_size,  config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads,
-          config.head_dim,    config.vocab_size,         config.num_local_experts, config.num_experts_per_tok, config.sliding_window};
+  return {config.hidden_size,         config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
+          config.num_key_value_heads, config.head_dim,          config.vocab_size,        config.num_local_experts,
+          config.num_experts_per_tok, config.sliding_window};
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -73,9 +74,11 @@ void Trainer::start() {
     job_.model().initialize(static_cast<uint64_t>(job.run.seed));
   }
 
-  spdlog::info("{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} on {}",
-               job_.model().parameters(), job_.model().parameters_per_token(), job_.tokens_per_step(), job_.micro_steps(),
-               training_->samples_per_epoch(), precision_name(job_.compute()), job_.device().str());
+  spdlog::info(
+      "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} "
+      "on {}",
+      job_.model().parameters(), job_.model().parameters_per_token(), job_.tokens_per_step(), job_.micro_steps(),
+      training_->samples_per_epoch(), precision_name(job_.compute()), job_.device().str());
   flops_per_token_ = training_flops_per_token(shape_of(job_.model_config()), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
   if (!job_.is_first()) return;
@@ -94,7 +97,8 @@ void Trainer::run() {
     return;
   }
   TrainStep train_step(job_, forward_backward_);
-  BatchLoader loader(training_, {job.data.micro_batch_size, job_.micro_steps(), job_.world().size(), job_.rank()}, position_.step);
+  BatchLoader loader(training_, {job.data.micro_batch_size, job_.micro_steps(), job_.world().size(), job_.rank()},
+                     position_.step);
   while (position_.step < job.run.steps) {
     const int64_t step = position_.step + 1;
     const double lr = learning_rate(job.schedule, job.optimizer.lr, job.run.steps, step);
@@ -105,14 +109,16 @@ void Trainer::run() {
     if (step_report.not_finite.empty()) ++position_.updates;
 
     last_validation_.reset();
-    if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps)) validate(step);
+    if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
+      validate(step);
     report(step, step_report, lr, seconds);
     if (!step_report.not_finite.empty()) {
       if (progress_) progress_->end_line();
       spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
       if (++skipped_in_a_row_ >= job.optimizer.max_skipped_steps)
-        throw std::runtime_error(fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
-                                             skipped_in_a_row_, step, step_report.not_finite));
+        throw std::runtime_error(
+            fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
+                        skipped_in_a_row_, step, step_report.not_finite));
     } else {
       skipped_in_a_row_ = 0;
     }
@@ -124,7 +130,8 @@ void Trainer::run() {
 void Trainer::validate(int64_t step) {
   last_validation_ = evaluate(job_, forward_backward_, validation_, job_.job().validation.batches);
   if (progress_) progress_->end_line();
-  spdlog::info("step {}: validation loss {:.4f} over {} tokens", step, last_validation_->lm_loss, last_validation_->targets);
+  spdlog::info("step {}: validation loss {:.4f} over {} tokens", step, last_validation_->lm_loss,
+               last_validation_->targets);
 }
 
 void Trainer::save(int64_t step) {
@@ -139,8 +146,12 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
   const MemoryReport memory = memory_report();
   const WaitingSeconds waiting = forward_backward_.take_waiting();
   // The rank that needs most memory, and the rank that waited longest, are what limits the run.
-  std::vector<double> extremes = {static_cast<double>(memory.at_peak.total), static_cast<double>(running_memory().peak_resident_bytes),
-                                  waiting.gather, waiting.reduce, waiting.dispatch, step_report.data_seconds};
+  std::vector<double> extremes = {static_cast<double>(memory.at_peak.total),
+                                  static_cast<double>(running_memory().peak_resident_bytes),
+                                  waiting.gather,
+                                  waiting.reduce,
+                                  waiting.dispatch,
+                                  step_report.data_seconds};
   extremes = job_.max_over_world(std::move(extremes));
   if (!job_.is_first()) return;
 
@@ -165,7 +176,8 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
   for (int category = 0; category < memory_categories; ++category)
-    record.emplace_back(fmt::format("memory/{}", name_of(static_cast<MemoryCategory>(category))), memory.at_peak.of[category]);
+    record.emplace_back(fmt::format("memory/{}", name_of(static_cast<MemoryCategory>(category))),
+                        memory.at_peak.of[category]);
   if (last_validation_) record.emplace_back("validation_loss", last_validation_->lm_loss);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);

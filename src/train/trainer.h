@@ -15,7 +15,8 @@ namespace conclave {
 
 class Trainer {
  public:
-  // Opens the data, allocates and fills the shards: from a checkpoint, a Hugging Face folder, or the declared initialization. `job` outlives it.
+  // Opens the data, allocates and fills the shards: from a checkpoint, a Hugging Face folder, or the declared
+  // initialization. `job` outlives it.
   explicit Trainer(ParallelJob& job);
 
   // All remaining steps. Collective.
