@@ -34,6 +34,11 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+std::vector<double> to_list(const at::Tensor& tensor) {
+  const at::Tensor values = tensor.contiguous();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
+}
+
 // The metrics of a run that left no checkpoint are put aside, not overwritten.
 void put_aside(const std::filesystem::path& file) {
   if (!std::filesystem::exists(file) || std::filesystem::file_size(file) == 0) return;
@@ -172,6 +177,9 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
                           {"peak_memory_bytes", static_cast<int64_t>(extremes[0])},
                           {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
                           {"expert_imbalance", step_report.expert_imbalance}};
+  const at::Tensor& count_LE = step_report.count_LE;
+  record.emplace_back("expert_imbalance_by_layer", to_list(std::get<0>(count_LE.max(1)) / count_LE.mean(1)));
+  record.emplace_back("expert_share", to_list(count_LE.sum(0) / count_LE.sum()));  // of all layers' choices, by expert
   const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
