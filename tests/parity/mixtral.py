@@ -63,8 +63,9 @@ def make_model(case: Case) -> MixtralForCausalLM:
             if "norm" in name:  # else 1, and a norm that ignores its weight would not be noticed
                 parameter.uniform_(0.5, 1.5)
         if case.favourites:
-            # Component 0 is large and positive in every token, also behind the norms; the router looks at it.
-            model.model.embed_tokens.weight[:, 0] = 8.0
+            # Component 0 is positive in every token, also behind the norms, and the router looks at it. Not larger, or all
+            # tokens look alike and gradients of attention cancel to less than their terms' roundoff.
+            model.model.embed_tokens.weight[:, 0] = 1.0
             for layer in model.model.layers:
                 layer.post_attention_layernorm.weight[0] = 1.0
                 gate = layer.mlp.gate.weight

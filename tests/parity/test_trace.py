@@ -95,7 +95,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory):
             save_model(model, folder, case.disk)
             inputs, targets = make_batch(case)
             save_file({"input_ids": inputs, "labels": targets}, folder / "tokens.safetensors")
-            made[case.name] = Prepared(folder, compute_reference(model, inputs, targets))
+            reference = compute_reference(model, inputs, targets)
+            if case.favourites:
+                alone = torch.zeros_like(reference.choices)
+                alone[:, list(case.favourites)] = inputs.numel()
+                assert reference.choices.equal(alone), f"{case}: not all tokens go to the favourites"
+            made[case.name] = Prepared(folder, reference)
         return made[case.name]
 
     return prepare
