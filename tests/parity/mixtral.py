@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,17 +64,20 @@ def make_model(case: Case) -> MixtralForCausalLM:
             if "norm" in name:  # else 1, and a norm that ignores its weight would not be noticed
                 parameter.uniform_(0.5, 1.5)
         if case.favourites:
-            # Component 0 is positive in every token, also behind the norms, and the router looks at it. Not larger, or all
-            # tokens look alike and gradients of attention cancel to less than their terms' roundoff.
-            model.model.embed_tokens.weight[:, 0] = 1.0
+            # Component 0 is 2 in every token of every layer, and the router looks at it. Not larger, or all tokens look
+            # alike and the gradients of attention cancel to less than their terms' roundoff.
+            model.model.embed_tokens.weight[:, 0] = 2.0
             for layer in model.model.layers:
+                layer.self_attn.o_proj.weight[0] = 0.0
+                layer.mlp.experts.down_proj[:, 0] = 0.0
                 layer.post_attention_layernorm.weight[0] = 1.0
                 gate = layer.mlp.gate.weight
                 gate.mul_(0.1)
                 gate[:, 0] = 0.0
                 gate[list(case.favourites), 0] = 0.5
-    if case.disk == "bf16":
-        model.to(torch.bfloat16).to(torch.float32)
+        if case.disk == "bf16":  # of parameters only: Transformers keeps the rotary frequencies in fp32
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(torch.bfloat16))
     return model
 
 
@@ -84,8 +88,7 @@ def save_model(model: MixtralForCausalLM, folder: Path, disk: str) -> None:
         assert len(list(folder.glob("model-*.safetensors"))) > 2
         assert (folder / "model.safetensors.index.json").exists()
     elif disk == "bf16":
-        model.to(torch.bfloat16).save_pretrained(folder)
-        model.to(torch.float32)
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(folder)
     elif disk == "v5_fused":
         model.config.save_pretrained(folder)
         save_file(
