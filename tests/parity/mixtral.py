@@ -72,7 +72,7 @@ def make_model(case: Case) -> MixtralForCausalLM:
                 layer.mlp.experts.down_proj[:, 0] = 0.0
                 layer.post_attention_layernorm.weight[0] = 1.0
                 gate = layer.mlp.gate.weight
-                gate.mul_(0.1)
+                gate.mul_(0.05)
                 gate[:, 0] = 0.0
                 gate[list(case.favourites), 0] = 0.5
         if case.disk == "bf16":  # of parameters only: Transformers keeps the rotary frequencies in fp32
