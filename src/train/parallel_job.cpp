@@ -8,7 +8,7 @@ namespace conclave {
 
 CheckedJob check_job(Job job, int world_size) {
   ModelConfig model = read_model_config(job.model.config);
-  Layout layout(world_size, job.parallel, model.num_local_experts);
+  Layout layout(world_size, job.parallel, model.num_local_experts, job.origins);
   const int64_t micro_steps = micro_steps_per_step(job, world_size);
   if (job.data.sequence_length > model.max_position_embeddings)
     user_error("data.sequence_length is {}, but the model ends at max_position_embeddings {} ({}). Use at most {}.",

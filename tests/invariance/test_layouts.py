@@ -152,7 +152,7 @@ def test_a_checkpoint_exports_the_same_weights_on_every_layout(run_of_30_steps, 
 def test_the_resolved_job_repeats_the_run(tmp_path):
     job = job_of(tmp_path, 2, 2, run__steps=2)
     first = numbers(train(job, 2))
-    resolved = yaml.safe_load((job.output / "resolved.yaml").read_text())
+    resolved = yaml.safe_load((job.output / "job.yaml").read_text())
     repeated = job.with_keys({f"{section}.{key}": value for section, keys in resolved.items() for key, value in keys.items()})
     repeated.keys["run.output_dir"] = str(tmp_path / "again")
     assert numbers(train(repeated, 2)) == first
