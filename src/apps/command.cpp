@@ -65,14 +65,14 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     check_job(read(), ranks);
     return launch_local_ranks({ranks, command_of_a_rank(), ""});
   }
-  if (process.launcher != Launcher::none && ranks > 1 && ranks != process.world_size)
-    user_error("--ranks is {}, but the launcher started {} ranks. Leave --ranks out.", ranks, process.world_size);
 
   set_up_logging(process.rank, process.world_size);
   install_counting_allocator();
   set_threads(process);
   std::optional<World> world;
   try {
+    if (process.launcher != Launcher::none && ranks > 1 && ranks != process.world_size)
+      user_error("--ranks is {}, but the launcher started {} ranks. Leave --ranks out.", ranks, process.world_size);
     CheckedJob checked = check_job(read(), process.world_size);
     WorldOptions options;
     options.device = choose_device(checked.job.run.device, process);
