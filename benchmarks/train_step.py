@@ -1,0 +1,291 @@
+"""Steps of training, Conclave against Transformers' Mixtral under PyTorch's fully_shard: same model, parameters, batches and optimizer on the same ranks.
+
+    ./dev bench train_step --shape small --batch 1 --sequence 512 --steps 40 --rounds 3
+
+Runs alternate (Conclave, rival, Conclave, rival, ...), so that a machine that gets slower meanwhile does so for both. The losses of every step are
+compared: a step that computes something else is not compared in time. See benchmarks/README.md for what the numbers mean.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RIVAL = ROOT / "benchmarks/fsdp2_rival.py"
+WORK = ROOT / "runs/bench"
+RESULTS = ROOT / "benchmarks/results"
+SEED = 1234
+OPTIMIZER = {"lr": 1.0e-3, "weight_decay": 0.1, "grad_clip": 1.0}  # beta 0.9 and 0.95, eps 1e-8
+WARMUP_STEPS = 20  # of the learning rate, or as many as there are
+
+# Largest relative difference of the losses that rounding explains. Both begin with the same parameters; a difference in the last place moves a token
+# to another expert now and then, and the steps amplify that. A wrong batch, rate or gradient shows as more than 1e-2 within the first steps.
+TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
+
+SHAPES = {
+    "tiny": dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
+    "quickstart": dict(vocab_size=2048, hidden_size=256, intermediate_size=384, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4),
+    "small": dict(vocab_size=8192, hidden_size=512, intermediate_size=1792, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2),
+    "wide": dict(vocab_size=8192, hidden_size=1024, intermediate_size=3584, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4),
+}
+
+
+class BenchmarkError(RuntimeError):
+    """A run did not do what it must; the message says what was seen."""
+
+
+def model_config(shape: dict, experts: int, choices: int) -> dict:
+    return {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu", "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "initializer_range": 0.02, "tie_word_embeddings": False, "sliding_window": None,
+            "attention_dropout": 0.0, "num_local_experts": experts, "num_experts_per_tok": choices, "output_router_logits": False,
+            "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False,
+            "head_dim": shape["hidden_size"] // shape["num_attention_heads"], **shape}
+
+
+def run(command: list, log: Path, environment: dict | None = None) -> None:
+    """Run a command in the root of the checkout with one thread a process; what it prints goes to `log`."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1", **(environment or {})}
+    with open(log, "w") as out:
+        done = subprocess.run([str(word) for word in command], cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT)
+    if done.returncode != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BenchmarkError(f"`{' '.join(map(str, command))}` ended with exit code {done.returncode}:\n{tail}")
+
+
+class Setting:
+    """A shape with its files: config.json, checkpoint and token files, made when they are not there."""
+
+    def __init__(self, name: str, shape: dict, options: argparse.Namespace):
+        self.folder = WORK / f"{name}-e{options.experts}-k{options.choices}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config = self.folder / "config.json"
+        self.checkpoint = self.folder / "checkpoint"
+        self.vocabulary = shape["vocab_size"]
+        self.data = WORK / f"data/stdlib-{self.vocabulary}"
+        self.prepare(model_config(shape, options.experts, options.choices))
+
+    def prepare(self, config: dict) -> None:
+        log = self.folder / "prepare.log"
+        text = json.dumps(config, indent=2) + "\n"
+        made = self.folder / "checkpoint.made"  # the configuration it was made for
+        self.config.write_text(text)
+        if not made.exists() or made.read_text() != text:
+            run([sys.executable, RIVAL, "--make-checkpoint", "--config", self.config, "--checkpoint", self.checkpoint, "--seed", SEED], log)
+            made.write_text(text)
+        tokenizer = WORK / f"tokenizer-{self.vocabulary}/tokenizer.json"
+        if not tokenizer.exists():
+            run([sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", self.vocabulary, "--output", tokenizer], log)
+        if not Path(f"{self.data}.idx").exists():
+            self.data.parent.mkdir(parents=True, exist_ok=True)
+            run([sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", tokenizer, "--output", self.data], log)
+
+
+def read_lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int) -> list[dict]:
+    """The lines of metrics.jsonl: one a step."""
+    output = setting.folder / "conclave"
+    expert_degree = math.gcd(options.world, options.experts)
+    job = {
+        "run": {"name": "bench", "output_dir": str(output), "steps": steps, "seed": SEED, "device": "cpu"},
+        "model": {"config": str(setting.config), "init_from": str(setting.checkpoint)},
+        "data": {"train": str(setting.data), "sequence_length": sequence, "micro_batch_size": batch},
+        "parallel": {"expert_parallel_degree": expert_degree},
+        "precision": {"compute": options.precision, "reduce": "fp32"},
+        "optimizer": {**OPTIMIZER, "beta1": 0.9, "beta2": 0.95, "eps": 1.0e-8},
+        "schedule": {"kind": "constant", "warmup_steps": min(WARMUP_STEPS, steps)},
+        "checkpoint": {"resume": "never"},
+        "metrics": {"tensorboard": False},
+    }
+    job_file = setting.folder / "job.yaml"
+    job_file.write_text(yaml.safe_dump(job, sort_keys=False))
+    (output / "metrics.jsonl").unlink(missing_ok=True)
+    run([program, "train", job_file, "--ranks", options.world], setting.folder / "conclave.log")
+    return read_lines(output / "metrics.jsonl")
+
+
+def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int) -> list[dict]:
+    output = setting.folder / "rival.jsonl"
+    output.unlink(missing_ok=True)
+    environment = {"LD_PRELOAD": str(tcmalloc), "THP_MEM_ALLOC_ENABLE": "1"} if tcmalloc else {}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", options.world, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    arguments = {"config": setting.config, "checkpoint": setting.checkpoint, "data": setting.data, "output": output, "batch": batch, "sequence": sequence,
+                 "steps": steps, "seed": SEED, "precision": options.precision, "experts": options.rival_experts, "lr": OPTIMIZER["lr"],
+                 "warmup-steps": min(WARMUP_STEPS, steps), "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"]}
+    words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
+    run([*launcher, RIVAL, *words], setting.folder / "rival.log", environment)
+    return read_lines(output)
+
+
+def find_tcmalloc(wanted: str) -> Path | None:
+    """The tcmalloc to preload for the rival; None: the C library's allocator."""
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        if not Path(wanted).is_file():
+            raise BenchmarkError(f"--tcmalloc {wanted}: no such file. Give the path of libtcmalloc_minimal.so.4, auto or none.")
+        return Path(wanted).resolve()
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"):
+        for name in ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"):
+            if (Path(folder) / name).exists():
+                return Path(folder) / name
+    return None
+
+
+def summary_of(values: list[float]) -> dict:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def largest_difference(left: list[list[dict]], right: list[list[dict]], key: str) -> float:
+    """Over all rounds and steps, relative to the right one."""
+    return max(abs(a[key] - b[key]) / abs(b[key]) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def summarize(runs: dict[str, list[list[dict]]], footprint: dict[str, int], tokens: int, left_out: int) -> dict:
+    """`runs`: by side, the lines of each round. `tokens`: of all ranks in a step. The first `left_out` steps of each run are not timed."""
+    sides = {}
+    for side, rounds in runs.items():
+        seconds = [[line["step_seconds"] for line in lines[left_out:]] for lines in rounds]
+        peak = max(lines[-1]["peak_resident_bytes"] for lines in rounds)
+        sides[side] = {
+            "step_seconds": summary_of([value for values in seconds for value in values]),
+            "step_seconds_median_by_round": [statistics.median(values) for values in seconds],
+            "tokens_per_second": tokens / statistics.median([value for values in seconds for value in values]),
+            "peak_resident_bytes": peak,
+            "footprint_bytes": footprint[side],
+            "peak_above_footprint_bytes": peak - footprint[side],
+        }
+        if "peak_memory_bytes" in rounds[0][-1]:
+            sides[side]["peak_memory_bytes"] = max(lines[-1]["peak_memory_bytes"] for lines in rounds)
+    medians = {side: values["step_seconds_median_by_round"] for side, values in sides.items()}
+    conclave, rival = runs["conclave"], runs["rival"]
+    return {
+        **sides,
+        "speed_ratio_by_round": summary_of([b / a for a, b in zip(medians["conclave"], medians["rival"], strict=True)]),
+        "speed_ratio": sides["rival"]["step_seconds"]["median"] / sides["conclave"]["step_seconds"]["median"],
+        "memory_ratio": sides["conclave"]["peak_above_footprint_bytes"] / sides["rival"]["peak_above_footprint_bytes"],
+        "largest_relative_difference": {key: largest_difference(conclave, rival, key) for key in ("loss", "lm_loss", "aux_loss", "grad_norm")},
+        "largest_relative_difference_between_rounds": {
+            side: largest_difference(rounds[1:], [rounds[0]] * (len(rounds) - 1), "loss") if len(rounds) > 1 else None for side, rounds in runs.items()},
+    }
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def print_table(title: str, summary: dict, left_out: int, rounds: int, steps: int) -> None:
+    mebibyte = 2.0**20
+    print(f"\n{title}\n{rounds} rounds of {steps} steps, the first {left_out} of each not timed; median (lowest to highest)")
+    print(f"{'':10} {'s/step':>26} {'tokens/s':>10} {'peak MiB a rank':>16} {'above libraries':>16}")
+    for side in ("conclave", "rival"):
+        values = summary[side]
+        seconds = values["step_seconds"]
+        spread = f"{seconds['median']:.3f} ({seconds['lowest']:.3f} to {seconds['highest']:.3f})"
+        print(f"{side:10} {spread:>26} {values['tokens_per_second']:10.0f} {values['peak_resident_bytes'] / mebibyte:16.0f} "
+              f"{values['peak_above_footprint_bytes'] / mebibyte:16.0f}")
+    ratio = summary["speed_ratio_by_round"]
+    print(f"Conclave is {summary['speed_ratio']:.2f} x as fast (by round {ratio['lowest']:.2f} to {ratio['highest']:.2f}) "
+          f"with {summary['memory_ratio']:.2f} x the memory above the libraries")
+    difference = summary["largest_relative_difference"]
+    print("largest relative difference over all steps: " + ", ".join(f"{key} {value:.1e}" for key, value in difference.items()))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./dev bench train_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--experts", type=int, default=8, help="experts of a layer (default 8)")
+    parser.add_argument("--choices", type=int, default=2, help="experts that each token is sent to (default 2)")
+    parser.add_argument("--batch", type=int, default=1, help="sequences of a rank in a step (default 1)")
+    parser.add_argument("--sequence", type=int, default=512, help="tokens of a sequence (default 512)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of a run (default 40)")
+    parser.add_argument("--untimed", type=int, help="the first steps of a run, not timed (default: half of them, at most 20)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default 3)")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--world", type=int, default=2, help="ranks, of one thread each (default 2)")
+    parser.add_argument("--rival-experts", choices=["grouped_mm", "eager"], default="grouped_mm", help="Transformers' experts_implementation")
+    parser.add_argument("--tcmalloc", default="auto", metavar="PATH", help="what the rival preloads: a path, auto (the system's, if any) or none")
+    parser.add_argument("--output", type=Path, help="the result (default: benchmarks/results/train_step-....json)")
+    options = parser.parse_args()
+    if options.untimed is None:
+        options.untimed = min(options.steps // 2, 20)
+    if min(options.steps - options.untimed, options.rounds, options.world, options.batch, options.sequence) < 1:
+        parser.error("steps after the untimed ones, rounds, world, batch and sequence must be at least 1")
+    return options
+
+
+def measure(options: argparse.Namespace) -> int:
+    program = Path(os.environ.get("CONCLAVE_PROGRAM", ROOT / "build/conclave"))
+    if not program.exists():
+        raise BenchmarkError(f"{program} does not exist. Build it: ./dev build")
+    tcmalloc = find_tcmalloc(options.tcmalloc)
+    # A core a rank where there are that many: then both sides run one thread a rank.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.world])
+
+    sides = {"conclave": lambda *size: run_conclave(program, *size), "rival": lambda *size: run_rival(tcmalloc, *size)}
+    # What a process takes that trains next to nothing: programs, libraries, threads, connections.
+    least = Setting("footprint", {**SHAPES["tiny"], "num_hidden_layers": 1}, options)
+    footprint = {side: start(least, options, 1, 16, 2)[-1]["peak_resident_bytes"] for side, start in sides.items()}
+    setting = Setting(options.shape, SHAPES[options.shape], options)
+    loads, runs = [], {side: [] for side in sides}
+    for number in range(options.rounds):
+        for side, start in sides.items():
+            loads.append(os.getloadavg()[0])
+            runs[side].append(start(setting, options, options.batch, options.sequence, options.steps))
+            median = statistics.median(line["step_seconds"] for line in runs[side][-1][options.untimed :])
+            print(f"round {number + 1}, {side}: {median:.3f} s/step, loss {runs[side][-1][-1]['loss']:.4f}", flush=True)
+
+    summary = summarize(runs, footprint, options.world * options.batch * options.sequence, options.untimed)
+    name = f"{options.shape}-{options.batch}x{options.sequence}-{options.precision}-world{options.world}"
+    result = {
+        "benchmark": "train_step",
+        "name": name,
+        "date": datetime.date.today().isoformat(),
+        "options": {key: value for key, value in vars(options).items() if key not in ("output", "tcmalloc")},
+        "rival": {"torch": version("torch"), "transformers": version("transformers"), "experts": options.rival_experts,
+                  "allocator": f"{tcmalloc.name} preloaded" if tcmalloc else "of the C library"},
+        "machine": {"processor": processor_name(), "cores": os.cpu_count(), "load_before_each_run": loads},
+        "summary": summary,
+        "steps": {side: [[{key: line[key] for key in ("step", "loss", "lm_loss", "aux_loss", "grad_norm", "step_seconds")} for line in lines]
+                         for lines in rounds] for side, rounds in runs.items()},
+    }
+    output = options.output or RESULTS / f"train_step-{name}.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print_table(f"{name}; rival: experts {options.rival_experts}, allocator {result['rival']['allocator']}", summary, options.untimed, options.rounds,
+                options.steps)
+    print(f"result: {os.path.relpath(output)}")
+    if loads[0] > 0.7:
+        print(f"note: the load was {loads[0]:.1f} before the first run; other programs were running, so the times mean little")
+    if not tcmalloc and options.tcmalloc == "auto":
+        print("note: no tcmalloc was found, so the rival is not at its best: apt-get install libtcmalloc-minimal4")
+    difference = summary["largest_relative_difference"]["loss"]
+    if difference > TOLERANCE[options.precision]:
+        raise BenchmarkError(f"the losses differ by {difference:.1e}, more than {TOLERANCE[options.precision]:.0e}: the two do not compute the same, so "
+                             "their times cannot be compared")
+    return 0
+
+
+def main() -> int:
+    try:
+        return measure(parse_options())
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
