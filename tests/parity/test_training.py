@@ -179,9 +179,12 @@ def test_learning_rate_at_every_step(run: Run) -> None:
     assert_close_at_every_step("lr", run, run.rates, 1e-12)
 
 
-def test_export_holds_the_trained_weights_and_loads(run: Run) -> None:
-    folder = run.folder / "export"
-    succeed(run_ranks(1, ["export", run.job, "--output", folder, "--dtype", "fp32"]))
+@pytest.mark.parametrize("world", [1, WORLD])
+def test_export_holds_the_trained_weights_and_loads(run: Run, world: int) -> None:
+    """Also on another layout than the training's: one rank."""
+    folder = run.folder / f"export-{world}"
+    layout = f"--set=parallel.expert_parallel_degree={world}"
+    succeed(run_ranks(world, ["export", run.job, "--output", folder, "--dtype", "fp32", layout]))
     on_disk = {}
     for file in folder.glob("*.safetensors"):
         on_disk |= load_file(file)
