@@ -1,5 +1,6 @@
 #include "sharding/flat_layout.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <random>
@@ -30,7 +31,7 @@ std::vector<ParameterDeclaration> random_parameters(std::mt19937_64& random, Par
   const int64_t count = pick(1, 6);
   for (int64_t i = 0; i < count; ++i) {
     ParameterDeclaration parameter;
-    parameter.name = "p" + std::to_string(i);
+    parameter.name = fmt::format("p{}", i);
     parameter.kind = kind;
     if (kind == ParameterKind::expert) parameter.shape.push_back(experts);
     const int64_t dims = pick(1, 2);
@@ -85,24 +86,23 @@ void expect_tiles_once(const std::vector<ParameterDeclaration>& parameters, int 
 
 TEST(FlatLayout, slices_of_all_shards_tile_dense_parameters_once) {
   constexpr uint64_t seed = 20240229;
-  SCOPED_TRACE("seed " + std::to_string(seed));
+  SCOPED_TRACE(fmt::format("seed {}", seed));
   std::mt19937_64 random(seed);
   for (const int degree : {1, 2, 3, 4, 5, 7, 8, 16, 64})
     for (int repeat = 0; repeat < 8; ++repeat) {
-      SCOPED_TRACE("degree " + std::to_string(degree) + ", repeat " + std::to_string(repeat));
+      SCOPED_TRACE(fmt::format("degree {}, repeat {}", degree, repeat));
       expect_tiles_once(random_parameters(random, ParameterKind::dense, 1), 1, degree);
     }
 }
 
 TEST(FlatLayout, slices_of_all_ranks_tile_expert_parameters_once) {
   constexpr uint64_t seed = 20240301;
-  SCOPED_TRACE("seed " + std::to_string(seed));
+  SCOPED_TRACE(fmt::format("seed {}", seed));
   std::mt19937_64 random(seed);
   for (const int expert_degree : {1, 2, 3, 4, 8})
     for (const int local : {1, 3})
       for (const int degree : {1, 2, 3, 8}) {
-        SCOPED_TRACE("expert degree " + std::to_string(expert_degree) + ", experts of a rank " + std::to_string(local) +
-                     ", degree " + std::to_string(degree));
+        SCOPED_TRACE(fmt::format("expert degree {}, experts of a rank {}, degree {}", expert_degree, local, degree));
         expect_tiles_once(random_parameters(random, ParameterKind::expert, expert_degree * local), expert_degree,
                           degree);
       }
