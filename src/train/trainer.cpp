@@ -119,7 +119,8 @@ void Trainer::run() {
     report(step, step_report, lr, seconds);
     if (!step_report.not_finite.empty()) {
       if (progress_) progress_->end_line();
-      spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
+      if (job_.is_first())
+        spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
       if (++skipped_in_a_row_ >= job.optimizer.max_skipped_steps)
         throw std::runtime_error(
             fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
