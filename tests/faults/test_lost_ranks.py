@@ -76,13 +76,14 @@ def test_a_stopped_rank_is_named_and_the_other_ends(victim, tmp_path):
     assert len(lines) == 1 and re.search(rf"rank {victim} (is lost|hangs)", lines[0]), ended.text
 
 
-def test_a_rank_that_never_comes_is_named(tmp_path):
-    job = SmallJob(tmp_path, {"run.timeout_seconds": 5})
-    ranks = job.start(2)
-    ranks.processes[1].send_signal(signal.SIGKILL)
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_rank_that_never_comes_is_named(absent, tmp_path):
+    ranks = SmallJob(tmp_path, {"run.timeout_seconds": 5}).start(2)
+    ranks.processes[absent].send_signal(signal.SIGKILL)  # before it can have reached the others
     ended = ranks.wait()
-    assert ended.codes == [3, -signal.SIGKILL], ended.text
-    assert len(error_lines(ended)) == 1 and "rank 1" in error_lines(ended)[0], ended.text
+    assert ended.codes[absent] == -signal.SIGKILL and ended.codes[1 - absent] == 3, ended.text
+    lines = error_lines(ended)
+    assert len(lines) == 1 and f"rank {absent}" in lines[0], ended.text
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_the_launcher_says_which_rank_was_killed(tmp_path):
     os.kill(process_of_rank(job, 1), signal.SIGKILL)
     ended = launcher.wait()
     assert ended.codes == [3], ended.text
-    assert "rank 1 is lost" in ended.text, ended.text
+    assert "rank 1 is lost" in ended.errors[0], ended.text
     with pytest.raises(AssertionError):
         process_of_rank(job, 0)  # nothing is left behind
 
@@ -128,8 +129,8 @@ def broken_weights(weights, folder, name, value):
 
 
 NOT_FINITE = [
-    ("lm_head.weight", np.inf), ("model.norm.weight", np.nan), ("model.layers.0.self_attn.q_proj.weight", np.nan),
-    ("model.layers.1.block_sparse_moe.gate.weight", np.nan),
+    ("lm_head.weight", np.inf), ("model.layers.1.block_sparse_moe.gate.weight", np.nan),
+    pytest.param("model.norm.weight", np.nan, marks=pytest.mark.slow), pytest.param("model.layers.1.self_attn.q_proj.weight", np.nan, marks=pytest.mark.slow),
 ]
 
 
@@ -154,13 +155,21 @@ def test_steps_that_are_not_finite_are_skipped_on_all_ranks(name, value, weights
         np.testing.assert_array_equal(after[key].view(np.uint32), before[key].view(np.uint32), err_msg=key)
 
 
-def test_a_gradient_that_is_not_finite_names_its_unit(weights, tmp_path):
-    # A huge but finite norm weight keeps the loss finite (the head takes tokens' logits apart by max), or not: either way the step is skipped.
-    start = broken_weights(weights, tmp_path, "lm_head.weight", 3e38)
-    job = SmallJob(tmp_path, {"run.steps": 4, "model.init_from": str(start), "optimizer.max_skipped_steps": 2})
-    ended = job.run()
-    assert ended.codes == [1], ended.text
-    assert re.search(r"not finite: (loss|gradient of [a-z_.0-9, ]+)", ended.text), ended.text
+def test_a_gradient_that_is_not_finite_names_its_units(weights, tmp_path):
+    # One head weight of 1e38 gives finite logits and a finite loss, and a gradient of about 1e38 for the last hidden state. Each RMSNorm on the way
+    # back divides by the root mean square of its input, less than 0.02 here, so beyond the head's norm the gradient leaves fp32's range.
+    start = tmp_path / "weights"
+    shutil.copytree(weights, start)
+    tensors = load_file(start / "model.safetensors")
+    tensors["lm_head.weight"].flat[0] = 1e38
+    tensors["model.embed_tokens.weight"] *= 1e-3
+    save_file(tensors, start / "model.safetensors")
+    job = SmallJob(tmp_path, {"run.steps": 4, "model.init_from": str(start), "optimizer.max_skipped_steps": 2, "data.micro_batch_size": 1})
+    ended = job.run(2)
+    assert 1 in ended.codes, ended.text
+    first = job.metrics()[0]
+    assert np.isfinite(first["loss"]) and first["skipped"] == 1
+    assert re.search(r"step 1 was skipped on all ranks: not finite: gradient of embedding, layers\.0, layers\.1$", ended.text, re.MULTILINE), ended.text
 
 
 # ---- saves that are cut short
@@ -189,11 +198,11 @@ def kill_and_go_on(folder, kills, seed):
     for _ in range(kills):
         before = set(job.checkpoints)
         ranks = job.start(2)
-        # Then shortly after a save has begun or ended: a hidden folder is one that is being written.
+        # A new name in the folder: a save has begun, or has put its result in place. The kill comes within the next moments.
         folder_of_checkpoints = job.output / "checkpoints"
         seen = {path.name for path in folder_of_checkpoints.glob("*")}
         while all(process.poll() is None for process in ranks.processes):
-            if {path.name for path in folder_of_checkpoints.iterdir()} - seen if folder_of_checkpoints.exists() else False:
+            if {path.name for path in folder_of_checkpoints.glob("*")} - seen:
                 break
             time.sleep(0.001)
         time.sleep(chance.uniform(0.0, 0.03))
