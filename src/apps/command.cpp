@@ -33,6 +33,16 @@ std::vector<std::string> command_of_a_rank() {
   return command;
 }
 
+// Rank 0 speaks for all. Of its own loss it cannot speak: then rank 1 does, or every rank where more are lost with it.
+bool speaks_for_all(int rank, const std::exception& error) {
+  if (rank == 0) return true;
+  if (dynamic_cast<const PeerLostError*>(&error) == nullptr) return false;
+  const std::string_view text = error.what();
+  if (text.starts_with("ranks 0")) return true;
+  return text.starts_with("rank 0 is lost") || text.starts_with("rank 0 did not start") ? rank == 1
+                                                                                        : text.starts_with("rank 1 could not reach");
+}
+
 }  // namespace
 
 void add_job_options(CLI::App& command, JobOptions& options) {
@@ -61,12 +71,12 @@ int report_error(const std::exception& error, bool print) {
 
 int run_on_ranks(int ranks, const std::function<Job()>& read, const std::function<void(ParallelJob&)>& body) {
   const Process process = process_from_environment();
+  set_up_logging(process.rank, process.world_size);
   if (process.launcher == Launcher::none && ranks > 1) {
     check_job(read(), ranks);
     return launch_local_ranks({ranks, command_of_a_rank(), ""});
   }
 
-  set_up_logging(process.rank, process.world_size);
   install_counting_allocator();
   set_threads(process);
   std::optional<World> world;
@@ -87,7 +97,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     // A mistake that every rank finds is printed by rank 0 alone; one that a single rank finds reaches rank 0 by
     // stop().
     if (world) world->stop(error.what());
-    return report_error(error, process.rank == 0);
+    return report_error(error, speaks_for_all(process.rank, error));
   }
 }
 

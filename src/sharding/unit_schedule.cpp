@@ -48,7 +48,7 @@ Unit& UnitSchedule::begin(size_t unit) {
 bool UnitSchedule::needed_soon(size_t unit) const {
   const auto from = visits_.begin() + static_cast<std::ptrdiff_t>(cursor_);
   const auto ahead = options_.reshard_after_forward
-                         ? std::min<std::ptrdiff_t>(visits_.end() - from, std::max<int64_t>(options_.prefetch_units, 1))
+                         ? std::min<std::ptrdiff_t>(visits_.end() - from, options_.prefetch_units + 1)
                          : visits_.end() - from;
   return std::find(from, from + ahead, unit) != from + ahead;
 }

@@ -24,7 +24,7 @@ class UnitSchedule {
 
   // The next visit's unit, readable; the following gathers are under way when it returns.
   Unit& begin(size_t unit);
-  // Gives the gathered memory back, unless the unit is visited again within the prefetch distance (or at all, without
+  // Gives the gathered memory back, unless the next begin() would gather the unit again (or at all, without
   // reshard_after_forward).
   void end(size_t unit);
 

@@ -131,7 +131,7 @@ class Expected {
   }
 
   // A unit that is visited again within this many visits stays gathered.
-  int64_t ahead() const { return c_.reshard_after_forward ? std::max<int64_t>(c_.prefetch_units, 1) : 1000; }
+  int64_t ahead() const { return c_.reshard_after_forward ? c_.prefetch_units + 1 : 1000; }
   // Between a layer's forward and its backward lie the layers above it twice, and the head (with the embedding's table
   // when tied).
   int64_t layer_gathers(int64_t layer) const {
