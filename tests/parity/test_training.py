@@ -35,10 +35,12 @@ DECAY = 0.1
 CLIP = 0.5  # below the norm of most steps, so that clipping counts
 
 # Relative, of each step's loss and gradient norm. A step differs by some 1e-6 (see test_trace.py); AdamW divides by the
-# gradient's size, so that relative errors of small gradients reach the weights undiminished, and fifty steps add up.
+# gradient's size, so that relative errors of small gradients reach the weights undiminished, and fifty steps add up; seen:
+# 8e-7 at most.
 STEP_TOLERANCE = 1e-4
 # Absolute, of weights after fifty updates of up to 3e-3 each (0.09 in all). An element whose gradient is near zero is moved
-# by a ratio of two small numbers, the less exact one of both runs; a missing or doubled update moves thousands by 1e-3.
+# by a ratio of two small numbers, the less exact one of both runs; seen: 3e-5. Decay
+# of norms, or an auxiliary loss that is summed over micro-steps and not averaged, moves weights by 1e-2.
 WEIGHT_TOLERANCE = 2e-4
 
 CASE = Case("training", {"initializer_range": 0.1}, seed=SEED)
@@ -206,5 +208,6 @@ def test_export_holds_the_trained_weights_and_loads(run: Run, world: int) -> Non
     with torch.no_grad():
         difference = (loaded.eval()(input_ids=inputs).logits - run.model(input_ids=inputs).logits).abs().max().item()
         scale = run.model(input_ids=inputs).logits.abs().max().item()
-    # Each logit sums weights that differ by the training's tolerance; their errors are independent and mostly far below it.
-    assert difference <= 1e-3 * scale, f"seed {SEED}: logits differ by {difference}, largest {scale}"
+    # Only the few weights with gradients near zero differ by as much as the tolerance, and they matter little to the logits
+    # for that very reason; seen: 4e-6.
+    assert difference <= 5e-5 * scale, f"seed {SEED}: logits differ by {difference}, largest {scale}"
