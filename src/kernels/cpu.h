@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -63,6 +64,16 @@ void for_rows(int64_t rows, int64_t elements_per_row, const F& f) {
   constexpr int64_t elements_per_task = 1
                                         << 15;  // some 10 microseconds of work, well above the cost of waking a thread
   at::parallel_for(0, rows, std::max<int64_t>(1, elements_per_task / std::max<int64_t>(1, elements_per_row)), f);
+}
+
+// f(i) for every i < count, in parallel, and inside a parallel region even when there is but one i: a BLAS that f calls
+// then keeps to one thread, so that its result does not depend on how many there are. f may call ATen, without a graph.
+template <class F>
+void for_tasks(int64_t count, const F& f) {
+  at::parallel_for(0, std::max<int64_t>(2, count), 1, [&](int64_t begin, int64_t end) {
+    const at::NoGradGuard no_grad;  // each thread has a mode of its own
+    for (int64_t i = begin; i < std::min(end, count); ++i) f(i);
+  });
 }
 
 // The elements of a tensor as the SIMD code sees them: T is float, or uint16_t for the bits of bf16.

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "kernels/check.h"
+#include "kernels/cpu.h"
 
 namespace conclave {
 
@@ -31,24 +32,52 @@ void check_forward(const char* op, const at::Tensor& y_RN, const at::Tensor& x_R
   check_same_dtype(op, x_RM, y_RN);
 }
 
+// f(tile of out, its rows of a, its columns of b) over out = a b. On the CPU in tiles of a fixed size, each multiplied
+// by one thread: a BLAS that divides a product among threads itself rounds differently for each number of them. A tile
+// is large enough to run at the speed of the whole.
+template <class F>
+void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, const F& f) {
+  if (!out.is_cpu()) return f(out, a, b);
+  constexpr int64_t side = 512;
+  const int64_t rows = out.size(0), columns = out.size(1);
+  const int64_t tiles_down = (rows + side - 1) / side, tiles_across = (columns + side - 1) / side;
+  cpu::for_tasks(tiles_down * tiles_across, [&](int64_t tile) {
+    const int64_t top = tile / tiles_across * side, left = tile % tiles_across * side;
+    const int64_t height = std::min(side, rows - top), width = std::min(side, columns - left);
+    f(out.narrow(0, top, height).narrow(1, left, width), a.narrow(0, top, height), b.narrow(1, left, width));
+  });
+}
+
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  for_tiles(out, a, b, [](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
+    at::mm_out(tile, rows, columns);
+  });
+}
+
+void multiply_add(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  for_tiles(out, a, b, [](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
+    at::addmm_out(tile, tile, rows, columns);
+  });
+}
+
 }  // namespace
 
 void linear_forward(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
   check_forward("linear_forward", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
-  at::mm_out(y_RN, x_RM, w_NM.t());
+  multiply(y_RN, x_RM, w_NM.t());
 }
 
 void linear_forward_add(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
   check_forward("linear_forward_add", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
-  at::addmm_out(y_RN, y_RN, x_RM, w_NM.t());
+  multiply_add(y_RN, x_RM, w_NM.t());
 }
 
 void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
   check_forward("linear_backward_input", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
-  at::mm_out(grad_x_RM, grad_y_RN, w_NM);
+  multiply(grad_x_RM, grad_y_RN, w_NM);
 }
 
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
@@ -71,12 +100,12 @@ void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, c
     if (!accumulate) grad_w_NM.zero_();
   } else if (x_RM.scalar_type() != grad_w_NM.scalar_type()) {
     // No library multiplies bf16 into fp32 on every device we run on: the product is rounded to bf16 once, then added.
-    const at::Tensor product = at::mm(grad_y_RN.t(), x_RM);
-    accumulate ? grad_w_NM.add_(product) : grad_w_NM.copy_(product);
-  } else if (accumulate) {
-    at::addmm_out(grad_w_NM, grad_w_NM, grad_y_RN.t(), x_RM);
+    for_tiles(grad_w_NM, grad_y_RN.t(), x_RM, [&](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
+      const at::Tensor product = at::mm(rows, columns);
+      accumulate ? tile.add_(product) : tile.copy_(product);
+    });
   } else {
-    at::mm_out(grad_w_NM, grad_y_RN.t(), x_RM);
+    accumulate ? multiply_add(grad_w_NM, grad_y_RN.t(), x_RM) : multiply(grad_w_NM, grad_y_RN.t(), x_RM);
   }
 }
 

@@ -123,7 +123,8 @@ TEST(Attention, an_empty_batch_is_ordinary) {
 
 TEST(Attention, does_not_depend_on_threads) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
-    for (const AttentionShape& shape : {AttentionShape{1, 300, 4, 1, 32, {}}, AttentionShape{2, 300, 6, 2, 16, 140}}) {
+    for (const AttentionShape& shape : {AttentionShape{1, 300, 4, 1, 32, {}}, AttentionShape{2, 300, 6, 2, 16, 140},
+                                        AttentionShape{1, 700, 1, 1, 64, {}}}) {
       SCOPED_TRACE(describe(shape));
       const at::Tensor qkv = random_tensor({tokens(shape), columns(shape)}, dtype);
       const at::Tensor grad_out = random_tensor({tokens(shape), shape.heads * shape.head_dim}, dtype);

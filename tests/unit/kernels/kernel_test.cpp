@@ -1,5 +1,6 @@
 #include "kernel_test.h"
 
+#include <ATen/Parallel.h>
 #include <hwy/highway.h>
 #include <hwy/targets.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -10,9 +11,13 @@ namespace {
 
 constexpr uint64_t seed = 20240229;
 
-// Reseeds before each test and says so beside each failure.
+// Reseeds before each test and says so beside each failure. One thread, but where a test asks for more: threads that
+// wait for each other are slow on a busy machine.
 class SeedListener : public testing::EmptyTestEventListener {
-  void OnTestStart(const testing::TestInfo&) override { at::manual_seed(seed); }
+  void OnTestStart(const testing::TestInfo&) override {
+    at::manual_seed(seed);
+    at::set_num_threads(1);
+  }
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (result.failed()) std::printf("    seed %lu\n", static_cast<unsigned long>(seed));
   }

@@ -1,5 +1,7 @@
 #include "kernels/linear.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <cmath>
 
 #include "base/error.h"
@@ -27,7 +29,7 @@ Tolerance product_tolerance(int64_t terms, at::ScalarType dtype) {
 // Oracle: at::matmul in double.
 TEST(Linear, equals_products_in_double) {
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
-    for (const int64_t rows : {0, 1, 17, 130}) {
+    for (const int64_t rows : {0, 1, 17, 130, 600}) {
       for (const auto& [n, m] : {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {257, 16}, {64, 128}}) {
         for (const int64_t gap : {0, 3}) {
           const at::Tensor x = view_inside(rows, m, 1, m + gap, dtype), w = view_inside(n, m, 5, 0, dtype);
@@ -82,6 +84,38 @@ TEST(Linear, no_rows_leave_or_zero_the_weight_gradient) {
     linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
     EXPECT_TRUE(grad_w.eq(0).all().item<bool>());
   }
+}
+
+// Few rows, long sums and several tiles: where MKL and oneDNN left alone give other bits with two threads than with
+// one.
+TEST(Linear, does_not_depend_on_threads) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    for (const auto& [rows, n, m] :
+         {std::tuple<int64_t, int64_t, int64_t>{7, 1000, 512}, {16384, 64, 64}, {700, 600, 90}}) {
+      const at::Tensor x = random_tensor({rows, m}, dtype), w = random_tensor({n, m}, dtype);
+      const at::Tensor grad_y = random_tensor({rows, n}, dtype), grad_w = random_tensor({n, m});
+      expect_same_for_any_threads([&] {
+        at::Tensor y = grad_y.clone(), grad_x = at::empty_like(x), sum = grad_w.clone(), alone = at::empty_like(sum);
+        linear_forward_add(y, x, w);
+        linear_backward_input(grad_x, grad_y, w);
+        linear_backward_weight(sum, grad_y, x, /*accumulate=*/true);
+        linear_backward_weight(alone, grad_y, x, /*accumulate=*/false);
+        return std::vector<at::Tensor>{y, grad_x, sum, alone};
+      });
+    }
+  }
+}
+
+// Workers have a gradient mode of their own: the caller's must not matter.
+TEST(Linear, multiplies_tensors_that_require_a_gradient_under_no_grad) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor x = random_tensor({1100, 30}).requires_grad_(), w = random_tensor({40, 30}).requires_grad_();
+  at::Tensor y = garbage({1100, 40});
+  const int threads = at::get_num_threads();
+  at::set_num_threads(2);
+  linear_forward(y, x, w);
+  at::set_num_threads(threads);
+  expect_close("y", y, x.to(at::kDouble).matmul(w.to(at::kDouble).t()), product_tolerance(30, at::kFloat));
 }
 
 TEST(LinearEntry, refuses_what_does_not_fit) {
