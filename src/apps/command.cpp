@@ -39,8 +39,9 @@ bool speaks_for_all(int rank, const std::exception& error) {
   if (dynamic_cast<const PeerLostError*>(&error) == nullptr) return false;
   const std::string_view text = error.what();
   if (text.starts_with("ranks 0")) return true;
-  return text.starts_with("rank 0 is lost") || text.starts_with("rank 0 did not start") ? rank == 1
-                                                                                        : text.starts_with("rank 1 could not reach");
+  return text.starts_with("rank 0 is lost") || text.starts_with("rank 0 did not start")
+             ? rank == 1
+             : text.starts_with("rank 1 could not reach");
 }
 
 }  // namespace
