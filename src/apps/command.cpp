@@ -88,9 +88,11 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     WorldOptions options;
     options.device = choose_device(checked.job.run.device, process);
     options.timeout = std::chrono::seconds(checked.job.run.timeout_seconds);
+    // A silent rank is lost after half a minute, or after the time-out where that is shorter (one beat a second).
+    options.watchdog.lost_after_beats = static_cast<int>(std::clamp<int64_t>(checked.job.run.timeout_seconds, 5, 30));
     world.emplace(process, options);
     ParallelJob job(std::move(checked), *world);
-    spdlog::info("layout of {} ranks\n{}", job.layout().world_size(), describe(job.layout()));
+    spdlog::info("world size {}\n{}", job.layout().world_size(), describe(job.layout()));
     body(job);
     world->finish();
     return exit_success;

@@ -51,6 +51,8 @@ KEYS = [
     ("no-choice", {"schedule.kind": "cosin"}, ["schedule.kind", "cosin", "cosine, linear or constant"]),
     ("not-in-this-version", {"moe.moe_load_balancing": "sinkhorn"}, ["sinkhorn", "not supported in this version", "aux_loss"]),
     ("contradiction", {"memory.activation_offloading": True}, ["memory.activation_offloading", "memory.activation_checkpointing is none"]),
+    ("not-in-this-version", {"memory.activation_offloading": True, "memory.activation_checkpointing": "full"},
+     ["memory.activation_offloading is true", "Set it to false"]),
     ("warm-up-longer-than-the-run", {"schedule.warmup_steps": 9}, ["schedule.warmup_steps is 9", "run.steps is 3"]),
     ("no-such-resume", {"checkpoint.resume": "/no/such/step"}, ["checkpoint.resume is /no/such/step", "no such folder"]),
 ]

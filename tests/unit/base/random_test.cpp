@@ -22,7 +22,8 @@ TEST(Random, any_slice_of_a_stream_is_computed_alone) {
   }
 }
 
-// Tolerances: five standard errors of n = 200,000 samples: 5/sqrt(n) = 0.011 for the mean, 5*sqrt(2/n) = 0.016 for the variance.
+// Tolerances: five standard errors of n = 200,000 samples: 5/sqrt(n) = 0.011 for the mean, 5*sqrt(2/n) = 0.016 for the
+// variance.
 TEST(Random, normal_has_its_mean_and_variance) {
   const size_t n = 200000;
   std::vector<float> values(n);
