@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "config/job_check.h"
+#include "config/mistake.h"
 #include "train/compute_precision.h"
 
 namespace conclave {
@@ -15,9 +16,9 @@ CheckedJob check_job(Job job, int world_size) {
                job.data.sequence_length, model.max_position_embeddings, job.model.config.string(),
                model.max_position_embeddings);
   if (job.memory.activation_offloading)
-    user_error(
-        "memory.activation_offloading is true, but this version keeps activations on the device. Set it to false; "
-        "memory.activation_checkpointing: full keeps only the input of each layer.");
+    refuse_if_any({mistake("memory.activation_offloading is true, but this version keeps activations on the device.",
+                           "Set it to false; memory.activation_checkpointing: full keeps only the input of each layer.",
+                           job.origins.of("memory.activation_offloading"))});
   return {std::move(job), model, layout, micro_steps};
 }
 
