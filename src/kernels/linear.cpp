@@ -83,7 +83,7 @@ void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, co
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
   check_forward("linear_backward_input_add", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
-  at::addmm_out(grad_x_RM, grad_x_RM, grad_y_RN, w_NM);
+  multiply_add(grad_x_RM, grad_y_RN, w_NM);
 }
 
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,

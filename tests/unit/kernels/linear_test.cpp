@@ -50,6 +50,12 @@ TEST(Linear, equals_products_in_double) {
           linear_backward_input(grad_x, grad_y, w);
           expect_close("grad_x", grad_x, exact_grad.matmul(exact_w), product_tolerance(n, dtype));
 
+          const at::Tensor there = random_tensor(grad_x.sizes(), dtype);
+          grad_x.copy_(there);
+          linear_backward_input_add(grad_x, grad_y, w);
+          expect_close("grad_x added", grad_x, there.to(at::kDouble) + exact_grad.matmul(exact_w),
+                       product_tolerance(n, dtype));
+
           const at::ScalarType wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
           at::Tensor grad_w = view_inside(n, m, 3, 0, wide);
           const at::Tensor before = grad_w.to(at::kDouble).clone(), product = exact_grad.t().matmul(exact_x);
@@ -98,6 +104,7 @@ TEST(Linear, does_not_depend_on_threads) {
         at::Tensor y = grad_y.clone(), grad_x = at::empty_like(x), sum = grad_w.clone(), alone = at::empty_like(sum);
         linear_forward_add(y, x, w);
         linear_backward_input(grad_x, grad_y, w);
+        linear_backward_input_add(grad_x, grad_y, w);
         linear_backward_weight(sum, grad_y, x, /*accumulate=*/true);
         linear_backward_weight(alone, grad_y, x, /*accumulate=*/false);
         return std::vector<at::Tensor>{y, grad_x, sum, alone};
