@@ -5,6 +5,7 @@
 
 #include "comm/rank_order.h"
 #include "comm/shapes.h"
+#include "mesh/collective_bytes.h"
 
 namespace conclave {
 namespace {

@@ -86,13 +86,6 @@ class CountingAllocator final : public c10::Allocator {
 
 }  // namespace
 
-const char* name_of(MemoryCategory category) {
-  static constexpr std::array<const char*, memory_categories> names = {
-      "parameters", "moments", "gradients", "unsharded_parameters", "unsharded_gradients", "activations",
-      "dispatch",   "logits",  "workspace"};
-  return names[static_cast<int>(category)];
-}
-
 MemoryScope::MemoryScope(MemoryCategory category) : outer_(current_category) {
   current_category = category;
 }

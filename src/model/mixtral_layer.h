@@ -9,7 +9,7 @@
 #include "kernels/rotary.h"
 #include "kernels/router.h"
 #include "model/micro_batch.h"
-#include "model/mixtral_parameters.h"
+#include "model/layer_slots.h"
 #include "moe/dispatcher.h"
 
 namespace conclave {

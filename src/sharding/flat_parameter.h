@@ -10,7 +10,7 @@
 #include "base/gradient.h"
 #include "base/parameter_declaration.h"
 #include "comm/communicator.h"
-#include "sharding/flat_layout.h"
+#include "mesh/flat_layout.h"
 
 namespace conclave {
 

@@ -8,9 +8,10 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "config/mixtral_parameters.h"
+#include "config/model_flops.h"
 #include "data/fingerprint.h"
 #include "memory/memory_category.h"
-#include "metrics/flops.h"
 #include "metrics/running_memory.h"
 #include "optim/learning_rate.h"
 #include "train/compute_precision.h"
@@ -22,12 +23,6 @@ std::shared_ptr<const SampleStream> open_training(const ParallelJob& job) {
   auto set = std::make_shared<const IndexedTokens>(job.job().data.train, job.model_config().vocab_size);
   return std::make_shared<const SampleStream>(std::move(set), job.job().data.sequence_length,
                                               static_cast<uint64_t>(job.job().run.seed), Order::shuffled);
-}
-
-ModelShape shape_of(const ModelConfig& config) {
-  return {config.hidden_size,         config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-          config.num_key_value_heads, config.head_dim,          config.vocab_size,        config.num_local_experts,
-          config.num_experts_per_tok, config.sliding_window};
 }
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -82,9 +77,10 @@ void Trainer::start() {
   spdlog::info(
       "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} "
       "on {}",
-      job_.model().parameters(), job_.model().parameters_per_token(), job_.tokens_per_step(), job_.micro_steps(),
+      count_parameters(job_.model().declarations()),
+      count_parameters_per_token(job_.model().declarations(), job_.model_config()), job_.tokens_per_step(), job_.micro_steps(),
       training_->samples_per_epoch(), precision_name(job_.compute()), job_.device().str());
-  flops_per_token_ = training_flops_per_token(shape_of(job_.model_config()), job.data.sequence_length);
+  flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
   if (!job_.is_first()) return;
   std::filesystem::create_directories(job.run.output_dir);
