@@ -1,4 +1,7 @@
 // conclave plan: what a job needs before anybody pays for it.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
 #include <iostream>
 #include <memory>
 

@@ -42,10 +42,8 @@ Plan make_plan(const CheckedJob& job, const std::string& device_name, const Devi
       plan_rank(job, 0, busiest.backend, device.has_bf16(), assume_rows(job, std::max(worst, 1.0)));
   const std::vector<UnitDeclaration> units = declare_mixtral(job.model);
 
-  Plan plan{.job = job, .device_name = device_name, .device = device};
-  plan.compute_bytes = busiest.compute_bytes;
-  plan.parameters = count_parameters(units);
-  plan.parameters_per_token = count_parameters_per_token(units, job.model);
+  Plan plan{job, device_name, device, busiest.compute_bytes, count_parameters(units),
+            count_parameters_per_token(units, job.model), 0, {}, {}, {}, {}, {}};
   for (const PlannedUnit& unit : busiest.units)
     for (const PlannedGroup& group : unit.groups) plan.parameters_of_rank += group.shard_numel;
   plan.worst = {"the busiest rank under the worst routing", job.layout.world_size() / job.layout.degree(Axis::expert),
