@@ -3,6 +3,8 @@
 // earnest.
 #include <ATen/ATen.h>
 
+#include <set>
+
 #include "comm/counting_communicator.h"
 #include "comm/fake_communicator.h"
 #include "dist/world.h"
@@ -20,7 +22,8 @@ struct Case {
   int64_t shard, expert;
   ActivationCheckpointing checkpointing = ActivationCheckpointing::none;
   int64_t prefetch_units = 1;
-  bool reshard_after_forward = true;
+  std::string reshard_after_forward = "true";
+  std::set<std::string> stay = {};  // the units that stay gathered by that
   bool tied = false;
   at::ScalarType compute = at::kFloat, reduce = at::kFloat;
   int64_t micro_steps = 1;
@@ -54,7 +57,8 @@ Job job_of(const Case& c) {
   job.parallel.hybrid_shard_degree = c.shard;
   job.parallel.expert_parallel_degree = c.expert;
   job.parallel.prefetch_units = c.prefetch_units;
-  job.parallel.reshard_after_forward = c.reshard_after_forward;
+  job.parallel.reshard_after_forward =
+      ReshardRule::parse(c.reshard_after_forward).value_or(ReshardRule(c.reshard_after_forward == "true"));
   job.memory.activation_checkpointing = c.checkpointing;
   job.memory.loss_chunk_tokens = 10;
   return job;
@@ -92,7 +96,7 @@ class Expected {
   }
 
   ByOperation evaluation(const std::vector<int64_t>& rows_out, const std::vector<int64_t>& rows_in) {
-    const bool embedding_is_kept = model_.num_hidden_layers + 2 <= ahead();
+    const bool embedding_is_kept = model_.num_hidden_layers + 2 <= ahead("embedding");
     gather(embedding_dense(), 0, model_.tie_word_embeddings && !embedding_is_kept ? 2 : 1);
     for (int64_t layer = 0; layer < model_.num_hidden_layers; ++layer) {
       gather(layer_dense(), layer_expert(), 1);
@@ -131,16 +135,18 @@ class Expected {
   }
 
   // A unit that is visited again within this many visits stays gathered.
-  int64_t ahead() const { return c_.reshard_after_forward ? c_.prefetch_units + 1 : 1000; }
+  int64_t ahead(const std::string& unit) const {
+    return c_.reshard_after_forward == "false" || c_.stay.contains(unit) ? 1000 : c_.prefetch_units + 1;
+  }
   // Between a layer's forward and its backward lie the layers above it twice, and the head (with the embedding's table
   // when tied).
   int64_t layer_gathers(int64_t layer) const {
     const int64_t visits = 2 * (model_.num_hidden_layers - layer) + 2 + (model_.tie_word_embeddings ? 1 : 0);
-    return visits <= ahead() ? 1 : 2;
+    return visits <= ahead(fmt::format("layers.{}", layer - 1)) ? 1 : 2;
   }
   // Its backward needs no weights; the tied table is visited again by the head.
   int64_t embedding_gathers() const {
-    return model_.tie_word_embeddings && model_.num_hidden_layers + 2 > ahead() ? 2 : 1;
+    return model_.tie_word_embeddings && model_.num_hidden_layers + 2 > ahead("embedding") ? 2 : 1;
   }
 
   void add(const char* axis, const char* operation, int64_t bytes, int64_t calls = 1) {
@@ -266,8 +272,24 @@ std::vector<Case> cases() {
        .rank = 0,
        .shard = 4,
        .expert = 2,
-       .reshard_after_forward = false,
+       .reshard_after_forward = "false",
        .micro_steps = 2},
+      {.name = "two_layers_kept",
+       .world = 4,
+       .rank = 2,
+       .shard = 4,
+       .expert = 2,
+       .reshard_after_forward = "all but layers.0, layers.2",
+       .stay = {"layers.0", "layers.2"},
+       .micro_steps = 2},
+      {.name = "tied_embedding_kept",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 1,
+       .reshard_after_forward = "all but embedding, layers.1-2",
+       .stay = {"embedding", "layers.1", "layers.2"},
+       .tied = true},
       {.name = "tied", .world = 4, .rank = 1, .shard = 4, .expert = 2, .tied = true, .micro_steps = 2},
       {.name = "tied_prefetch3", .world = 4, .rank = 1, .shard = 2, .expert = 4, .prefetch_units = 3, .tied = true},
       {.name = "tied_kept",
@@ -275,7 +297,7 @@ std::vector<Case> cases() {
        .rank = 1,
        .shard = 4,
        .expert = 1,
-       .reshard_after_forward = false,
+       .reshard_after_forward = "false",
        .tied = true},
       {.name = "bf16",
        .world = 4,
