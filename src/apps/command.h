@@ -20,6 +20,7 @@ void add_eval(CLI::App& app, int& exit_code);
 void add_trace(CLI::App& app, int& exit_code);
 void add_export(CLI::App& app, int& exit_code);
 void add_data(CLI::App& app, int& exit_code);
+void add_bench(CLI::App& app, int& exit_code);
 
 // The options of every command that reads a job file.
 struct JobOptions {

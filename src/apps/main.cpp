@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   add_trace(app, exit_code);
   add_export(app, exit_code);
   add_data(app, exit_code);
+  add_bench(app, exit_code);
   try {
     app.parse(argc, argv);
     return exit_code;

@@ -98,6 +98,9 @@ std::string memory_text(const Plan& plan) {
     text += fmt::format("  {} ({:.2f} times the mean rows): {}, {}\n", plan.worst.who, plan.worst.imbalance,
                         size_text(static_cast<double>(plan.worst.memory.peak_of.total)),
                         verdict_text(plan, plan.worst.memory));
+  if (most.memory.offloaded > 0)
+    text += fmt::format("  offloaded layer inputs: {} in {}\n", size_text(static_cast<double>(most.memory.offloaded)),
+                        plan.device.device.kind == DeviceKind::cuda ? "host memory" : "a scratch file");
   text += fmt::format("  a validation between two steps: {}\n",
                       size_text(static_cast<double>(plan.evaluation.peak_of.total)));
   return text;
@@ -152,6 +155,7 @@ ordered_json json_of(const Plan& plan, const RankClass& of) {
           {"imbalance", of.imbalance},
           {"peak_bytes", of.memory.peak_of.total},
           {"peak_moment", of.memory.moment},
+          {"offloaded_bytes", of.memory.offloaded},
           {"fits", static_cast<double>(of.memory.peak_of.total) <= plan.device.usable_bytes()},
           {"at_peak", json_of(of.memory.at_peak)},
           {"highest", json_of(of.memory.peak_of)}};

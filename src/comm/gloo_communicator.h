@@ -6,7 +6,7 @@
 // all_reduce in parts (size - 1) / size * n.
 #pragma once
 
-#include "comm/background_thread.h"
+#include "base/background_thread.h"
 #include "comm/communicator.h"
 #include "comm/exchange.h"
 #include "comm/staging_pool.h"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/expert_chunk.h"
 #include "base/row_message.h"
 #include "planner/aten_temporaries.h"
 
@@ -85,15 +86,19 @@ void LayerMemory::compute_dispatch(const RoutedRows& rows, State& state) {
   state.has_rows = true;
 }
 
+int64_t LayerMemory::chunk_rows(const RoutedRows& rows) const {
+  return std::min(rows.largest_expert, expert_chunk_rows);
+}
+
 LayerMemory::Block LayerMemory::experts_forward(const RoutedRows& rows, bool keep_gate_up, State& state) {
   ledger_.now_doing.part = "experts";
-  const int64_t width = 2 * intermediate_ * item_;
+  const int64_t width = 2 * intermediate_ * item_, most = chunk_rows(rows);
   if (keep_gate_up) state.gate_up_RJ = hold(activations, rows.received * width);
   state.has_gate_up = keep_gate_up;
-  const Block gate_up_buffer = hold(workspace, keep_gate_up ? 0 : rows.largest_expert * width);
+  const Block gate_up_buffer = hold(workspace, keep_gate_up ? 0 : most * width);
+  const Block activation = hold(workspace, most * intermediate_ * item_);
   Block row_RH = hold(dispatch, rows.received * hidden_ * item_);
-  const Block activation = hold(workspace, rows.largest_expert * intermediate_ * item_);
-  const Block swiglu = aten_buffers(aten_temporaries::swiglu_forward, rows.largest_expert * intermediate_);
+  const Block swiglu = aten_buffers(aten_temporaries::swiglu_forward, most * intermediate_);
   return row_RH;
 }
 
@@ -117,6 +122,11 @@ LayerMemory::Block LayerMemory::run(const RoutedRows& rows, bool keep_gate_up, S
     const Block normed_TH = hold(workspace, hidden_bytes());
     state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
     compute_dispatch(rows, state);
+  }
+  if (!keep_gate_up) {
+    state.qkv_TM.free();
+    state.attention_TN.free();
+    state.logsumexp_BNS.free();
   }
   return combine(rows, experts_forward(rows, keep_gate_up, state));
 }
@@ -148,10 +158,11 @@ LayerMemory::Block LayerMemory::evaluate(Block input_TH, const RoutedRows& rows)
 
 LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, State state) {
   if (!state.has_attention) compute_attention(state);
-  ledger_.now_doing.part = "dispatch";
-  const Block normed_TH = hold(workspace, hidden_bytes());
-  if (state.hidden_rstd_T.bytes() == 0) state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
-  if (!state.has_rows) compute_dispatch(rows, state);
+  if (!state.has_rows) {
+    const Block normed_TH = hold(workspace, hidden_bytes());
+    state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
+    compute_dispatch(rows, state);
+  }
 
   Block grad_token_TH, grad_weight_TK;
   {
@@ -163,26 +174,30 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
       grad_RH = hold(dispatch, rows.received * hidden_ * item_);
     }
     ledger_.now_doing.part = "experts";
-    const Block grad_row_RH = std::move(state.row_RH);  // the same memory
-    const Block grad_weight_R = hold(workspace, rows.received * fp32);
+    Block grad_row_RH = std::move(state.row_RH);  // the same memory
+    Block grad_weight_R = hold(workspace, rows.received * fp32);
     {
       const Block weight_R = std::move(state.weight_R);
       const Block gate_up_RJ = std::move(state.gate_up_RJ);
-      const Block activation = hold(workspace, rows.largest_expert * intermediate_ * item_);
-      const Block gate_up_buffer =
-          hold(workspace, state.has_gate_up ? 0 : rows.largest_expert * 2 * intermediate_ * item_);
-      { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, rows.largest_expert * intermediate_); }
+      const int64_t most = chunk_rows(rows);
+      const Block activation = hold(workspace, most * intermediate_ * item_);
+      const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
+      { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, most * intermediate_); }
       const Block product = product_buffers(2 * intermediate_, hidden_);
     }
     grad_RH.free();
     ledger_.now_doing.part = "dispatch";
-    grad_token_TH = hold(workspace, hidden_bytes());
-    grad_weight_TK = hold(workspace, tokens_ * top_k_ * fp32);
+    Block arrived;
     if (!alone_) {
-      Block outgoing = hold(dispatch, rows.received * message_);
-      const Block arrived = hold(dispatch, tokens_ * top_k_ * message_);
+      const Block outgoing = hold(dispatch, rows.received * message_);
+      grad_row_RH.free();
+      grad_weight_R.free();
+      arrived = hold(dispatch, tokens_ * top_k_ * message_);
     }
+    grad_token_TH = hold(alone_ ? workspace : dispatch, hidden_bytes());
+    grad_weight_TK = hold(alone_ ? workspace : dispatch, tokens_ * top_k_ * fp32);
   }
+  const Block normed_TH = hold(workspace, hidden_bytes());
   const Block grad_logits_TE = hold(workspace, tokens_ * experts_ * item_);
   { const Block norm = aten_buffers(aten_temporaries::rms_norm_backward, tokens_ * hidden_); }
   grad_token_TH.free();

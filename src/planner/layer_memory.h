@@ -48,6 +48,7 @@ class LayerMemory {
   void compute_attention(State& state);
   void compute_dispatch(const RoutedRows& rows, State& state);
   Block experts_forward(const RoutedRows& rows, bool keep_gate_up, State& state);
+  int64_t chunk_rows(const RoutedRows& rows) const;  // the most of an expert's that are computed at once
   Block combine(const RoutedRows& rows, Block row_RH);
   Block attention_buffers(MemoryCategory category, bool backward);
   Block hold(MemoryCategory category, int64_t bytes) { return ledger_.hold(category, bytes); }

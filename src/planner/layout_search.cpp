@@ -37,7 +37,7 @@ LayoutOption try_out(const CheckedJob& job, const MemoryPolicy& policy, const De
   const ParallelConfig& parallel = job.job.parallel;
   option.settings = {fmt::format("parallel.expert_parallel_degree={}", parallel.expert_parallel_degree),
                      fmt::format("parallel.hybrid_shard_degree={}", parallel.hybrid_shard_degree),
-                     fmt::format("parallel.reshard_after_forward={}", parallel.reshard_after_forward),
+                     fmt::format("parallel.reshard_after_forward={}", parallel.reshard_after_forward.text()),
                      fmt::format("memory.activation_checkpointing={}", policy.name),
                      fmt::format("memory.activation_offloading={}", policy.offloading),
                      fmt::format("data.micro_batch_size={}", job.job.data.micro_batch_size),
@@ -55,7 +55,7 @@ LayoutOption try_out(const CheckedJob& job, const MemoryPolicy& policy, const De
 // The job's own values of what the search varies.
 auto varied(const Job& job, int world) {
   const int64_t shard = job.parallel.hybrid_shard_degree == 0 ? world : job.parallel.hybrid_shard_degree;
-  return std::make_tuple(job.parallel.expert_parallel_degree, shard, job.parallel.reshard_after_forward,
+  return std::make_tuple(job.parallel.expert_parallel_degree, shard, job.parallel.reshard_after_forward.text(),
                          job.memory.activation_checkpointing, job.memory.activation_offloading,
                          job.data.micro_batch_size);
 }
@@ -86,10 +86,9 @@ LayoutSearch search_layouts(const CheckedJob& given, const DeviceDescription& de
         continue;
       }
       for (bool reshard : {true, false}) {
-        // A unit that one rank holds whole, in the dtype it computes in, is not gathered: nothing to choose.
         for (const MemoryPolicy& policy : policies) {
           for (int64_t micro_batch : divisors(sequences_of_rank)) {
-            job.parallel.reshard_after_forward = reshard;
+            job.parallel.reshard_after_forward = ReshardRule(reshard);
             job.memory.activation_checkpointing = policy.checkpointing;
             job.memory.activation_offloading = policy.offloading;
             job.data.micro_batch_size = micro_batch;

@@ -59,7 +59,7 @@ class MemoryObserver : public StepObserver {
   }
 
   PlannedMemory result() const {
-    return {ledger_.peak_of(), ledger_.at_peak(), ledger_.peak_moment().text()};
+    return {ledger_.peak_of(), ledger_.at_peak(), ledger_.peak_moment().text(), most_offloaded_};
   }
 
   bool training = true;
@@ -93,7 +93,15 @@ class MemoryObserver : public StepObserver {
                        : layer_.evaluate(std::move(stream_), rank_.rows[layer]);
   }
 
+  void begin_offload(size_t) override { offloaded_ += layer_.hidden_bytes(); }
+  void finish_offload(size_t layer) override { states_[layer].input_TH.free(); }
+  void begin_return(size_t layer) override {
+    offloaded_ -= layer_.hidden_bytes();
+    states_[layer].input_TH = ledger_.hold(activations, layer_.hidden_bytes());
+  }
+
   void head() override {
+    most_offloaded_ = std::max(most_offloaded_, offloaded_);
     doing("", rank_.units.size() - 1);
     ledger_.now_doing.part = "loss";
     const int64_t hidden = rank_.job.model.hidden_size;
@@ -194,6 +202,7 @@ class MemoryObserver : public StepObserver {
   std::map<Axis, StagingMemory> staging_;
   std::vector<std::vector<Group>> groups_;  // of each unit
   std::vector<LayerMemory::State> states_;
+  int64_t offloaded_ = 0, most_offloaded_ = 0;
   Block batch_;
   Block stream_;
 };

@@ -13,6 +13,7 @@ struct PlannedMemory {
   MemoryUse peak_of;   // each category's own highest; total is the highest total
   MemoryUse at_peak;   // the categories at the moment of the highest total
   std::string moment;  // "backward of layers.3, experts"
+  int64_t offloaded = 0;  // bytes of layer inputs away from the device, at most
 };
 
 // Of a run in its steady state: the highest of several steps.

@@ -21,7 +21,8 @@ class TimeObserver : public StepObserver {
         tokens_(static_cast<double>(rank.job.tokens_per_rank())),
         item_(static_cast<double>(rank.compute_bytes)),
         gathered_(rank.units.size(), 0),
-        reduced_(rank.units.size(), 0) {
+        reduced_(rank.units.size(), 0),
+        moved_(rank.layers(), 0) {
     for (Axis axis : {Axis::world, Axis::replica, Axis::shard, Axis::expert_replica, Axis::expert_shard, Axis::expert})
       groups_[axis] = rank.job.layout.group(axis, rank.rank);
     const ForwardFlops flops = forward_flops_per_token(model_, rank.job.job.data.sequence_length);
@@ -55,6 +56,10 @@ class TimeObserver : public StepObserver {
     const DispatchBytes bytes = dispatch_bytes(rank_, rows);
     exchange({bytes.counts, bytes.rows_out, bytes.rows_back});
   }
+  void begin_offload(size_t layer) override { moved_[layer] = move_input(); }
+  void finish_offload(size_t layer) override { wait_until(moved_[layer], time.offload_wait); }
+  void begin_return(size_t layer) override { moved_[layer] = move_input(); }
+  void finish_return(size_t layer) override { wait_until(moved_[layer], time.offload_wait); }
   void begin_balance() override { balance_ = std::max(network_, now_) + over_world(8.0 * (model_.num_local_experts + 1)); }
   void finish_balance() override { wait_until(balance_, time.reduce_wait); }
   void head() override {
@@ -106,6 +111,7 @@ class TimeObserver : public StepObserver {
   double now() const { return now_; }
 
  private:
+  double move_input() { return host_ = std::max(host_, now_) + stream() / device_.memory.host_bandwidth; }
   double stream() const { return tokens_ * static_cast<double>(model_.hidden_size) * item_; }
   double expert_flops(const RoutedRows& rows) const {
     return static_cast<double>(rows.received) * 6.0 * static_cast<double>(model_.hidden_size * model_.intermediate_size);
@@ -170,8 +176,9 @@ class TimeObserver : public StepObserver {
   std::map<Axis, AxisGroup> groups_;
   double now_ = 0;      // of the computation
   double network_ = 0;  // when the gathers and reductions that were started end
+  double host_ = 0;     // when the inputs that are on their way to or from the host have arrived
   double balance_ = 0;
-  std::vector<double> gathered_, reduced_;
+  std::vector<double> gathered_, reduced_, moved_;
 };
 
 }  // namespace
@@ -225,6 +232,8 @@ std::vector<std::string> assumptions_of_time(const DeviceDescription& device) {
   lines.push_back(
       "gathers of the next units and the reduction of the last one run under the computation, one after the other; "
       "dispatch and the sum over replicas are waited for; links are not shared with anybody");
+  lines.push_back(fmt::format("offloaded inputs move at {:.3g} GB/s beside everything else (memory.host_bandwidth)",
+                              device.memory.host_bandwidth / 1e9));
   lines.push_back("the data loader, validation and checkpoints take no time");
   return lines;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "config/mixtral_parameters.h"
 
 namespace conclave {
 namespace {
@@ -12,10 +13,16 @@ class ScheduleWalk {
  public:
   ScheduleWalk(const CheckedJob& job, std::vector<size_t> visits, StepObserver& observer)
       : prefetch_(static_cast<size_t>(job.job.parallel.prefetch_units)),
-        reshard_after_forward_(job.job.parallel.reshard_after_forward),
         visits_(std::move(visits)),
         gathered_(static_cast<size_t>(job.model.num_hidden_layers) + 2, State::sharded),
-        observer_(observer) {}
+        observer_(observer) {
+    const ReshardRule& rule = job.job.parallel.reshard_after_forward;
+    if (rule.exceptions().empty())  // the same for all, whatever their names
+      stays_gathered_.assign(gathered_.size(), rule.stays_gathered(""));
+    else
+      for (const UnitDeclaration& unit : declare_mixtral(job.model))
+        stays_gathered_.push_back(rule.stays_gathered(unit.name));
+  }
 
   void begin(size_t unit) {
     check_invariant(cursor_ < visits_.size() && visits_[cursor_] == unit, "the walk visits unit {} out of its turn",
@@ -56,13 +63,12 @@ class ScheduleWalk {
     reducing_.clear();
   }
   bool needed_soon(size_t unit) const {
-    const size_t end =
-        reshard_after_forward_ ? std::min(visits_.size(), cursor_ + prefetch_ + 1) : visits_.size();
+    const size_t end = stays_gathered_[unit] ? visits_.size() : std::min(visits_.size(), cursor_ + prefetch_ + 1);
     return std::find(visits_.begin() + cursor_, visits_.begin() + end, unit) != visits_.begin() + end;
   }
 
   size_t prefetch_;
-  bool reshard_after_forward_;
+  std::vector<bool> stays_gathered_;
   std::vector<size_t> visits_;
   size_t cursor_ = 0;
   std::vector<State> gathered_;
@@ -71,6 +77,46 @@ class ScheduleWalk {
     bool last;
   };
   std::vector<Reducing> reducing_;
+  StepObserver& observer_;
+};
+
+// What ActivationStore does with the layers' inputs.
+class OffloadWalk {
+ public:
+  OffloadWalk(const CheckedJob& job, StepObserver& observer)
+      : layers_(static_cast<size_t>(job.model.num_hidden_layers)),
+        horizon_(static_cast<size_t>(job.job.memory.activation_loading_horizon)),
+        leaving_(layers_ > horizon_ ? layers_ - horizon_ : 0),
+        observer_(observer) {
+    if (!job.job.memory.activation_offloading) leaving_ = 0;
+  }
+
+  void put(size_t layer) {
+    if (leaving_ == 0) return;
+    while (on_device_ >= horizon_) {
+      observer_.finish_offload(oldest_leaving_++);
+      --on_device_;
+    }
+    ++on_device_;
+    if (layer < leaving_) observer_.begin_offload(layer);
+  }
+  void take(size_t layer) {
+    if (leaving_ == 0) return;
+    if (one_is_taken_) --on_device_;
+    if (layer == layers_ - 1) to_return_ = leaving_;
+    for (; to_return_ > 0 && on_device_ < horizon_; --to_return_) {
+      ++on_device_;
+      observer_.begin_return(to_return_ - 1);
+    }
+    if (layer < leaving_) observer_.finish_return(layer);
+    one_is_taken_ = true;
+  }
+
+ private:
+  size_t layers_, horizon_;
+  size_t leaving_;  // layers 0 .. this - 1 leave the device
+  size_t on_device_ = 0, oldest_leaving_ = 0, to_return_ = 0;
+  bool one_is_taken_ = false;
   StepObserver& observer_;
 };
 
@@ -92,7 +138,7 @@ std::vector<size_t> visits_of(const CheckedJob& job, bool with_backward) {
   return visits;
 }
 
-void walk_forward(const CheckedJob& job, ScheduleWalk& schedule, StepObserver& observer) {
+void walk_forward(const CheckedJob& job, ScheduleWalk& schedule, OffloadWalk* offload, StepObserver& observer) {
   schedule.begin(embedding);
   observer.embedding_forward();
   schedule.end(embedding);
@@ -100,6 +146,7 @@ void walk_forward(const CheckedJob& job, ScheduleWalk& schedule, StepObserver& o
     schedule.begin(layer + 1);
     observer.layer_forward(layer);
     schedule.end(layer + 1);
+    if (offload != nullptr) offload->put(layer);
   }
   observer.begin_balance();
 }
@@ -118,7 +165,8 @@ void end_head(const CheckedJob& job, ScheduleWalk& schedule) {
 void walk_micro_step(const CheckedJob& job, bool first, bool last, StepObserver& observer) {
   observer.begin_micro_step();
   ScheduleWalk schedule(job, visits_of(job, /*with_backward=*/true), observer);
-  walk_forward(job, schedule, observer);
+  OffloadWalk offload(job, observer);
+  walk_forward(job, schedule, &offload, observer);
 
   begin_head(job, schedule);
   observer.begin_gradients(head_of(job));
@@ -129,6 +177,7 @@ void walk_micro_step(const CheckedJob& job, bool first, bool last, StepObserver&
 
   observer.finish_balance();
   for (size_t layer = layers_of(job); layer-- > 0;) {
+    offload.take(layer);
     schedule.begin(layer + 1);
     observer.begin_gradients(layer + 1);
     observer.layer_backward(layer);
@@ -145,7 +194,7 @@ void walk_micro_step(const CheckedJob& job, bool first, bool last, StepObserver&
 void walk_evaluation(const CheckedJob& job, StepObserver& observer) {
   observer.begin_micro_step();
   ScheduleWalk schedule(job, visits_of(job, /*with_backward=*/false), observer);
-  walk_forward(job, schedule, observer);
+  walk_forward(job, schedule, nullptr, observer);
   observer.finish_balance();
   begin_head(job, schedule);
   observer.head();

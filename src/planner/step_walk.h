@@ -1,9 +1,8 @@
 // A step of the engine without its tensors: the same order of units, gathers, computations and reductions as
-// train/forward_backward.cpp and sharding/unit_schedule.cpp, told to an observer. Traffic, memory and time are three
+// train/forward_backward.cpp, sharding/unit_schedule.cpp and memory/activation_store.cpp, told to an observer. Traffic, memory and time are three
 // observers of one walk; tests hold each against the engine.
 #pragma once
 
-#include <deque>
 #include <vector>
 
 #include "mesh/checked_job.h"
@@ -23,6 +22,11 @@ class StepObserver {
   virtual void free(size_t unit) {}           // it was gathered
   virtual void embedding_forward() {}
   virtual void layer_forward(size_t layer) {}
+  // The layer's kept input leaves the device beside the computation, comes back, and is needed.
+  virtual void begin_offload(size_t layer) {}
+  virtual void finish_offload(size_t layer) {}
+  virtual void begin_return(size_t layer) {}
+  virtual void finish_return(size_t layer) {}
   virtual void begin_balance() {}  // the balancing statistics' sum over the world
   virtual void finish_balance() {}
   virtual void begin_gradients(size_t unit) {}  // the unsharded gradient is about to be written

@@ -1,5 +1,7 @@
 #include "train/parallel_job.h"
 
+#include "base/log.h"
+#include "metrics/running_memory.h"
 #include "train/compute_precision.h"
 
 namespace conclave {
@@ -13,9 +15,20 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
              {compute_dtype(checked_.job.precision.compute, world.device()),
               checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device()}) {}
 
+void start_parameters(ParallelJob& job) {
+  const auto& folder = job.job().model.init_from;
+  if (!folder) return job.model().initialize(static_cast<uint64_t>(job.job().run.seed));
+  job.model().load_hugging_face(*folder);
+  spdlog::info("starting from the parameters of {}", folder->string());
+}
+
 double ParallelJob::aux_coefficient() const {
   if (checked_.job.moe.moe_load_balancing != LoadBalancing::aux_loss) return 0.0;
   return checked_.job.moe.moe_aux_loss_coeff.value_or(checked_.model.router_aux_loss_coef);
+}
+
+double ParallelJob::most_resident_mebibytes() {
+  return max_over_world({static_cast<double>(running_memory().peak_resident_bytes)})[0] / (1 << 20);
 }
 
 std::vector<double> ParallelJob::sum_over_world(std::vector<double> values) {

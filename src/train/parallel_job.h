@@ -36,6 +36,9 @@ class ParallelJob {
   int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps(); }
   int64_t tokens_per_step() const { return checked_.tokens_per_step(); }
 
+  // Of the rank that held the most memory since its start, as the kernel counts it. Collective.
+  double most_resident_mebibytes();
+
   // Sums over all ranks, in rank order.
   std::vector<double> sum_over_world(std::vector<double> values);
   std::vector<double> max_over_world(std::vector<double> values);
@@ -48,5 +51,8 @@ class ParallelJob {
   Axes axes_;
   ParallelModel model_;
 };
+
+// The parameters a new run starts with: those of model.init_from, or the declared initialization. They are allocated.
+void start_parameters(ParallelJob& job);
 
 }  // namespace conclave

@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -21,7 +22,8 @@ struct Case {
   int64_t shard = 1, expert = 1;
   ActivationCheckpointing checkpointing = ActivationCheckpointing::none;
   int64_t prefetch_units = 1;
-  bool reshard_after_forward = true;
+  std::string reshard_after_forward = "true";
+  bool offloading = false;
   bool tied = false;
   at::ScalarType compute = at::kFloat, reduce = at::kFloat;
   int64_t micro_steps = 1;
@@ -42,7 +44,10 @@ inline CheckedJob check(const Case& c, ModelConfig model, int64_t sequence, int6
   job.parallel.hybrid_shard_degree = c.shard;
   job.parallel.expert_parallel_degree = c.expert;
   job.parallel.prefetch_units = c.prefetch_units;
-  job.parallel.reshard_after_forward = c.reshard_after_forward;
+  job.parallel.reshard_after_forward =
+      ReshardRule::parse(c.reshard_after_forward).value_or(ReshardRule(c.reshard_after_forward == "true"));
+  job.memory.activation_offloading = c.offloading;
+  job.memory.offload_folder = std::filesystem::temp_directory_path();
   job.memory.activation_checkpointing = c.checkpointing;
   job.memory.loss_chunk_tokens = loss_chunk_tokens;
   job.precision.compute = c.in_bf16() ? Precision::bf16 : Precision::fp32;
