@@ -60,7 +60,10 @@ class TimeObserver : public StepObserver {
   void finish_offload(size_t layer) override { wait_until(moved_[layer], time.offload_wait); }
   void begin_return(size_t layer) override { moved_[layer] = move_input(); }
   void finish_return(size_t layer) override { wait_until(moved_[layer], time.offload_wait); }
-  void begin_balance() override { balance_ = std::max(network_, now_) + over_world(8.0 * (model_.num_local_experts + 1)); }
+  void begin_balance() override {
+    const int64_t statistics = (model_.num_hidden_layers + 1) * model_.num_local_experts + 2;
+    balance_ = std::max(network_, now_) + over_world(8.0 * static_cast<double>(statistics));
+  }
   void finish_balance() override { wait_until(balance_, time.reduce_wait); }
   void head() override {
     product(3 * head_flops_);

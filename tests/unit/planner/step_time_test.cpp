@@ -62,24 +62,24 @@ TEST(StepTime, parts_add_up_to_the_step) {
 TEST(StepTime, of_communication_alone_is_every_byte) {
   DeviceDescription device = instant();
   device.network.node_bandwidth = 1;
-  const CheckedJob job = job_of(8, 8, 2);
-  const PlannedTime time = time_of(job, device);
+  const PlannedTime time = time_of(job_of(8, 8, 1), device);
   double busy = 0;
   for (const auto& [axis, seconds] : time.busy_by_axis) busy += seconds;
   EXPECT_NEAR(time.step_seconds, busy, 1e-6 * busy);
-  EXPECT_GT(time.dispatch, 0);
-  EXPECT_GT(time.gather_wait, 0);
+  EXPECT_NEAR(time.gather_wait + time.reduce_wait, busy, 1e-6 * busy);
+  // Dispatch is never hidden.
+  const PlannedTime dispatched = time_of(job_of(8, 8, 2), device);
+  EXPECT_DOUBLE_EQ(dispatched.dispatch, dispatched.busy_by_axis.at("expert"));
 }
 
 TEST(StepTime, prefetched_gathers_hide_under_the_computation) {
   DeviceDescription device = instant();
-  device.network.node_bandwidth = 1e9;
+  device.network.node_bandwidth = 1e10;  // a layer is gathered in half the time its forward takes
   device.compute = {1e12, 1e12, 1};
   const PlannedTime hidden = time_of(job_of(8, 8, 1, /*prefetch=*/1), device);
   const PlannedTime waited = time_of(job_of(8, 8, 1, /*prefetch=*/0), device);
-  EXPECT_LT(hidden.gather_wait, waited.gather_wait);
-  EXPECT_NEAR(waited.gather_wait, waited.busy_by_axis.at("shard") + waited.busy_by_axis.at("expert_shard"),
-              waited.gather_wait) << "all gathers are waited for, the reductions are part of it";
+  EXPECT_LT(hidden.gather_wait, 0.3 * waited.gather_wait);
+  EXPECT_DOUBLE_EQ(hidden.products, waited.products);
 }
 
 TEST(CollectiveTime, crosses_nodes_once_for_each_node_with_rings_and_once_for_each_rank_without) {
