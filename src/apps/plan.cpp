@@ -42,16 +42,18 @@ void add_plan(CLI::App& app, int& exit_code) {
   command->add_flag("--json", options->json, "print one JSON object (docs/plan.md); --search is complete in it");
   command->footer(
       "conclave plan examples/mixtral-8x7b.yaml --world 64 --device h100-80 --search\n\n"
-      "Needs no data, no GPU and no other process. A job that does not fit is an answer, not a mistake: the exit code is "
-      "0, and\n`fits` in the JSON object is false. Memory and traffic are what the engine counts (metrics.jsonl), time is "
+      "Needs no data, no GPU and no other process. A job that does not fit is an answer, not a mistake: the exit code "
+      "is "
+      "0, and\n`fits` in the JSON object is false. Memory and traffic are what the engine counts (metrics.jsonl), time "
+      "is "
       "an estimate.\n\n"
       "A device is described by these keys, here h100-80's:\n\n" +
       print_device(read_device("h100-80")));
   command->callback([options] {
     const CheckedJob job = check_job(read_job(options->job.file, options->job.overrides), options->world);
-    const std::string name = !options->device.empty()             ? options->device
+    const std::string name = !options->device.empty()            ? options->device
                              : job.job.run.device == Device::cpu ? "cpu"
-                                                                  : "h100-80";
+                                                                 : "h100-80";
     const DeviceDescription device = read_device(name);
     const Plan plan = make_plan(job, name, device, options->imbalance);
     std::optional<LayoutSearch> search;

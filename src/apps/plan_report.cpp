@@ -62,8 +62,8 @@ std::string head_text(const Plan& plan) {
       "{} parameters, {} of them used by each token; {} of {}, computing in {}\n{}\n"
       "a step: {} x {} of {} x {} = {} tokens\n",
       count_text(static_cast<double>(plan.parameters)), count_text(static_cast<double>(plan.parameters_per_token)),
-      world == 1 ? "1 rank" : fmt::format("{} ranks", world), plan.device_name, precision_of(plan), describe(job.layout),
-      world == 1 ? "1 rank" : fmt::format("{} ranks", world),
+      world == 1 ? "1 rank" : fmt::format("{} ranks", world), plan.device_name, precision_of(plan),
+      describe(job.layout), world == 1 ? "1 rank" : fmt::format("{} ranks", world),
       job.micro_steps == 1 ? "1 micro-step" : fmt::format("{} micro-steps", job.micro_steps),
       job.job.data.micro_batch_size == 1 ? "1 sequence" : fmt::format("{} sequences", job.job.data.micro_batch_size),
       job.job.data.sequence_length, job.tokens_per_step());
@@ -92,8 +92,9 @@ std::string memory_text(const Plan& plan) {
   line("total", most.memory.peak_of.total, most.memory.at_peak.total, "");
   text += fmt::format("  the peak: {}\n  {}\n", most.memory.moment, verdict_text(plan, most.memory));
   for (size_t i = 1; i < plan.classes.size(); ++i)
-    text += fmt::format("  {} ({} ranks, {:.2f} times the mean rows): {}\n", plan.classes[i].who, plan.classes[i].ranks,
-                        plan.classes[i].imbalance, size_text(static_cast<double>(plan.classes[i].memory.peak_of.total)));
+    text +=
+        fmt::format("  {} ({} ranks, {:.2f} times the mean rows): {}\n", plan.classes[i].who, plan.classes[i].ranks,
+                    plan.classes[i].imbalance, size_text(static_cast<double>(plan.classes[i].memory.peak_of.total)));
   if (plan.worst.imbalance > 1)
     text += fmt::format("  {} ({:.2f} times the mean rows): {}, {}\n", plan.worst.who, plan.worst.imbalance,
                         size_text(static_cast<double>(plan.worst.memory.peak_of.total)),
@@ -199,7 +200,8 @@ std::string plan_text(const Plan& plan) {
 
 std::string search_text(const LayoutSearch& search, int64_t most) {
   const auto shown = [most](size_t count) { return most == 0 ? count : std::min(count, static_cast<size_t>(most)); };
-  std::string text = fmt::format("\n{} ways to run it fit, the fastest first; * is the job as it stands\n", search.fit.size());
+  std::string text =
+      fmt::format("\n{} ways to run it fit, the fastest first; * is the job as it stands\n", search.fit.size());
   text += "    step          left  options\n";
   for (size_t i = 0; i < shown(search.fit.size()); ++i) {
     const LayoutOption& option = search.fit[i];
@@ -253,9 +255,8 @@ std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& searc
                          {"time", json_of(plan.time)},
                          {"assumptions", assumptions_of_time(plan.device)}};
   if (search)
-    object["search"] = {{"fit", json_of(search->fit)},
-                        {"too_large", json_of(search->too_large)},
-                        {"refused", search->refused}};
+    object["search"] = {
+        {"fit", json_of(search->fit)}, {"too_large", json_of(search->too_large)}, {"refused", search->refused}};
   return object.dump(2) + "\n";
 }
 

@@ -47,7 +47,8 @@ Pending CountingCommunicator::all_reduce(at::Tensor tensor, Reduction reduction)
 }
 
 Pending CountingCommunicator::broadcast(at::Tensor tensor, int root) {
-  count_->add(name(), "broadcast", rank() == root ? bytes_to_all_others(static_cast<int64_t>(tensor.nbytes()), size()) : 0);
+  count_->add(name(), "broadcast",
+              rank() == root ? bytes_to_all_others(static_cast<int64_t>(tensor.nbytes()), size()) : 0);
   return inner_->broadcast(std::move(tensor), root);
 }
 

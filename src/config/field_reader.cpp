@@ -14,8 +14,7 @@ void FieldReader::refuse_the_rest(const NameCollector& names) {
 }
 
 void FieldReader::refuse_if_any() {
-  std::stable_sort(mistakes_.begin(), mistakes_.end(),
-                   [](const auto& a, const auto& b) { return a.order < b.order; });
+  std::stable_sort(mistakes_.begin(), mistakes_.end(), [](const auto& a, const auto& b) { return a.order < b.order; });
   std::vector<std::string> texts;
   for (const OrderedMistake& one : mistakes_) texts.push_back(one.text);
   conclave::refuse_if_any(texts);

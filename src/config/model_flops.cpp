@@ -11,10 +11,12 @@ ForwardFlops forward_flops_per_token(const ModelConfig& config, int64_t sequence
 
   ForwardFlops flops;
   // A product of one row [a] with a matrix [a, b] is 2ab operations.
-  flops.attention_projections = config.num_hidden_layers * 2 * config.hidden_size * (2 * query_width + 2 * key_value_width);
+  flops.attention_projections =
+      config.num_hidden_layers * 2 * config.hidden_size * (2 * query_width + 2 * key_value_width);
   flops.attention_scores = config.num_hidden_layers * 2 * (2 * seen * query_width);
   flops.router = config.num_hidden_layers * 2 * config.hidden_size * config.num_local_experts;
-  flops.experts = config.num_hidden_layers * config.num_experts_per_tok * 3 * (2 * config.hidden_size * config.intermediate_size);
+  flops.experts =
+      config.num_hidden_layers * config.num_experts_per_tok * 3 * (2 * config.hidden_size * config.intermediate_size);
   flops.head = 2 * config.hidden_size * config.vocab_size;
   return flops;
 }

@@ -9,8 +9,8 @@
 
 namespace conclave {
 
-// Bytes are those of one rank's data handed to the transport for other ranks, without headers. A group of one rank sends
-// 0 bytes; its calls count.
+// Bytes are those of one rank's data handed to the transport for other ranks, without headers. A group of one rank
+// sends 0 bytes; its calls count.
 struct Traffic {
   int64_t calls = 0;
   int64_t bytes = 0;

@@ -8,8 +8,8 @@
 #include "kernels/attention.h"
 #include "kernels/rotary.h"
 #include "kernels/router.h"
-#include "model/micro_batch.h"
 #include "model/layer_slots.h"
+#include "model/micro_batch.h"
 #include "moe/dispatcher.h"
 
 namespace conclave {

@@ -39,7 +39,8 @@ void describe_device(AnyDevice& device, Visitor&& visitor) {
   visitor.field("network.ranks_per_node", device.network.ranks_per_node, size_of_at_least(1), "ranks of one machine");
   visitor.field("network.node_latency", device.network.node_latency, at_least(0),
                 "seconds before the first byte of a message within a node");
-  visitor.field("network.node_bandwidth", device.network.node_bandwidth, more_than(0), "bytes per second within a node");
+  visitor.field("network.node_bandwidth", device.network.node_bandwidth, more_than(0),
+                "bytes per second within a node");
   visitor.field("network.cluster_latency", device.network.cluster_latency, at_least(0), "seconds, across nodes");
   visitor.field("network.cluster_bandwidth", device.network.cluster_bandwidth, more_than(0),
                 "bytes per second across nodes");
@@ -135,8 +136,9 @@ DeviceDescription read_device(const std::string& name_or_file) {
   if (std::filesystem::exists(name_or_file)) return read_file(name_or_file);
   const std::vector<std::string> names = built_in_devices();
   const std::optional<std::string> near = nearest_name(name_or_file, names);
-  user_error("--device is {}, which is neither a device that is built in nor a file.{} Use {}, or the path of a YAML file.",
-             name_or_file, near ? fmt::format(" Did you mean {}?", *near) : "", any_of(names));
+  user_error(
+      "--device is {}, which is neither a device that is built in nor a file.{} Use {}, or the path of a YAML file.",
+      name_or_file, near ? fmt::format(" Did you mean {}?", *near) : "", any_of(names));
 }
 
 std::string print_device(const DeviceDescription& device) {

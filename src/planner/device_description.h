@@ -15,8 +15,8 @@ struct DeviceDescription {
     DeviceKind kind = DeviceKind::cuda;  // cuda: NCCL; cpu: Gloo
   } device;
   struct {
-    double fp32_flops = 0;      // peak operations per second in matrix products
-    double bf16_flops = 0;      // 0: not in hardware
+    double fp32_flops = 0;          // peak operations per second in matrix products
+    double bf16_flops = 0;          // 0: not in hardware
     double product_efficiency = 1;  // the share of the peak that large products reach
   } compute;
   struct {
@@ -35,14 +35,17 @@ struct DeviceDescription {
 
   bool has_bf16() const { return compute.bf16_flops > 0; }
   // Of one rank, at an element size of `compute_bytes`.
-  double peak_flops(int64_t compute_bytes) const { return compute_bytes == 2 ? compute.bf16_flops : compute.fp32_flops; }
+  double peak_flops(int64_t compute_bytes) const {
+    return compute_bytes == 2 ? compute.bf16_flops : compute.fp32_flops;
+  }
   double usable_bytes() const { return memory.bytes - memory.reserved_bytes; }
 };
 
 // "h100-80, h200-141, a100-80 and cpu".
 std::vector<std::string> built_in_devices();
 
-// A built-in description by its name, or a YAML file of the same keys. Refuses with a UserError that names the mistakes.
+// A built-in description by its name, or a YAML file of the same keys. Refuses with a UserError that names the
+// mistakes.
 DeviceDescription read_device(const std::string& name_or_file);
 
 // The description as YAML that reads back the same.

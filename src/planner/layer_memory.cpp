@@ -28,7 +28,8 @@ LayerMemory::LayerMemory(const PlannedRank& rank, MemoryLedger& ledger)
       experts_(rank.job.model.num_local_experts),
       top_k_(rank.job.model.num_experts_per_tok),
       item_(rank.compute_bytes),
-      message_(row_message_bytes(hidden_, item_)) {}
+      message_(row_message_bytes(hidden_, item_)),
+      accumulates_(rank.job.micro_steps > 1 && rank.job.layout.degree(Axis::shard) == 1) {}
 
 // ATen's flash attention of the CPU returns tensors of its own, and has a tile of scores for each thread.
 LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool backward) {
@@ -43,13 +44,16 @@ LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool 
   return hold(category, results + (rank_.backend == Backend::cuda_nccl ? 0 : rank_.threads * tiles));
 }
 
-// A weight's gradient is a product in bf16 before it is added in fp32: in tiles on the CPU, whole on a GPU.
-LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns) {
+// A weight's gradient [rows, columns], summed over `tokens`, is a product in bf16 before it goes into fp32: whole on a
+// GPU, in tiles on the CPU, where oneDNN besides copies an operand of which it gets a part of each row, and where
+// adding bf16 to fp32 widens it first.
+LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns, int64_t tokens, bool accumulate) {
   if (item_ == fp32) return {};
+  if (rank_.backend == Backend::cuda_nccl) return hold(workspace, rows * columns * item_);
   constexpr int64_t side = 512;
-  const bool tiles = rank_.backend != Backend::cuda_nccl;
-  return hold(workspace, tiles ? rank_.threads * std::min(rows, side) * std::min(columns, side) * item_
-                               : rows * columns * item_);
+  const int64_t tile = std::min(rows, side) * std::min(columns, side);
+  const int64_t operands = (rows > side ? side * tokens : 0) + (columns > side ? side * tokens : 0);
+  return hold(workspace, rank_.threads * (tile * item_ + std::max(operands * item_, accumulate ? tile * fp32 : 0)));
 }
 
 LayerMemory::Block LayerMemory::aten_buffers(double tensors, int64_t elements) {
@@ -183,7 +187,8 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
       const Block activation = hold(workspace, most * intermediate_ * item_);
       const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
       { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, most * intermediate_); }
-      const Block product = product_buffers(2 * intermediate_, hidden_);
+      const Block product =
+          product_buffers(2 * intermediate_, hidden_, most, accumulates_ || rows.largest_expert > most);
     }
     grad_RH.free();
     ledger_.now_doing.part = "dispatch";
@@ -206,12 +211,12 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
 
   ledger_.now_doing.part = "attention";
   Block grad_attention_TN = hold(workspace, tokens_ * query_width_ * item_);
-  { const Block product = product_buffers(hidden_, query_width_); }
+  { const Block product = product_buffers(hidden_, query_width_, tokens_, accumulates_); }
   const Block grad_qkv_TM = hold(workspace, tokens_ * packed_width_ * item_);
   { const Block buffers = attention_buffers(workspace, /*backward=*/true); }
   grad_attention_TN.free();
   state.qkv_TM.free();
-  { const Block product = product_buffers(packed_width_, hidden_); }
+  { const Block product = product_buffers(packed_width_, hidden_, tokens_, accumulates_); }
   return grad_TH;
 }
 

@@ -38,8 +38,8 @@ class LayerMemory {
   Block backward(Block grad_TH, const RoutedRows& rows, State state);
 
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
-  // What the product of a weight's gradient needs, rows x columns.
-  Block product_buffers(int64_t rows, int64_t columns);
+  // What the product of a weight's gradient [rows, columns] needs; it is added to what is there, or written over it.
+  Block product_buffers(int64_t rows, int64_t columns, int64_t tokens, bool accumulate);
   // What an operation without a kernel of its own needs on a GPU.
   Block aten_buffers(double tensors, int64_t elements);
 
@@ -57,8 +57,9 @@ class LayerMemory {
   MemoryLedger& ledger_;
   bool alone_;  // expert degree 1: nothing travels
   int64_t tokens_, hidden_, intermediate_, heads_, query_width_, packed_width_, experts_, top_k_;
-  int64_t item_;     // bytes of an element
-  int64_t message_;  // bytes of a row on its way
+  int64_t item_;      // bytes of an element
+  int64_t message_;   // bytes of a row on its way
+  bool accumulates_;  // later micro-steps add to the gradients of earlier ones at once
 };
 
 }  // namespace conclave

@@ -24,10 +24,8 @@ struct MemoryPolicy {
 };
 
 constexpr MemoryPolicy policies[] = {
-    {"none", ActivationCheckpointing::none, false},
-    {"selective", ActivationCheckpointing::selective, false},
-    {"selective", ActivationCheckpointing::selective, true},
-    {"full", ActivationCheckpointing::full, false},
+    {"none", ActivationCheckpointing::none, false},          {"selective", ActivationCheckpointing::selective, false},
+    {"selective", ActivationCheckpointing::selective, true}, {"full", ActivationCheckpointing::full, false},
     {"full", ActivationCheckpointing::full, true},
 };
 
@@ -42,8 +40,8 @@ LayoutOption try_out(const CheckedJob& job, const MemoryPolicy& policy, const De
                      fmt::format("memory.activation_offloading={}", policy.offloading),
                      fmt::format("data.micro_batch_size={}", job.job.data.micro_batch_size),
                      fmt::format("data.global_batch_size={}", *job.job.data.global_batch_size)};
-  const PlannedRank rank = plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(),
-                                     assume_rows(job, imbalance));
+  const PlannedRank rank =
+      plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(), assume_rows(job, imbalance));
   const PlannedMemory memory = step_memory(rank);
   option.peak_bytes = memory.peak_of.total;
   option.peak_moment = memory.moment;

@@ -19,9 +19,9 @@ struct LayoutOption {
 };
 
 struct LayoutSearch {
-  std::vector<LayoutOption> fit;       // fastest first; of equals the one with most memory left
-  std::vector<LayoutOption> too_large; // the least missing first
-  std::vector<std::string> refused;    // degrees that do not suit the world or the model, each with its reason
+  std::vector<LayoutOption> fit;        // fastest first; of equals the one with most memory left
+  std::vector<LayoutOption> too_large;  // the least missing first
+  std::vector<std::string> refused;     // degrees that do not suit the world or the model, each with its reason
 };
 
 // Expert and shard degree, checkpointing, offloading, resharding, and the micro-batch at a constant global batch.

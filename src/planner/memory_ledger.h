@@ -1,5 +1,6 @@
 // What would be allocated, category by category, and the moment at which most is: memory's account (memory/
-// memory_category.h) without the memory. Blocks free themselves, so a walk reads like the code whose tensors it stands for.
+// memory_category.h) without the memory. Blocks free themselves, so a walk reads like the code whose tensors it stands
+// for.
 #pragma once
 
 #include <string>

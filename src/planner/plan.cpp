@@ -32,9 +32,11 @@ Backend backend_of(const DeviceDescription& device, int world_size) {
   return world_size == 1 ? Backend::cpu_alone : Backend::cpu_gloo;
 }
 
-Plan make_plan(const CheckedJob& job, const std::string& device_name, const DeviceDescription& device, double imbalance) {
+Plan make_plan(const CheckedJob& job, const std::string& device_name, const DeviceDescription& device,
+               double imbalance) {
   if (job.job.precision.compute == Precision::bf16 && !device.has_bf16())
-    user_error("precision.compute is bf16, but {} has no bf16 (compute.bf16_flops is 0). Use fp32 or auto.", device_name);
+    user_error("precision.compute is bf16, but {} has no bf16 (compute.bf16_flops is 0). Use fp32 or auto.",
+               device_name);
   auto classes = classes_of(job, device, imbalance);
   const PlannedRank& busiest = classes.front().second;
   const double worst = worst_imbalance(job);
@@ -42,8 +44,18 @@ Plan make_plan(const CheckedJob& job, const std::string& device_name, const Devi
       plan_rank(job, 0, busiest.backend, device.has_bf16(), assume_rows(job, std::max(worst, 1.0)));
   const std::vector<UnitDeclaration> units = declare_mixtral(job.model);
 
-  Plan plan{job, device_name, device, busiest.compute_bytes, count_parameters(units),
-            count_parameters_per_token(units, job.model), 0, {}, {}, {}, {}, {}};
+  Plan plan{job,
+            device_name,
+            device,
+            busiest.compute_bytes,
+            count_parameters(units),
+            count_parameters_per_token(units, job.model),
+            0,
+            {},
+            {},
+            {},
+            {},
+            {}};
   for (const PlannedUnit& unit : busiest.units)
     for (const PlannedGroup& group : unit.groups) plan.parameters_of_rank += group.shard_numel;
   plan.worst = {"the busiest rank under the worst routing", job.layout.world_size() / job.layout.degree(Axis::expert),

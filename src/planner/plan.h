@@ -1,5 +1,5 @@
-// What a job needs on a device: memory by rank class, traffic, time. Pure arithmetic over the job, the model's config and
-// the device's description: no process, no data, no tensors.
+// What a job needs on a device: memory by rank class, traffic, time. Pure arithmetic over the job, the model's config
+// and the device's description: no process, no data, no tensors.
 #pragma once
 
 #include <string>
@@ -13,8 +13,8 @@
 
 namespace conclave {
 
-// Ranks whose memory is alike. Shards are equal on all ranks (the last ones of an axis hold padding), and every rank has
-// the same number of tokens: only the rows that routing brings differ.
+// Ranks whose memory is alike. Shards are equal on all ranks (the last ones of an axis hold padding), and every rank
+// has the same number of tokens: only the rows that routing brings differ.
 struct RankClass {
   std::string who;  // "the busiest rank of each expert group"
   int ranks = 0;
@@ -43,7 +43,8 @@ struct Plan {
 };
 
 // `imbalance`: rows of the busiest rank over the mean of its expert group; at least 1.
-Plan make_plan(const CheckedJob& job, const std::string& device_name, const DeviceDescription& device, double imbalance);
+Plan make_plan(const CheckedJob& job, const std::string& device_name, const DeviceDescription& device,
+               double imbalance);
 
 // What a device's ranks compute with, and by what they communicate.
 Backend backend_of(const DeviceDescription& device, int world_size);

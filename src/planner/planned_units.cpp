@@ -21,7 +21,8 @@ PlannedGroup plan_group(const std::vector<ParameterDeclaration>& parameters, con
   group.numel = flat.numel();
   group.shard_numel = flat.shard_numel();
   for (const ParameterDeclaration& parameter : parameters)
-    group.matrix_numel = std::max(group.matrix_numel, expert ? parameter.numel() / parameter.shape[0] : parameter.numel());
+    group.matrix_numel =
+        std::max(group.matrix_numel, expert ? parameter.numel() / parameter.shape[0] : parameter.numel());
   return group;
 }
 

@@ -14,8 +14,9 @@ struct RoutedRows {
   int64_t largest_expert = 0;        // of the rows received, those of the expert that has most
 };
 
-// One entry a layer, all alike. `imbalance`: rows a rank computes, over the mean of its expert group; its largest expert
-// has the same factor over the mean of its experts. Both end at the most there can be (worst_imbalance()). 1: even.
+// One entry a layer, all alike. `imbalance`: rows a rank computes, over the mean of its expert group; its largest
+// expert has the same factor over the mean of its experts. Both end at the most there can be (worst_imbalance()). 1:
+// even.
 std::vector<RoutedRows> assume_rows(const CheckedJob& job, double imbalance);
 
 // The rows of the busiest rank when every token of its expert group chooses as many of its experts as it can, over the

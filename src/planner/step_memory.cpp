@@ -17,7 +17,8 @@ using Block = MemoryLedger::Block;
 
 constexpr int64_t fp32 = 4;
 
-// Buffers that Gloo's communicator of one axis receives into before it sums; kept for the next time (comm/staging_pool.h).
+// Buffers that Gloo's communicator of one axis receives into before it sums; kept for the next time
+// (comm/staging_pool.h).
 class StagingMemory {
  public:
   Block take(MemoryLedger& ledger, MemoryCategory category, int64_t bytes) {
@@ -32,8 +33,8 @@ class StagingMemory {
     return ledger.hold(category, bytes);
   }
   void give_back(Block block) {
-    const auto larger = std::find_if(free_.begin(), free_.end(),
-                                     [&](const Block& other) { return other.bytes() > block.bytes(); });
+    const auto larger =
+        std::find_if(free_.begin(), free_.end(), [&](const Block& other) { return other.bytes() > block.bytes(); });
     free_.insert(larger, std::move(block));
   }
 
@@ -44,7 +45,11 @@ class StagingMemory {
 class MemoryObserver : public StepObserver {
  public:
   explicit MemoryObserver(const PlannedRank& rank)
-      : rank_(rank), layer_(rank, ledger_), groups_(rank.units.size()), states_(rank.layers()) {
+      : rank_(rank),
+        layer_(rank, ledger_),
+        groups_(rank.units.size()),
+        first_(rank.units.size()),
+        states_(rank.layers()) {
     doing("setting up", 0);
     int64_t elements = 0;
     for (size_t unit = 0; unit < rank.units.size(); ++unit) {
@@ -112,7 +117,8 @@ class MemoryObserver : public StepObserver {
     {
       const Block logits_CV = ledger_.hold(logits, count * vocabulary * rank_.compute_bytes);
       { const Block softmax = layer_.aten_buffers(aten_temporaries::cross_entropy_gradient, count * vocabulary); }
-      if (training) const Block product = layer_.product_buffers(vocabulary, hidden);
+      if (training)
+        const Block product = layer_.product_buffers(vocabulary, hidden, count, count < rank_.job.tokens_per_rank());
     }
     if (training) const Block grad_CH = ledger_.hold(workspace, count * hidden * rank_.compute_bytes);
   }
@@ -131,6 +137,7 @@ class MemoryObserver : public StepObserver {
 
   void begin_reduce(size_t unit, bool first, bool last) override {
     doing("reduction of", unit);
+    first_[unit] = first;
     for (size_t i = 0; i < groups_[unit].size(); ++i) {
       const PlannedGroup& of = planned(unit, i);
       Group& group = groups_[unit][i];
@@ -155,6 +162,9 @@ class MemoryObserver : public StepObserver {
       Group& group = groups_[unit][i];
       const Axis axis = is_whole(of) ? of.replica_axis : of.shard_axis;
       if (group.staged.bytes() > 0) staging_[axis].give_back(std::move(group.staged));
+      // Later micro-steps' sums are added; in bf16, a CPU widens them first.
+      if (rank_.backend != Backend::cuda_nccl && group.sum.bytes() > 0 && rank_.reduce_bytes() != fp32 && !first_[unit])
+        const Block widened = ledger_.hold(workspace, of.shard_numel * fp32);
       group.gradient.free();
       group.sum.free();
       if (last && !is_whole(of) && of.replica_degree > 1)
@@ -201,6 +211,7 @@ class MemoryObserver : public StepObserver {
   std::vector<Block> kept_;
   std::map<Axis, StagingMemory> staging_;
   std::vector<std::vector<Group>> groups_;  // of each unit
+  std::vector<bool> first_;                 // the unit's reduction under way is the step's first
   std::vector<LayerMemory::State> states_;
   int64_t offloaded_ = 0, most_offloaded_ = 0;
   Block batch_;

@@ -1,5 +1,6 @@
-// The memory of one rank's step, predicted: every tensor of the engine that grows with the model, the batch or the layout,
-// held and freed in the engine's order (train/forward_backward.cpp, model/mixtral_layer.cpp and what they call).
+// The memory of one rank's step, predicted: every tensor of the engine that grows with the model, the batch or the
+// layout, held and freed in the engine's order (train/forward_backward.cpp, model/mixtral_layer.cpp and what they
+// call).
 #pragma once
 
 #include <string>
@@ -10,9 +11,9 @@
 namespace conclave {
 
 struct PlannedMemory {
-  MemoryUse peak_of;   // each category's own highest; total is the highest total
-  MemoryUse at_peak;   // the categories at the moment of the highest total
-  std::string moment;  // "backward of layers.3, experts"
+  MemoryUse peak_of;      // each category's own highest; total is the highest total
+  MemoryUse at_peak;      // the categories at the moment of the highest total
+  std::string moment;     // "backward of layers.3, experts"
   int64_t offloaded = 0;  // bytes of layer inputs away from the device, at most
 };
 

@@ -117,16 +117,18 @@ class TimeObserver : public StepObserver {
   double move_input() { return host_ = std::max(host_, now_) + stream() / device_.memory.host_bandwidth; }
   double stream() const { return tokens_ * static_cast<double>(model_.hidden_size) * item_; }
   double expert_flops(const RoutedRows& rows) const {
-    return static_cast<double>(rows.received) * 6.0 * static_cast<double>(model_.hidden_size * model_.intermediate_size);
+    return static_cast<double>(rows.received) * 6.0 *
+           static_cast<double>(model_.hidden_size * model_.intermediate_size);
   }
-  // Bytes that the passes between the products of a layer's forward read and write: norms, rotation, the residual stream,
-  // packing and unpacking of rows, the activation, combine.
+  // Bytes that the passes between the products of a layer's forward read and write: norms, rotation, the residual
+  // stream, packing and unpacking of rows, the activation, combine.
   double forward_bytes(const RoutedRows& rows) const {
     const double hidden = static_cast<double>(model_.hidden_size), row = hidden * item_;
-    const double packed = static_cast<double>((model_.num_attention_heads + 2 * model_.num_key_value_heads) *
-                                              model_.head_dim) *
-                          item_ * tokens_;
-    const double sent = tokens_ * static_cast<double>(model_.num_experts_per_tok), received = static_cast<double>(rows.received);
+    const double packed =
+        static_cast<double>((model_.num_attention_heads + 2 * model_.num_key_value_heads) * model_.head_dim) * item_ *
+        tokens_;
+    const double sent = tokens_ * static_cast<double>(model_.num_experts_per_tok),
+                 received = static_cast<double>(rows.received);
     return 8 * stream() + 4 * packed + (sent + received) * 4 * row +
            received * 3 * static_cast<double>(model_.intermediate_size) * item_;
   }
@@ -221,17 +223,18 @@ PlannedTime step_time(const PlannedRank& rank, const DeviceDescription& device) 
 std::vector<std::string> assumptions_of_time(const DeviceDescription& device) {
   const auto& network = device.network;
   std::vector<std::string> lines;
-  lines.push_back(fmt::format("matrix products reach {:.0f} % of the peak (compute.product_efficiency): {:.3g} TFLOP/s in bf16, "
-                              "{:.3g} in fp32",
-                              100 * device.compute.product_efficiency,
-                              device.compute.bf16_flops * device.compute.product_efficiency / 1e12,
-                              device.compute.fp32_flops * device.compute.product_efficiency / 1e12));
+  lines.push_back(fmt::format(
+      "matrix products reach {:.0f} % of the peak (compute.product_efficiency): {:.3g} TFLOP/s in bf16, "
+      "{:.3g} in fp32",
+      100 * device.compute.product_efficiency, device.compute.bf16_flops * device.compute.product_efficiency / 1e12,
+      device.compute.fp32_flops * device.compute.product_efficiency / 1e12));
   lines.push_back(fmt::format("everything between the products is bound by memory, at {:.3g} GB/s (memory.bandwidth)",
                               device.memory.bandwidth / 1e9));
-  lines.push_back(fmt::format("{} ranks a node; a rank sends {:.3g} GB/s within it ({:.3g} us a message) and {:.3g} GB/s "
-                              "across ({:.3g} us)",
-                              network.ranks_per_node, network.node_bandwidth / 1e9, network.node_latency * 1e6,
-                              network.cluster_bandwidth / 1e9, network.cluster_latency * 1e6));
+  lines.push_back(
+      fmt::format("{} ranks a node; a rank sends {:.3g} GB/s within it ({:.3g} us a message) and {:.3g} GB/s "
+                  "across ({:.3g} us)",
+                  network.ranks_per_node, network.node_bandwidth / 1e9, network.node_latency * 1e6,
+                  network.cluster_bandwidth / 1e9, network.cluster_latency * 1e6));
   lines.push_back(
       "gathers of the next units and the reduction of the last one run under the computation, one after the other; "
       "dispatch and the sum over replicas are waited for; links are not shared with anybody");

@@ -1,6 +1,6 @@
 // How long a step takes on machines that are described: a clock for the computation and one for the gathers and
-// reductions, moved along the walk of the step. What overlaps is what the engine lets overlap: gathers of the next units
-// and the reduction of the last one run under the computation; dispatched rows are waited for.
+// reductions, moved along the walk of the step. What overlaps is what the engine lets overlap: gathers of the next
+// units and the reduction of the last one run under the computation; dispatched rows are waited for.
 #pragma once
 
 #include <map>
@@ -15,12 +15,12 @@ namespace conclave {
 struct PlannedTime {
   double step_seconds = 0;
   // What the step consists of; these add up to it.
-  double products = 0;      // matrix products, recomputed ones included
-  double memory_passes = 0; // everything between the products: bound by memory
+  double products = 0;       // matrix products, recomputed ones included
+  double memory_passes = 0;  // everything between the products: bound by memory
   double optimizer = 0;
-  double dispatch = 0;       // routed rows on their way
-  double gather_wait = 0;    // for parameters, beyond what computation hides
-  double reduce_wait = 0;    // for sums of gradients, beyond what computation hides
+  double dispatch = 0;     // routed rows on their way
+  double gather_wait = 0;  // for parameters, beyond what computation hides
+  double reduce_wait = 0;  // for sums of gradients, beyond what computation hides
   double offload_wait = 0;
 
   std::map<std::string, double> busy_by_axis;  // seconds in which the axis carries data, hidden or not

@@ -63,9 +63,7 @@ class TrafficObserver : public StepObserver {
   void all_reduce(Axis axis, int64_t count, int64_t item, int index, int size) {
     add(axis, "all_reduce", all_reduce_bytes(count, item, index, size));
   }
-  void over_world(int64_t doubles) {
-    all_reduce(Axis::world, doubles, 8, rank_.rank, rank_.job.layout.world_size());
-  }
+  void over_world(int64_t doubles) { all_reduce(Axis::world, doubles, 8, rank_.rank, rank_.job.layout.world_size()); }
   void exchange(int64_t bytes) {
     if (rank_.job.layout.degree(Axis::expert) > 1) add(Axis::expert, "all_to_all", bytes);
   }

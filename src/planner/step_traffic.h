@@ -1,4 +1,5 @@
-// What one rank sends in a step: calls and bytes by axis and operation, exactly those that a CountingCommunicator counts.
+// What one rank sends in a step: calls and bytes by axis and operation, exactly those that a CountingCommunicator
+// counts.
 #pragma once
 
 #include "mesh/collective_bytes.h"

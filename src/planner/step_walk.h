@@ -1,6 +1,6 @@
 // A step of the engine without its tensors: the same order of units, gathers, computations and reductions as
-// train/forward_backward.cpp, sharding/unit_schedule.cpp and memory/activation_store.cpp, told to an observer. Traffic, memory and time are three
-// observers of one walk; tests hold each against the engine.
+// train/forward_backward.cpp, sharding/unit_schedule.cpp and memory/activation_store.cpp, told to an observer. Traffic,
+// memory and time are three observers of one walk; tests hold each against the engine.
 #pragma once
 
 #include <vector>

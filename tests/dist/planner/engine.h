@@ -102,8 +102,8 @@ inline std::vector<RoutedRows> rows_of(const ChoicesByRank& choices, size_t inde
   return rows;
 }
 
-// FakeCommunicator gives a rank the counts it sent: what it sends to rank p for that rank's expert l comes back from p for
-// its own expert l.
+// FakeCommunicator gives a rank the counts it sent: what it sends to rank p for that rank's expert l comes back from p
+// for its own expert l.
 inline std::vector<RoutedRows> rows_of_fake_rank(const at::Tensor& choices_LE, int64_t degree, int64_t index) {
   const int64_t local = choices_LE.size(1) / degree;
   std::vector<RoutedRows> rows;

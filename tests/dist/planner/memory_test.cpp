@@ -1,6 +1,6 @@
 // The memory of a step: the planner's ledger against what the engine's allocations counted, category by category and in
-// total. Tolerance 5 %, and 64 KiB for what grows with nothing (a few vectors of sums, alignment). Balance of the experts
-// is not the planner's to know: the rows that the router really chose are put into the plan.
+// total. Tolerance 5 %, and 64 KiB for what grows with nothing (a few vectors of sums, alignment). Balance of the
+// experts is not the planner's to know: the rows that the router really chose are put into the plan.
 #include "memory/memory_category.h"
 
 #include <ATen/ATen.h>
@@ -101,26 +101,61 @@ std::vector<Case> cases() {
       {.name = "shard4_expert2_full", .world = 4, .rank = 0, .shard = 4, .expert = 2, .checkpointing = full},
       {.name = "shard2_expert4_full", .world = 4, .rank = 2, .shard = 2, .expert = 4, .checkpointing = full},
       {.name = "replicated_expert2", .world = 4, .rank = 1, .expert = 2, .checkpointing = full, .micro_steps = 2},
-      {.name = "prefetch0", .world = 8, .rank = 1, .shard = 8, .expert = 2, .checkpointing = full,
-       .prefetch_units = 0},
-      {.name = "prefetch3", .world = 8, .rank = 1, .shard = 8, .expert = 2, .checkpointing = full,
-       .prefetch_units = 3},
-      {.name = "kept_gathered", .world = 8, .rank = 5, .shard = 8, .expert = 2, .checkpointing = full,
+      {.name = "prefetch0", .world = 8, .rank = 1, .shard = 8, .expert = 2, .checkpointing = full, .prefetch_units = 0},
+      {.name = "prefetch3", .world = 8, .rank = 1, .shard = 8, .expert = 2, .checkpointing = full, .prefetch_units = 3},
+      {.name = "kept_gathered",
+       .world = 8,
+       .rank = 5,
+       .shard = 8,
+       .expert = 2,
+       .checkpointing = full,
        .reshard_after_forward = "false"},
-      {.name = "one_layer_kept_gathered", .world = 8, .rank = 5, .shard = 8, .checkpointing = full,
+      {.name = "one_layer_kept_gathered",
+       .world = 8,
+       .rank = 5,
+       .shard = 8,
+       .checkpointing = full,
        .reshard_after_forward = "all but layers.1"},
-      {.name = "offloading_full", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = full,
+      {.name = "offloading_full",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = full,
        .offloading = true},
-      {.name = "offloading_selective", .world = 4, .rank = 2, .shard = 4, .expert = 2, .checkpointing = selective,
-       .offloading = true, .sequences = 4},
+      {.name = "offloading_selective",
+       .world = 4,
+       .rank = 2,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = selective,
+       .offloading = true,
+       .sequences = 4},
       {.name = "tied", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = full, .tied = true},
-      {.name = "micro_steps", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = selective,
+      {.name = "micro_steps",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = selective,
        .micro_steps = 2},
       {.name = "larger_micro_batch", .world = 4, .rank = 1, .shard = 4, .expert = 4, .sequences = 4},
-      {.name = "bf16_full", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = full,
+      {.name = "bf16_full",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = full,
        .compute = at::kBFloat16},
-      {.name = "bf16_reduced_in_bf16", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = selective,
-       .compute = at::kBFloat16, .reduce = at::kBFloat16, .micro_steps = 2},
+      {.name = "bf16_reduced_in_bf16",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = selective,
+       .compute = at::kBFloat16,
+       .reduce = at::kBFloat16,
+       .micro_steps = 2},
       {.name = "world64", .world = 64, .rank = 63, .shard = 32, .expert = 2, .checkpointing = full},
       {.name = "world64_expert8", .world = 64, .rank = 17, .shard = 64, .expert = 8},
   };
@@ -154,7 +189,8 @@ TEST_P(PlannedMemoryOf, an_evaluation_stays_below_the_step) {
   reset_memory_peaks();
   const at::Tensor choices_LE = engine.forward_backward->evaluate(batch).balance.count_LE;
   const int64_t needed = memory_report().peak_of.total - before.total;
-  const PlannedRank rank = plan_of(c, job, Backend::cpu_alone, rows_of_fake_rank(choices_LE, c.expert, c.rank % c.expert));
+  const PlannedRank rank =
+      plan_of(c, job, Backend::cpu_alone, rows_of_fake_rank(choices_LE, c.expert, c.rank % c.expert));
   const PlannedMemory evaluation = evaluation_memory(rank), step = step_memory(rank);
   const auto state = [](const PlannedMemory& m) {
     return m.peak_of.of[0] + m.peak_of.of[1] + m.peak_of.of[2];  // parameters, moments, gradients
@@ -167,15 +203,15 @@ TEST_P(PlannedMemoryOf, an_evaluation_stays_below_the_step) {
 TEST(PlannedMemoryOfRanks, a_step_is_what_the_engine_allocates) {
   run_ranks(2, [](World& world) {
     using enum ActivationCheckpointing;
-    for (Case c : {Case{.name = "shard2", .world = 2, .shard = 2, .expert = 1, .checkpointing = full},
-                   Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
-                   Case{.name = "replicated_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective}}) {
+    for (Case c :
+         {Case{.name = "shard2", .world = 2, .shard = 2, .expert = 1, .checkpointing = full},
+          Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
+          Case{.name = "replicated_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective}}) {
       SCOPED_TRACE(c.name);
       c.rank = world.rank();
       const CheckedJob job = job_of(c);
-      const Axes axes(job.layout, c.rank, [&](const AxisGroup& group, const std::string& axis) {
-        return world.communicator(group, axis);
-      });
+      const Axes axes(job.layout, c.rank,
+                      [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); });
       testing::ChoicesByRank choices;
       for (int64_t place = 0; place < c.expert; ++place) {
         Case alone{.name = "alone"};
@@ -189,8 +225,7 @@ TEST(PlannedMemoryOfRanks, a_step_is_what_the_engine_allocates) {
       }
       const Measured measured = measure(c, job, axes);
       const size_t own = c.expert == 2 ? c.rank : 0;
-      expect_planned(measured.memory,
-                     step_memory(plan_of(c, job, Backend::cpu_gloo, testing::rows_of(choices, own))));
+      expect_planned(measured.memory, step_memory(plan_of(c, job, Backend::cpu_gloo, testing::rows_of(choices, own))));
     }
   });
 }

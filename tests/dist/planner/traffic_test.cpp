@@ -95,13 +95,7 @@ std::vector<Case> cases() {
        .expert = 1,
        .reshard_after_forward = "all but embedding, layers.1-2",
        .tied = true},
-      {.name = "offloading",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 2,
-       .checkpointing = full,
-       .offloading = true},
+      {.name = "offloading", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = full, .offloading = true},
       {.name = "tied", .world = 4, .rank = 1, .shard = 4, .expert = 2, .tied = true, .micro_steps = 2},
       {.name = "tied_prefetch3", .world = 4, .rank = 1, .shard = 2, .expert = 4, .prefetch_units = 3, .tied = true},
       {.name = "tied_kept",
@@ -152,8 +146,8 @@ TEST_P(FakeWorld, sends_what_was_planned) {
     SCOPED_TRACE("micro-step " + std::to_string(m));
     const bool last = m == c.micro_steps - 1;
     const MicroStepResult result = engine.forward_backward->train(batch, {m == 0, last, 0.01, 1.0});
-    planned.emplace(plan_of(c, job, Backend::cpu_alone,
-                            rows_of_fake_rank(result.balance.count_LE, c.expert, c.rank % c.expert)));
+    planned.emplace(
+        plan_of(c, job, Backend::cpu_alone, rows_of_fake_rank(result.balance.count_LE, c.expert, c.rank % c.expert)));
     const TrafficByOperation counted = count->reset();
     expect_equal(counted, micro_step_traffic(*planned, last));
     add(of_step, counted);
@@ -162,7 +156,7 @@ TEST_P(FakeWorld, sends_what_was_planned) {
   optimizer.gradient_squares(axes.world(), at::kCPU);
   add(of_step, count->snapshot());
   expect_equal(count->reset(), {{{"world", "all_reduce"}, {1, (c.world - 1) * 5 * 8}}});  // one double for each unit
-  axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();                             // TrainStep's sum of the loss
+  axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();                            // TrainStep's sum of the loss
   add(of_step, count->reset());
   expect_equal(of_step, step_traffic(*planned));
 
@@ -187,11 +181,11 @@ at::Tensor choices_alone(const Case& c, const CheckedJob& job, int rank) {
 TEST(GlooTraffic, two_ranks_send_what_was_planned) {
   run_ranks(2, [](World& world) {
     using enum ActivationCheckpointing;
-    for (Case c : {Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
-                   Case{.name = "shard2_expert1", .world = 2, .shard = 2, .expert = 1, .micro_steps = 2},
-                   Case{.name = "shard1_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective},
-                   Case{.name = "full", .world = 2, .shard = 2, .expert = 2, .checkpointing = full,
-                        .prefetch_units = 2}}) {
+    for (Case c :
+         {Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
+          Case{.name = "shard2_expert1", .world = 2, .shard = 2, .expert = 1, .micro_steps = 2},
+          Case{.name = "shard1_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective},
+          Case{.name = "full", .world = 2, .shard = 2, .expert = 2, .checkpointing = full, .prefetch_units = 2}}) {
       SCOPED_TRACE(c.name);
       c.rank = world.rank();
       const auto count = std::make_shared<TrafficCount>();

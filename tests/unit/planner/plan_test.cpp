@@ -83,7 +83,8 @@ TEST(Search, says_of_every_layout_whether_it_fits) {
   const DeviceDescription device = read_device("h100-80");
   const CheckedJob job = reference_job();
   const LayoutSearch search = search_layouts(job, device, 1.0);
-  // 4 expert degrees (1, 2, 4, 8) x 7 shard degrees (1 .. 64), all of which nest; 2 reshard x 5 policies x 2 micro-batches.
+  // 4 expert degrees (1, 2, 4, 8) x 7 shard degrees (1 .. 64), all of which nest; 2 reshard x 5 policies x 2
+  // micro-batches.
   EXPECT_EQ(search.fit.size() + search.too_large.size(), 4u * 7 * 2 * 5 * 2);
   EXPECT_TRUE(search.refused.empty());
   ASSERT_FALSE(search.fit.empty());
