@@ -140,8 +140,8 @@ std::string time_text(const Plan& plan) {
 
 std::string options_text(const LayoutOption& option) {
   std::string text;
-  for (const std::string& setting : option.settings) text += " --set " + setting;
-  return text;
+  for (const std::string& change : option.changes) text += " --set " + change;
+  return option.is_given ? " (the job as it stands)" : text;
 }
 
 ordered_json json_of(const MemoryUse& use) {
@@ -178,11 +178,9 @@ ordered_json json_of(const PlannedTime& time) {
 }
 
 ordered_json json_of(const LayoutOption& option) {
-  return {{"settings", option.settings},
-          {"is_given", option.is_given},
-          {"peak_bytes", option.peak_bytes},
-          {"peak_moment", option.peak_moment},
-          {"left_bytes", std::llround(option.left_bytes)},
+  return {{"settings", option.settings},       {"changes", option.changes},
+          {"is_given", option.is_given},       {"peak_bytes", option.peak_bytes},
+          {"peak_moment", option.peak_moment}, {"left_bytes", std::llround(option.left_bytes)},
           {"time", json_of(option.time)}};
 }
 
@@ -200,13 +198,12 @@ std::string plan_text(const Plan& plan) {
 
 std::string search_text(const LayoutSearch& search, int64_t most) {
   const auto shown = [most](size_t count) { return most == 0 ? count : std::min(count, static_cast<size_t>(most)); };
-  std::string text =
-      fmt::format("\n{} ways to run it fit, the fastest first; * is the job as it stands\n", search.fit.size());
+  std::string text = fmt::format("\n{} ways to run it fit, the fastest first\n", search.fit.size());
   text += "    step          left  options\n";
   for (size_t i = 0; i < shown(search.fit.size()); ++i) {
     const LayoutOption& option = search.fit[i];
-    text += fmt::format("{} {:>9}  {:>10} {}\n", option.is_given ? '*' : ' ', seconds_text(option.time.step_seconds),
-                        size_text(option.left_bytes), options_text(option));
+    text += fmt::format("  {:>9}  {:>10} {}\n", seconds_text(option.time.step_seconds), size_text(option.left_bytes),
+                        options_text(option));
   }
   if (shown(search.fit.size()) < search.fit.size())
     text += fmt::format("  ... and {} more (--top 0 shows all)\n", search.fit.size() - shown(search.fit.size()));
@@ -214,8 +211,7 @@ std::string search_text(const LayoutSearch& search, int64_t most) {
     text += fmt::format("\n{} need more memory than there is\n    too much       at the\n", search.too_large.size());
     for (size_t i = 0; i < shown(search.too_large.size()); ++i) {
       const LayoutOption& option = search.too_large[i];
-      text += fmt::format("{} {:>10}  {}:{}\n", option.is_given ? '*' : ' ', size_text(-option.left_bytes),
-                          option.peak_moment, options_text(option));
+      text += fmt::format("  {:>10}  {}:{}\n", size_text(-option.left_bytes), option.peak_moment, options_text(option));
     }
     if (shown(search.too_large.size()) < search.too_large.size())
       text += fmt::format("  ... and {} more\n", search.too_large.size() - shown(search.too_large.size()));

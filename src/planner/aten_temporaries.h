@@ -11,6 +11,8 @@ inline constexpr double cross_entropy_gradient = 3.0;  // [C, V]
 inline constexpr double rms_norm_forward = 4.0;        // [T, H]
 inline constexpr double rms_norm_backward = 7.0;       // [T, H]
 inline constexpr double combine_rows = 6.0;            // [T, H], with two choices a token
+inline constexpr double attention_forward = 3.0;       // [B, heads, S, S]; where there is no flash kernel
+inline constexpr double attention_backward = 6.0;      // [B, heads, S, S]
 inline constexpr double adamw_step = 3.0;              // [shard of one group]
 
 }  // namespace conclave::aten_temporaries

@@ -18,28 +18,53 @@ std::vector<int64_t> divisors(int64_t number) {
 }
 
 struct MemoryPolicy {
-  const char* name;
   ActivationCheckpointing checkpointing;
   bool offloading;
 };
 
 constexpr MemoryPolicy policies[] = {
-    {"none", ActivationCheckpointing::none, false},          {"selective", ActivationCheckpointing::selective, false},
-    {"selective", ActivationCheckpointing::selective, true}, {"full", ActivationCheckpointing::full, false},
-    {"full", ActivationCheckpointing::full, true},
+    {ActivationCheckpointing::none, false},     {ActivationCheckpointing::selective, false},
+    {ActivationCheckpointing::selective, true}, {ActivationCheckpointing::full, false},
+    {ActivationCheckpointing::full, true},
 };
 
-LayoutOption try_out(const CheckedJob& job, const MemoryPolicy& policy, const DeviceDescription& device,
-                     double imbalance) {
+const char* name_of(ActivationCheckpointing checkpointing) {
+  switch (checkpointing) {
+    case ActivationCheckpointing::none:
+      return "none";
+    case ActivationCheckpointing::selective:
+      return "selective";
+    case ActivationCheckpointing::full:
+      return "full";
+  }
+  return "";
+}
+
+std::vector<std::string> settings_of(const CheckedJob& checked) {
+  const Job& job = checked.job;
+  const int64_t sequences = job.data.micro_batch_size * checked.micro_steps * checked.layout.world_size();
+  return {fmt::format("parallel.expert_parallel_degree={}", job.parallel.expert_parallel_degree),
+          fmt::format("parallel.hybrid_shard_degree={}", checked.layout.degree(Axis::shard)),
+          fmt::format("parallel.reshard_after_forward={}", job.parallel.reshard_after_forward.text()),
+          fmt::format("memory.activation_checkpointing={}", name_of(job.memory.activation_checkpointing)),
+          fmt::format("memory.activation_offloading={}", job.memory.activation_offloading),
+          fmt::format("data.micro_batch_size={}", job.data.micro_batch_size),
+          fmt::format("data.global_batch_size={}", sequences)};
+}
+
+// Without its global batch a job's micro-batch decides it: a change of one then needs the other too.
+std::vector<std::string> changes_from(const CheckedJob& given, const std::vector<std::string>& settings) {
+  const std::vector<std::string> before = settings_of(given);
+  std::vector<std::string> changes;
+  for (size_t i = 0; i < settings.size(); ++i)
+    if (settings[i] != before[i]) changes.push_back(settings[i]);
+  if (!given.job.data.global_batch_size && settings[5] != before[5]) changes.push_back(settings[6]);
+  return changes;
+}
+
+LayoutOption try_out(const CheckedJob& job, const DeviceDescription& device, double imbalance) {
   LayoutOption option;
-  const ParallelConfig& parallel = job.job.parallel;
-  option.settings = {fmt::format("parallel.expert_parallel_degree={}", parallel.expert_parallel_degree),
-                     fmt::format("parallel.hybrid_shard_degree={}", parallel.hybrid_shard_degree),
-                     fmt::format("parallel.reshard_after_forward={}", parallel.reshard_after_forward.text()),
-                     fmt::format("memory.activation_checkpointing={}", policy.name),
-                     fmt::format("memory.activation_offloading={}", policy.offloading),
-                     fmt::format("data.micro_batch_size={}", job.job.data.micro_batch_size),
-                     fmt::format("data.global_batch_size={}", *job.job.data.global_batch_size)};
+  option.settings = settings_of(job);
   const PlannedRank rank =
       plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(), assume_rows(job, imbalance));
   const PlannedMemory memory = step_memory(rank);
@@ -48,14 +73,6 @@ LayoutOption try_out(const CheckedJob& job, const MemoryPolicy& policy, const De
   option.left_bytes = device.usable_bytes() - static_cast<double>(memory.peak_of.total);
   option.time = step_time(rank, device);
   return option;
-}
-
-// The job's own values of what the search varies.
-auto varied(const Job& job, int world) {
-  const int64_t shard = job.parallel.hybrid_shard_degree == 0 ? world : job.parallel.hybrid_shard_degree;
-  return std::make_tuple(job.parallel.expert_parallel_degree, shard, job.parallel.reshard_after_forward.text(),
-                         job.memory.activation_checkpointing, job.memory.activation_offloading,
-                         job.data.micro_batch_size);
 }
 
 // The first line of a refusal, without "error: ".
@@ -90,8 +107,9 @@ LayoutSearch search_layouts(const CheckedJob& given, const DeviceDescription& de
             job.memory.activation_checkpointing = policy.checkpointing;
             job.memory.activation_offloading = policy.offloading;
             job.data.micro_batch_size = micro_batch;
-            LayoutOption option = try_out(check_job(job, given.model, world), policy, device, imbalance);
-            option.is_given = varied(job, world) == varied(given.job, world);
+            LayoutOption option = try_out(check_job(job, given.model, world), device, imbalance);
+            option.changes = changes_from(given, option.settings);
+            option.is_given = option.changes.empty();
             (option.left_bytes >= 0 ? search.fit : search.too_large).push_back(std::move(option));
           }
         }

@@ -11,6 +11,7 @@ namespace conclave {
 // One way to run the job, as the options of the command line that choose it.
 struct LayoutOption {
   std::vector<std::string> settings;  // "parallel.hybrid_shard_degree=32"; all that are tried, in one order
+  std::vector<std::string> changes;   // those that differ from the job as it stands
   bool is_given = false;              // the job as it stands
   int64_t peak_bytes = 0;
   std::string peak_moment;

@@ -50,7 +50,9 @@ def test_search_gives_options_that_plan_the_same():
         assert again["classes"][0]["peak_bytes"] == option["peak_bytes"]
         assert again["time"]["step_seconds"] == pytest.approx(option["time"]["step_seconds"])
     text = plan("examples/mixtral-8x7b.yaml", "--world", 64, "--device", "h100-80", "--search", "--top", 3)
-    assert all(f"--set {setting}" in text for setting in search["fit"][0]["settings"])
+    assert all(f"--set {change}" in text for change in search["fit"][0]["changes"])
+    (given,) = [option for option in search["fit"] if option["is_given"]]
+    assert not given["changes"]
 
 
 def test_a_device_of_ones_own(tmp_path):
@@ -81,11 +83,14 @@ def test_mistakes_are_refused(arguments, words):
 SIZED = {**MODEL, "vocab_size": 8000, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 5,
          "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 1024}
 RUNS = [
-    pytest.param(1, {}, id="one_rank"),
-    pytest.param(1, {"memory.activation_checkpointing": "full", "data.micro_batch_size": 4}, id="one_rank_recomputing"),
+    pytest.param(1, {"memory.activation_checkpointing": "full", "memory.activation_offloading": True, "data.micro_batch_size": 4},
+                 id="one_rank_offloading"),
     pytest.param(2, {"parallel.expert_parallel_degree": 2}, id="two_ranks_expert2"),
+    pytest.param(1, {}, id="one_rank", marks=pytest.mark.slow),
     pytest.param(2, {"memory.activation_checkpointing": "selective", "parallel.expert_parallel_degree": 2,
-                     "parallel.reshard_after_forward": False}, id="two_ranks_kept_gathered"),
+                     "parallel.reshard_after_forward": False}, id="two_ranks_kept_gathered", marks=pytest.mark.slow),
+    pytest.param(2, {"parallel.hybrid_shard_degree": 1, "memory.activation_checkpointing": "full"}, id="two_replicas",
+                 marks=pytest.mark.slow),
 ]
 
 
@@ -93,10 +98,25 @@ def run_of(folder, model, ranks, keys):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(model))
     write_tokens(folder / "tokens", random_documents(count=60, length=600))
-    job = SmallJob(folder, {"run.steps": 3, "data.sequence_length": 512, "data.micro_batch_size": 1, "validation.every": 2,
-                            "validation.batches": 1, "data.validation": str(folder / "tokens"), "checkpoint.every": 3, **keys})
+    job = SmallJob(folder, {"run.steps": 2, "data.sequence_length": 512, "data.micro_batch_size": 1, "validation.every": 1,
+                            "validation.batches": 1, "data.validation": str(folder / "tokens"), "checkpoint.every": 2, **keys})
     job.must_run(ranks)
     return job
+
+
+@pytest.fixture(scope="module")
+def footprint(tmp_path_factory):
+    """Peak resident bytes of a rank that trains next to nothing, by the number of ranks."""
+    measured = {}
+
+    def of(ranks):
+        if ranks not in measured:
+            tiny = {**MODEL, "max_position_embeddings": 1024}
+            job = run_of(tmp_path_factory.mktemp("tiny") / "job", tiny, ranks, {})
+            measured[ranks] = max(record["peak_resident_bytes"] for record in job.metrics())
+        return measured[ranks]
+
+    return of
 
 
 def imbalance(job, ranks):
@@ -108,16 +128,15 @@ def imbalance(job, ranks):
 
 
 @pytest.mark.parametrize("ranks, keys", RUNS)
-def test_resident_memory_is_what_was_planned(tmp_path, ranks, keys):
-    tiny = {**MODEL, "max_position_embeddings": 1024}
-    footprint = max(record["peak_resident_bytes"] for record in run_of(tmp_path / "tiny", tiny, ranks, keys).metrics())
+def test_resident_memory_is_what_was_planned(tmp_path, footprint, ranks, keys):
     job = run_of(tmp_path / "sized", SIZED, ranks, keys)
-    answer = json.loads(plan(job.write(), "--world", ranks, "--device", "cpu", "--json", "--imbalance", max(1.0, imbalance(job, ranks))))
+    answer = json.loads(plan(job.write(), "--world", ranks, "--device", "cpu", "--json",
+                             "--imbalance", max(1.0, imbalance(job, ranks))))
     planned = answer["classes"][0]["peak_bytes"]
     counted = max(record["peak_memory_bytes"] for record in job.metrics())
-    resident = max(record["peak_resident_bytes"] for record in job.metrics())
-    print(f"planned {planned / 2**20:.1f} MiB, counted {counted / 2**20:.1f}, resident above {footprint / 2**20:.1f}: "
-          f"{(resident - footprint) / 2**20:.1f}")
-    # With a validation and a checkpoint on the way: neither needs more than the step.
+    resident = max(record["peak_resident_bytes"] for record in job.metrics()) - footprint(ranks)
+    print(f"planned {planned / 2**20:.1f} MiB, counted {counted / 2**20:.1f}, resident beyond the footprint "
+          f"({footprint(ranks) / 2**20:.1f}): {resident / 2**20:.1f}")
+    # With validations and a checkpoint on the way: neither needs more than the step.
     assert counted == pytest.approx(planned, rel=0.05)
-    assert resident - footprint == pytest.approx(planned, rel=0.10)
+    assert resident == pytest.approx(planned, rel=0.10)
