@@ -1,7 +1,5 @@
 #include "planner/planned_units.h"
 
-#include <algorithm>
-
 #include "config/mixtral_parameters.h"
 #include "mesh/flat_layout.h"
 
@@ -20,9 +18,6 @@ PlannedGroup plan_group(const std::vector<ParameterDeclaration>& parameters, con
                         expert ? layout.degree(Axis::expert) : 1, group.shard_degree);
   group.numel = flat.numel();
   group.shard_numel = flat.shard_numel();
-  for (const ParameterDeclaration& parameter : parameters)
-    group.matrix_numel =
-        std::max(group.matrix_numel, expert ? parameter.numel() / parameter.shape[0] : parameter.numel());
   return group;
 }
 

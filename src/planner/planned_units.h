@@ -16,9 +16,8 @@ struct PlannedGroup {
   int shard_degree = 1;
   int replica_degree = 1;
   int replica_index = 0;
-  int64_t numel = 0;         // of the flat buffer on this rank, unsharded, padding included
-  int64_t shard_numel = 0;   // of this rank's part
-  int64_t matrix_numel = 0;  // of the largest single matrix (of one expert): what one product's gradient covers
+  int64_t numel = 0;        // of the flat buffer on this rank, unsharded, padding included
+  int64_t shard_numel = 0;  // of this rank's part
 };
 
 struct PlannedUnit {

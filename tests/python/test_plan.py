@@ -67,6 +67,12 @@ def test_a_device_of_ones_own(tmp_path):
     assert large["time"] == small["time"]
 
 
+def test_the_page_has_the_reference_jobs_peak():
+    (ranks,) = json.loads(plan("examples/mixtral-8x7b.yaml", "--world", 64, "--json"))["classes"]
+    page = (ROOT / "docs/plan.md").read_text()
+    assert f"**{ranks['peak_bytes'] / 2**30:.2f} GiB**" in page and ranks["peak_moment"] in page
+
+
 @pytest.mark.parametrize("arguments, words", [
     (["--device", "h100"], ["--device is h100", "a100-80, cpu, h100-80 or h200-141"]),
     (["--set", "parallel.expert_parallel_degree=3"], ["parallel.expert_parallel_degree is 3", "8 experts"]),
