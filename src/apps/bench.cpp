@@ -103,7 +103,7 @@ void add_bench_step(CLI::App& bench, int& exit_code) {
       ->check(CLI::Range(0, 1'000'000));
   command->add_flag("--json", options->json, "print one JSON object");
   command->footer(
-      "computing  arithmetic of the unit\n"
+      "computing  arithmetic of the unit, or of the step as a whole\n"
       "gather     waiting for its parameters from other ranks\n"
       "reduce     waiting for sums over the ranks: of its gradients, and of losses and routing statistics\n"
       "dispatch   waiting for routed rows on their way to experts and back\n"

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "comm/device.h"
 #include "data/batch_loader.h"
 #include "optim/learning_rate.h"
@@ -80,7 +81,10 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     StepReport report = train_step.run(
         loader, step, learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (step > request.untimed) of_step.push_back(numbers_of(seconds, std::move(report.times)));
+    const bool measured = step > request.untimed;
+    spdlog::info("step {} of {}{}: {:.3f} s", step, request.untimed + request.steps, measured ? "" : " (not measured)",
+                 seconds);
+    if (measured) of_step.push_back(numbers_of(seconds, std::move(report.times)));
   }
 
   const size_t rows = job.model().declarations().size() + 2;

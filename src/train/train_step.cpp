@@ -29,10 +29,18 @@ TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
 }
 
 StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
-  const int64_t micro_steps = job_.micro_steps();
-  const auto targets = static_cast<double>(job_.tokens_per_step());
   StepClock& clock = forward_backward_.clock();
   clock.take();  // what evaluation took in between
+  StepReport report = compute(loader, update, lr);
+  report.times = clock.take();
+  return report;
+}
+
+StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
+  StepClock& clock = forward_backward_.clock();
+  const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
+  const int64_t micro_steps = job_.micro_steps();
+  const auto targets = static_cast<double>(job_.tokens_per_step());
   StepReport report;
   double loss_sum = 0;
   for (int64_t m = 0; m < micro_steps; ++m) {
@@ -57,7 +65,6 @@ StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
 
   // Every rank has the same numbers here, so all skip or none does.
   update_unless_not_finite(report, update, lr);
-  report.times = clock.take();
   return report;
 }
 

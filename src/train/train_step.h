@@ -39,6 +39,7 @@ class TrainStep {
   StepReport run(BatchLoader& loader, int64_t update, double lr);
 
  private:
+  StepReport compute(BatchLoader& loader, int64_t update, double lr);
   // The norm of the gradient, and AdamW. Fills the report's gradient_norm and not_finite.
   void update_unless_not_finite(StepReport& report, int64_t update, double lr);
 

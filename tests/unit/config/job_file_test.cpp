@@ -189,7 +189,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_FALSE(job.metrics.tensorboard);
   EXPECT_EQ(job.metrics.log_every, 15);
   EXPECT_EQ(job.origins.of("run.steps"), file.path().string() + ", line 2");
-  EXPECT_EQ(job.origins.of("moe.moe_z_loss_coeff"), file.path().string() + ", line 19");
+  EXPECT_EQ(job.origins.of("moe.moe_z_loss_coeff"), file.path().string() + ", line 20");
 }
 
 std::vector<std::string> lines_of(const std::string& text) {
