@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include "config/field_printer.h"
 #include "config/field_reader.h"
 #include "config/field_values.h"
 #include "config/fields.h"
@@ -72,17 +73,6 @@ Job resolve(GivenJob from_file, GivenJob from_overrides, const NameCollector& na
   return job;
 }
 
-struct Printer {
-  std::string text = "# The resolved job: every key with its value. It reads back to the same job.\n";
-
-  void section(const char* name, const char* help) { text += fmt::format("\n{}:  # {}\n", name, help); }
-  template <class T, class Rule>
-  void field(const char* key, const T& value, const Rule& rule, const char* help) {
-    const std::string name(std::string_view(key).substr(std::string_view(key).find('.') + 1));
-    text += fmt::format("  {:<40}  # {}\n", fmt::format("{}: {}", name, print_value(value, rule)), help);
-  }
-};
-
 struct HelpWriter {
   std::string text;
 
@@ -120,7 +110,7 @@ Job job_from_overrides(const std::vector<std::string>& overrides) {
 }
 
 std::string print_job(const Job& job) {
-  Printer printer;
+  FieldPrinter printer{.text = "# The resolved job: every key with its value. It reads back to the same job.\n"};
   describe(job, printer);
   return printer.text;
 }

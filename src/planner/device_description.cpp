@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "config/field_printer.h"
 #include "config/field_reader.h"
 #include "config/nearest_name.h"
 
@@ -66,7 +67,7 @@ DeviceDescription core() {
   DeviceDescription device;
   device.device.kind = DeviceKind::cpu;
   device.compute = {92e9, 204e9, 0.85};
-  device.memory = {8 * gib, 0.4 * gib, 19e9, 1e9};
+  device.memory = {8 * gib, 0.2 * gib, 19e9, 1e9};
   device.network = {64, 50e-6, 4e9, 100e-6, 1e9};
   return device;
 }
@@ -90,16 +91,6 @@ struct Missing {
   template <class T, class Rule>
   void field(const char* key, const T&, const Rule&, const char*) {
     if (origins.of(key).empty() && reader.knows(key)) keys.emplace_back(key);
-  }
-};
-
-struct Printer {
-  std::string text;
-  void section(const char* name, const char* help) { text += fmt::format("{}:  # {}\n", name, help); }
-  template <class T, class Rule>
-  void field(const char* key, const T& value, const Rule& rule, const char* help) {
-    const std::string name(std::string_view(key).substr(std::string_view(key).find('.') + 1));
-    text += fmt::format("  {:<28}  # {}\n", fmt::format("{}: {}", name, print_value(value, rule)), help);
   }
 };
 
@@ -142,7 +133,7 @@ DeviceDescription read_device(const std::string& name_or_file) {
 }
 
 std::string print_device(const DeviceDescription& device) {
-  Printer printer;
+  FieldPrinter printer{.width = 28};
   describe_device(device, printer);
   return printer.text;
 }

@@ -1,7 +1,6 @@
 #include "planner/step_memory.h"
 
 #include <algorithm>
-#include <map>
 
 #include "mesh/collective_bytes.h"
 #include "planner/aten_temporaries.h"
@@ -16,31 +15,6 @@ using enum MemoryCategory;
 using Block = MemoryLedger::Block;
 
 constexpr int64_t fp32 = 4;
-
-// Buffers that Gloo's communicator of one axis receives into before it sums; kept for the next time
-// (comm/staging_pool.h).
-class StagingMemory {
- public:
-  Block take(MemoryLedger& ledger, MemoryCategory category, int64_t bytes) {
-    const auto fitting =
-        std::find_if(free_.begin(), free_.end(), [bytes](const Block& block) { return block.bytes() >= bytes; });
-    if (fitting != free_.end()) {
-      Block block = std::move(*fitting);
-      free_.erase(fitting);
-      return block;
-    }
-    if (!free_.empty()) free_.pop_back();
-    return ledger.hold(category, bytes);
-  }
-  void give_back(Block block) {
-    const auto larger =
-        std::find_if(free_.begin(), free_.end(), [&](const Block& other) { return other.bytes() > block.bytes(); });
-    free_.insert(larger, std::move(block));
-  }
-
- private:
-  std::vector<Block> free_;  // by size, ascending
-};
 
 class MemoryObserver : public StepObserver {
  public:
@@ -152,24 +126,20 @@ class MemoryObserver : public StepObserver {
       }
       if (!first || !in_fp32) group.sum = ledger_.hold(unsharded_gradients, of.shard_numel * rank_.reduce_bytes());
       if (rank_.backend == Backend::cpu_gloo)
-        group.staged = staging_[of.shard_axis].take(ledger_, unsharded_gradients,
-                                                    (of.shard_degree - 1) * of.shard_numel * rank_.reduce_bytes());
+        group.staged = ledger_.hold(unsharded_gradients, (of.shard_degree - 1) * of.shard_numel * rank_.reduce_bytes());
     }
   }
   void finish_reduce(size_t unit, bool last) override {
     for (size_t i = 0; i < groups_[unit].size(); ++i) {
       const PlannedGroup& of = planned(unit, i);
       Group& group = groups_[unit][i];
-      const Axis axis = is_whole(of) ? of.replica_axis : of.shard_axis;
-      if (group.staged.bytes() > 0) staging_[axis].give_back(std::move(group.staged));
+      group.staged.free();
       // Later micro-steps' sums are added; in bf16, a CPU widens them first.
       if (rank_.backend != Backend::cuda_nccl && group.sum.bytes() > 0 && rank_.reduce_bytes() != fp32 && !first_[unit])
         const Block widened = ledger_.hold(workspace, of.shard_numel * fp32);
       group.gradient.free();
       group.sum.free();
-      if (last && !is_whole(of) && of.replica_degree > 1)
-        if (Block staged = stage_all_reduce(of); staged.bytes() > 0)
-          staging_[of.replica_axis].give_back(std::move(staged));
+      if (last && !is_whole(of) && of.replica_degree > 1) const Block staged = stage_all_reduce(of);
     }
   }
 
@@ -187,13 +157,14 @@ class MemoryObserver : public StepObserver {
     Block unsharded;
     Block gradient;  // unsharded; while it is reduced, what is sent
     Block sum;       // of the shard, where it cannot go where it belongs at once
-    Block staged;
+    Block staged;    // what other ranks sent, before it is summed
   };
 
   static bool is_whole(const PlannedGroup& group) { return group.shard_degree == 1; }
   const PlannedGroup& planned(size_t unit, size_t group) const { return rank_.units[unit].groups[group]; }
   void doing(const char* phase, size_t unit) { ledger_.now_doing = {phase, rank_.units[unit].name.c_str(), ""}; }
 
+  // Gloo's communicator receives into buffers of its own before it sums.
   Block stage_all_reduce(const PlannedGroup& group) {
     if (rank_.backend != Backend::cpu_gloo) return {};
     const int64_t bytes = group.shard_numel * fp32;
@@ -202,14 +173,13 @@ class MemoryObserver : public StepObserver {
                              : (part_begin(group.shard_numel, group.replica_index + 1, group.replica_degree) -
                                 part_begin(group.shard_numel, group.replica_index, group.replica_degree)) *
                                    fp32;
-    return staging_[group.replica_axis].take(ledger_, workspace, (group.replica_degree - 1) * part);
+    return ledger_.hold(workspace, (group.replica_degree - 1) * part);
   }
 
   const PlannedRank& rank_;
   MemoryLedger ledger_;
   LayerMemory layer_;
   std::vector<Block> kept_;
-  std::map<Axis, StagingMemory> staging_;
   std::vector<std::vector<Group>> groups_;  // of each unit
   std::vector<bool> first_;                 // the unit's reduction under way is the step's first
   std::vector<LayerMemory::State> states_;
@@ -224,8 +194,7 @@ PlannedMemory step_memory(const PlannedRank& rank) {
   MemoryObserver observer(rank);
   CheckedJob job = rank.job;
   job.micro_steps = std::min<int64_t>(job.micro_steps, 3);  // those between the first and the last are alike
-  // The second step meets what the first leaves in the communicators.
-  for (int step = 0; step < 2; ++step) walk_step(job, observer);
+  walk_step(job, observer);
   return observer.result();
 }
 

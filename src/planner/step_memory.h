@@ -17,7 +17,7 @@ struct PlannedMemory {
   int64_t offloaded = 0;  // bytes of layer inputs away from the device, at most
 };
 
-// Of a run in its steady state: the highest of several steps.
+// Of a run in its steady state.
 PlannedMemory step_memory(const PlannedRank& rank);
 
 // Of a validation between two steps.
