@@ -1,4 +1,4 @@
-"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by torchrun from train_step.py.
+"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by torchrun from sides.py.
 
 Every decoder layer is a unit of its own and the rest is the root's; the next layer's parameters are gathered, without waiting, while a layer computes.
 The objective is Conclave's: cross-entropy plus the auxiliary loss over the tokens of all ranks. Transformers takes the latter over a rank's own tokens;
@@ -58,6 +58,8 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if settings.recompute:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = list(model.model.layers)
     for layer in layers:
         fully_shard(layer, mp_policy=policy)
@@ -140,6 +142,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--experts", choices=["grouped_mm", "eager"], default="grouped_mm")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--recompute", action="store_true", help="keep only each layer's input from forward to backward")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=1)
@@ -152,7 +155,7 @@ def main() -> None:
     if settings.make_checkpoint:
         make_checkpoint(settings.config, settings.checkpoint, settings.seed)
     elif "RANK" not in os.environ:
-        parser.error("start the ranks by torchrun, as train_step.py does")
+        parser.error("start the ranks by torchrun, as sides.py does")
     else:
         train(settings)
 

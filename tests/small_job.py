@@ -93,7 +93,7 @@ class SmallJob:
             return [json.loads(line) for line in file]
 
     def start(self, ranks=1, command="train", arguments=()):
-        return RunningRanks([PROGRAM, command, str(self.write()), *map(str, arguments)], ranks, self.folder)
+        return RunningRanks([PROGRAM, *command.split(), str(self.write()), *map(str, arguments)], ranks, self.folder)
 
     def run(self, ranks=1, command="train", arguments=()):
         return self.start(ranks, command, arguments).wait()

@@ -1,6 +1,6 @@
-// How jemalloc, which the program is linked with, keeps memory. A training step allocates and frees the same large
-// blocks again and again; glibc returns each to the system and pays for it in page faults (as long as the arithmetic,
-// measured). Read by jemalloc before main.
+// How jemalloc, which the program is linked with, keeps memory. Tensors' large blocks have a pool of their own
+// (memory/block_pool.h); what is left, a training step allocates and frees again and again as well. Read by jemalloc
+// before main.
 #if CONCLAVE_JEMALLOC
 
 extern "C" {

@@ -15,10 +15,12 @@ namespace conclave {
 // Each adds its subcommand to `app`; the command runs when it was chosen, and its exit code goes to `exit_code`.
 void add_train(CLI::App& app, int& exit_code);
 void add_validate(CLI::App& app, int& exit_code);
+void add_plan(CLI::App& app, int& exit_code);
 void add_eval(CLI::App& app, int& exit_code);
 void add_trace(CLI::App& app, int& exit_code);
 void add_export(CLI::App& app, int& exit_code);
 void add_data(CLI::App& app, int& exit_code);
+void add_bench(CLI::App& app, int& exit_code);
 
 // The options of every command that reads a job file.
 struct JobOptions {

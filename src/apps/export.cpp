@@ -34,7 +34,7 @@ void add_export(CLI::App& app, int& exit_code) {
       std::optional<std::filesystem::path> tokenizer;
       if (!options->tokenizer.empty()) tokenizer = options->tokenizer;
       job.model().save_hugging_face(folder, options->dtype == "bf16" ? at::kBFloat16 : at::kFloat, tokenizer);
-      spdlog::info("wrote {}", folder.string());
+      spdlog::info("wrote {}; no rank held more than {:.1f} MiB", folder.string(), job.most_resident_mebibytes());
     });
   });
 }

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
       "parallelism), everything else "
       "sharded (sharded and hybrid data parallelism).\n\n"
       "First steps:  conclave validate job.yaml        is the job right?\n"
+      "              conclave plan job.yaml            what does a step need?\n"
       "              conclave train job.yaml --ranks 2  train on two ranks of this machine\n"};
   app.name("conclave");
   app.set_version_flag("--version", CONCLAVE_VERSION);
@@ -22,10 +23,12 @@ int main(int argc, char** argv) {
   int exit_code = exit_success;
   add_train(app, exit_code);
   add_validate(app, exit_code);
+  add_plan(app, exit_code);
   add_eval(app, exit_code);
   add_trace(app, exit_code);
   add_export(app, exit_code);
   add_data(app, exit_code);
+  add_bench(app, exit_code);
   try {
     app.parse(argc, argv);
     return exit_code;

@@ -11,12 +11,12 @@ void TrafficCount::add(const std::string& axis, const char* operation, int64_t b
   traffic.bytes += bytes;
 }
 
-TrafficCount::ByOperation TrafficCount::snapshot() const {
+TrafficByOperation TrafficCount::snapshot() const {
   std::lock_guard lock(mutex_);
   return counts_;
 }
 
-TrafficCount::ByOperation TrafficCount::reset() {
+TrafficByOperation TrafficCount::reset() {
   std::lock_guard lock(mutex_);
   return std::exchange(counts_, {});
 }
@@ -25,12 +25,12 @@ CountingCommunicator::CountingCommunicator(std::unique_ptr<Communicator> inner, 
     : Communicator(inner->name(), inner->rank(), inner->size()), inner_(std::move(inner)), count_(std::move(count)) {}
 
 Pending CountingCommunicator::all_gather(at::Tensor output, at::Tensor input) {
-  count_->add(name(), "all_gather", (size() - 1) * static_cast<int64_t>(input.nbytes()));
+  count_->add(name(), "all_gather", bytes_to_all_others(static_cast<int64_t>(input.nbytes()), size()));
   return inner_->all_gather(std::move(output), std::move(input));
 }
 
 Pending CountingCommunicator::reduce_scatter(at::Tensor output, at::Tensor input) {
-  count_->add(name(), "reduce_scatter", (size() - 1) * static_cast<int64_t>(output.nbytes()));
+  count_->add(name(), "reduce_scatter", bytes_to_all_others(static_cast<int64_t>(output.nbytes()), size()));
   return inner_->reduce_scatter(std::move(output), std::move(input));
 }
 
@@ -42,16 +42,13 @@ Pending CountingCommunicator::all_to_all(at::Tensor output, at::Tensor input, st
 }
 
 Pending CountingCommunicator::all_reduce(at::Tensor tensor, Reduction reduction) {
-  const int64_t item = tensor.element_size(), count = tensor.numel();
-  const int64_t own = part_begin(count, rank() + 1, size()) - part_begin(count, rank(), size());
-  const int64_t sent =
-      all_reduce_in_one_go(count * item, size()) ? (size() - 1) * count : count - own + (size() - 1) * own;
-  count_->add(name(), "all_reduce", sent * item);
+  count_->add(name(), "all_reduce", all_reduce_bytes(tensor.numel(), tensor.element_size(), rank(), size()));
   return inner_->all_reduce(std::move(tensor), reduction);
 }
 
 Pending CountingCommunicator::broadcast(at::Tensor tensor, int root) {
-  count_->add(name(), "broadcast", rank() == root ? (size() - 1) * static_cast<int64_t>(tensor.nbytes()) : 0);
+  count_->add(name(), "broadcast",
+              rank() == root ? bytes_to_all_others(static_cast<int64_t>(tensor.nbytes()), size()) : 0);
   return inner_->broadcast(std::move(tensor), root);
 }
 

@@ -13,34 +13,25 @@
 // the same collective done as above.
 #pragma once
 
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <utility>
 
 #include "comm/communicator.h"
+#include "mesh/collective_bytes.h"
 
 namespace conclave {
-
-struct Traffic {
-  int64_t calls = 0;
-  int64_t bytes = 0;
-  bool operator==(const Traffic&) const = default;
-};
 
 // What a rank has sent, shared by its communicators. May be used by several threads.
 class TrafficCount {
  public:
-  using ByOperation = std::map<std::pair<std::string, std::string>, Traffic>;  // by (axis, operation)
-
   void add(const std::string& axis, const char* operation, int64_t bytes);
-  ByOperation snapshot() const;
-  ByOperation reset();  // a snapshot, after which all counts are zero
+  TrafficByOperation snapshot() const;
+  TrafficByOperation reset();  // a snapshot, after which all counts are zero
 
  private:
   mutable std::mutex mutex_;
-  ByOperation counts_;
+  TrafficByOperation counts_;
 };
 
 class CountingCommunicator final : public Communicator {

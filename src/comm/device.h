@@ -11,6 +11,7 @@
 #include "comm/process.h"
 #include "comm/watchdog.h"
 #include "config/job.h"
+#include "memory/offload_medium.h"
 
 namespace conclave {
 
@@ -24,6 +25,9 @@ struct CudaPlugin {
                                                      std::shared_ptr<Watchdog> watchdog,
                                                      std::shared_ptr<Watchdog::Calls> calls,
                                                      std::chrono::milliseconds timeout);
+  // Pinned host memory, copied to and from on a stream of its own.
+  std::unique_ptr<OffloadMedium> (*make_pinned_slots)();
+  void (*synchronize)();  // the host waits until the device in use has done all its work
 };
 
 // The plug-in, loaded on the first call and never unloaded; null if it cannot be, and then `why_not` says why.

@@ -5,6 +5,7 @@
 
 #include "comm/rank_order.h"
 #include "comm/shapes.h"
+#include "mesh/collective_bytes.h"
 
 namespace conclave {
 namespace {
@@ -15,6 +16,11 @@ char* bytes_of(const at::Tensor& tensor) {
 
 void copy_bytes(char* to, const char* from, int64_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, bytes);
+}
+
+// For what arrives and is summed into place. Large blocks are used again (memory/block_pool.h).
+at::Tensor staging(int64_t bytes) {
+  return at::empty({bytes}, at::kByte);
 }
 
 std::vector<int64_t> offsets_of(const std::vector<int64_t>& splits, int64_t bytes_per_row) {
@@ -67,16 +73,15 @@ Pending GlooCommunicator::all_gather(at::Tensor output, at::Tensor input) {
 Pending GlooCommunicator::reduce_scatter(at::Tensor output, at::Tensor input) {
   check_parts("reduce_scatter", input, output, size());
   const int64_t bytes = output.nbytes();
-  const at::Tensor received = staging_->take(bytes * (size() - 1));
+  const at::Tensor received = staging(bytes * (size() - 1));
   const auto exchange = begin(call("reduce_scatter"), 0, {input, received});
   for (int peer : peers())
     exchange->receive(bytes_of(received) + bytes * (peer < rank() ? peer : peer - 1), bytes, peer);
   for (int peer : peers()) exchange->send(bytes_of(input) + bytes * peer, bytes, peer);
-  return Pending([exchange, output, input, received, staging = staging_, bytes, rank = rank(), size = size()] {
+  return Pending([exchange, output, input, received, bytes, rank = rank(), size = size()] {
     exchange->wait();
     const auto parts = parts_in_order(rank, size, bytes_of(input) + bytes * rank, bytes_of(received), bytes);
     reduce_in_order(output.scalar_type(), output.data_ptr(), parts, output.numel(), Reduction::sum, Threads::all);
-    staging->give_back(received);
   });
 }
 
@@ -100,16 +105,15 @@ Pending GlooCommunicator::all_reduce(at::Tensor tensor, Reduction reduction) {
 
 Pending GlooCommunicator::all_reduce_in_one_go(at::Tensor tensor, Reduction reduction) {
   const int64_t bytes = tensor.nbytes();
-  const at::Tensor received = staging_->take(bytes * (size() - 1));
+  const at::Tensor received = staging(bytes * (size() - 1));
   const auto exchange = begin(call("all_reduce"), 0, {tensor, received});
   for (int peer : peers())
     exchange->receive(bytes_of(received) + bytes * (peer < rank() ? peer : peer - 1), bytes, peer);
   for (int peer : peers()) exchange->send(bytes_of(tensor), bytes, peer);
-  return Pending([exchange, tensor, received, staging = staging_, bytes, reduction, rank = rank(), size = size()] {
+  return Pending([exchange, tensor, received, bytes, reduction, rank = rank(), size = size()] {
     exchange->wait();
     const auto parts = parts_in_order(rank, size, bytes_of(tensor), bytes_of(received), bytes);
     reduce_in_order(tensor.scalar_type(), tensor.data_ptr(), parts, tensor.numel(), reduction, Threads::all);
-    staging->give_back(received);
   });
 }
 
@@ -120,18 +124,17 @@ Pending GlooCommunicator::all_reduce_in_parts(at::Tensor tensor, Reduction reduc
     return item * part_begin(count, part, size);
   };
   const int64_t own_begin = begin_of(rank()), own_bytes = begin_of(rank() + 1) - own_begin;
-  const at::Tensor received = staging_->take(own_bytes * (size() - 1));
+  const at::Tensor received = staging(own_bytes * (size() - 1));
   const Operation operation = call("all_reduce");
   const auto scatter = begin(operation, 0, {tensor, received});
   for (int peer : peers())
     scatter->receive(bytes_of(received) + own_bytes * (peer < rank() ? peer : peer - 1), own_bytes, peer);
   for (int peer : peers()) scatter->send(bytes_of(tensor) + begin_of(peer), begin_of(peer + 1) - begin_of(peer), peer);
-  auto done = background_.run([=, this, staging = staging_] {
+  auto done = background_.run([=, this] {
     scatter->wait();
     const auto parts = parts_in_order(rank(), size(), bytes_of(tensor) + own_begin, bytes_of(received), own_bytes);
     reduce_in_order(tensor.scalar_type(), bytes_of(tensor) + own_begin, parts, own_bytes / item, reduction,
                     Threads::one);
-    staging->give_back(received);
     const auto gather = begin(operation, 1, {tensor});
     for (int peer : peers())
       gather->receive(bytes_of(tensor) + begin_of(peer), begin_of(peer + 1) - begin_of(peer), peer);

@@ -2,14 +2,13 @@
 // belongs, without the temporaries and the doubled traffic of Gloo's own all-gather and reduce-scatter. Reductions are
 // local and in rank order, hence reproducible.
 //
-// Staging memory, reused: reduce_scatter and all_reduce in one go take (size - 1) * n elements while in flight,
+// Staging memory: reduce_scatter and all_reduce in one go take (size - 1) * n elements while in flight,
 // all_reduce in parts (size - 1) / size * n.
 #pragma once
 
-#include "comm/background_thread.h"
+#include "base/background_thread.h"
 #include "comm/communicator.h"
 #include "comm/exchange.h"
-#include "comm/staging_pool.h"
 
 namespace conclave {
 
@@ -35,7 +34,6 @@ class GlooCommunicator final : public Communicator {
   std::vector<int> peers() const;
 
   std::shared_ptr<Connection> connection_;
-  std::shared_ptr<StagingPool> staging_ = std::make_shared<StagingPool>();
   BackgroundThread background_;  // second halves of all_reduce
 };
 

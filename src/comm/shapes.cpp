@@ -48,8 +48,4 @@ int64_t row_bytes(const at::Tensor& tensor) {
   return bytes;
 }
 
-bool all_reduce_in_one_go(int64_t bytes, int size) {
-  return size <= 2 || bytes <= all_reduce_in_one_go_bytes;
-}
-
 }  // namespace conclave

@@ -1,5 +1,4 @@
-// What the tensors of a collective must satisfy, and how work is divided among ranks. A violation is our own bug: an
-// InvariantError with the values.
+// What the tensors of a collective must satisfy. A violation is our own bug: an InvariantError with the values.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,13 +20,5 @@ void check_splits(const at::Tensor& output, const at::Tensor& input, const std::
 
 // Bytes of one row (dim 0) of the tensor; also defined when it has no rows.
 int64_t row_bytes(const at::Tensor& tensor);
-
-// An all_reduce is done in one go (each rank gets every rank's tensor and sums) for two ranks or few bytes; else in
-// parts: rank r sums the elements [part_begin(r), part_begin(r + 1)) and gives them to the others.
-inline constexpr int64_t all_reduce_in_one_go_bytes = 64 * 1024;
-bool all_reduce_in_one_go(int64_t bytes, int size);
-inline int64_t part_begin(int64_t count, int part, int parts) {
-  return count / parts * part + count % parts * part / parts;
-}
 
 }  // namespace conclave

@@ -112,6 +112,18 @@ std::string read_value(const GivenValue& given, std::filesystem::path& value) {
   return "";
 }
 
+std::string read_value(const GivenValue& given, ReshardRule& value) {
+  if (bool all = true; read_value(given, all).empty()) {
+    value = ReshardRule(all);
+    return "";
+  }
+  const bool is_text = given.kind == GivenValue::Kind::plain || is_quoted(given);
+  const auto rule = is_text ? ReshardRule::parse(given.text) : std::nullopt;
+  if (!rule) return refusal_of_type(type_words(value));
+  value = *rule;
+  return "";
+}
+
 std::string print_value(bool value) {
   return value ? "true" : "false";
 }
@@ -134,6 +146,10 @@ std::string print_value(const std::string& value) {
 
 std::string print_value(const std::filesystem::path& value) {
   return value.empty() ? "null" : print_value(value.string());
+}
+
+std::string print_value(const ReshardRule& value) {
+  return value.exceptions().empty() ? value.text() : print_value(value.text());
 }
 
 }  // namespace conclave

@@ -21,12 +21,14 @@ std::string read_value(const GivenValue& given, int64_t& value);
 std::string read_value(const GivenValue& given, double& value);
 std::string read_value(const GivenValue& given, std::string& value);
 std::string read_value(const GivenValue& given, std::filesystem::path& value);
+std::string read_value(const GivenValue& given, ReshardRule& value);
 
 std::string print_value(bool value);
 std::string print_value(int64_t value);
 std::string print_value(double value);  // shortest text that reads back as the same number, always with a point
 std::string print_value(const std::string& value);
 std::string print_value(const std::filesystem::path& value);  // an empty one is null
+std::string print_value(const ReshardRule& value);
 
 // "a whole number"
 inline std::string type_words(bool) {
@@ -43,6 +45,9 @@ inline std::string type_words(const std::string&) {
 }
 inline std::string type_words(const std::filesystem::path&) {
   return "a path";
+}
+inline std::string type_words(const ReshardRule&) {
+  return "true, false or the units that stay gathered, such as: all but layers.4-7, layers.9";
 }
 
 std::string refusal_of_type(const std::string& type_words);

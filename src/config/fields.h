@@ -102,7 +102,8 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("parallel.prefetch_units", job.parallel.prefetch_units, size_of_at_least(0),
                 "units gathered ahead of the one that computes");
   visitor.field("parallel.reshard_after_forward", job.parallel.reshard_after_forward, Anything{},
-                "false: gathered parameters stay from forward to backward; half the gathers for more memory");
+                "false: gathered parameters stay from forward to backward, half the gathers for more memory; all but "
+                "layers.4-7, layers.9: these stay");
 
   visitor.section("memory", "what is kept, recomputed or moved to the host");
   visitor.field("memory.activation_checkpointing", job.memory.activation_checkpointing,
@@ -111,10 +112,14 @@ void describe(AnyJob& job, Visitor&& visitor) {
                                                   {"full", ActivationCheckpointing::full}},
                                                  {}},
                 "full: only each layer's input is kept; selective: also routing and all-to-all results");
-  visitor.field("memory.activation_offloading", job.memory.activation_offloading, Anything{},
-                "kept layer inputs go to host memory (on CPU: to a scratch file); needs activation_checkpointing");
+  visitor.field(
+      "memory.activation_offloading", job.memory.activation_offloading, Anything{},
+      "kept layer inputs leave the device until shortly before their backward: CUDA to pinned host memory, CPU to "
+      "a scratch file; needs activation_checkpointing");
   visitor.field("memory.activation_loading_horizon", job.memory.activation_loading_horizon, size_of_at_least(1),
-                "the most units whose offloaded inputs are on the device at once");
+                "the most layers whose offloaded inputs are on the device at once");
+  visitor.field("memory.offload_folder", job.memory.offload_folder, Anything{},
+                "where a CPU run puts its scratch files, which vanish with the run; null: run.output_dir");
   visitor.field("memory.loss_chunk_tokens", job.memory.loss_chunk_tokens, size_of_at_least(1),
                 "tokens whose logits are alive at once");
 

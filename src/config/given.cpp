@@ -36,9 +36,9 @@ GivenValue value_of(const YAML::Node& node) {
   }
 }
 
-std::string read_whole_file(const std::filesystem::path& file) {
+std::string read_whole_file(const std::filesystem::path& file, const std::string& what) {
   const auto refuse = [&](const std::string& reason) {
-    throw UserError(mistake(fmt::format("the job file {} cannot be read: {}.", file.string(), reason),
+    throw UserError(mistake(fmt::format("the {} {} cannot be read: {}.", what, file.string(), reason),
                             "Give the path of a YAML or JSON file.", ""));
   };
   std::error_code unreadable;
@@ -140,23 +140,23 @@ std::string shown(const GivenValue& value) {
 }
 
 GivenJob read_given_file(const std::filesystem::path& file, const std::vector<std::string>& sections,
-                         const std::vector<std::string>& keys) {
-  const std::string content = read_whole_file(file);
+                         const std::vector<std::string>& keys, const std::string& what) {
+  const std::string content = read_whole_file(file, what);
   const std::string name = file.string();
   std::vector<YAML::Node> documents;
   try {
     documents = YAML::LoadAll(content);
   } catch (const YAML::Exception& error) {
-    throw UserError(mistake(fmt::format("the job file is not valid YAML: {}.", error.msg), "",
+    throw UserError(mistake(fmt::format("the {} is not valid YAML: {}.", what, error.msg), "",
                             fmt::format("{}, line {}, column {}", name, error.mark.line + 1, error.mark.column + 1)));
   }
   if (documents.size() > 1)
-    throw UserError(mistake(fmt::format("the job file holds {} YAML documents, but a job is one.", documents.size()),
+    throw UserError(mistake(fmt::format("the {} holds {} YAML documents, but it must be one.", what, documents.size()),
                             "Remove the lines `---` and what follows the first document.", name));
   if (documents.empty() || documents[0].IsNull()) return {};
   if (!documents[0].IsMap())
     throw UserError(
-        mistake(fmt::format("the job file is {}, but it must be a group of sections.", shown(value_of(documents[0]))),
+        mistake(fmt::format("the {} is {}, but it must be a group of sections.", what, shown(value_of(documents[0]))),
                 fmt::format("The sections are {}.", fmt::join(sections, ", ")), name));
   return FileWalk(name, sections, keys).read(documents[0]);
 }

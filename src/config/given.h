@@ -41,11 +41,11 @@ struct GivenJob {
   std::vector<OrderedMistake> mistakes;
 };
 
-// The keys of a YAML (hence also JSON) file. A key that is given twice, or a section that is not one of `sections`, is
-// one of the mistakes. A file that cannot be read or is not YAML is a UserError at once, because nothing more can be
-// said of it.
+// The keys of a YAML (hence also JSON) file, which messages call `what`. A key that is given twice, or a section that
+// is not one of `sections`, is one of the mistakes. A file that cannot be read or is not YAML is a UserError at once,
+// because nothing more can be said of it.
 GivenJob read_given_file(const std::filesystem::path& file, const std::vector<std::string>& sections,
-                         const std::vector<std::string>& keys);
+                         const std::vector<std::string>& keys, const std::string& what = "job file");
 
 // Overrides of the form section.key=value, the value in YAML. The last one of the same key wins.
 GivenJob read_given_overrides(const std::vector<std::string>& overrides);

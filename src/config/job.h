@@ -8,6 +8,7 @@
 #include <string>
 
 #include "config/mistake.h"
+#include "config/reshard_rule.h"
 
 namespace conclave {
 
@@ -45,18 +46,18 @@ struct DataConfig {
 
 struct ParallelConfig {
   int64_t expert_parallel_degree = 1;
-  int64_t hybrid_shard_degree = 0;  // 0: the whole world
-  int64_t prefetch_units = 1;       // units gathered ahead of the one that computes; 0: none
-  bool reshard_after_forward =
-      true;  // false: gathered parameters are kept from forward to backward, half the gathers for more memory
+  int64_t hybrid_shard_degree = 0;    // 0: the whole world
+  int64_t prefetch_units = 1;         // units gathered ahead of the one that computes; 0: none
+  ReshardRule reshard_after_forward;  // which units do not stay gathered from forward to backward
 };
 
 struct MemoryConfig {
   ActivationCheckpointing activation_checkpointing = ActivationCheckpointing::none;
   bool activation_offloading =
-      false;  // kept unit inputs go to host memory (CPU run: to a scratch file); needs checkpointing
-  int64_t activation_loading_horizon = 2;  // the most units whose offloaded inputs are on the device at once
-  int64_t loss_chunk_tokens = 1024;        // tokens whose logits are alive at once
+      false;  // kept layer inputs go to host memory (CPU run: to a scratch file); needs checkpointing
+  int64_t activation_loading_horizon = 2;  // the most layers whose offloaded inputs are on the device at once
+  std::optional<std::filesystem::path> offload_folder;  // of a CPU run's scratch files; default: run.output_dir
+  int64_t loss_chunk_tokens = 1024;                     // tokens whose logits are alive at once
 };
 
 struct MoeConfig {

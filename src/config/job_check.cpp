@@ -98,6 +98,12 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
       "memory.activation_offloading is true, but memory.activation_checkpointing is none, and only the kept inputs of "
       "recomputed layers are offloaded.",
       "Set memory.activation_checkpointing to full or selective, or memory.activation_offloading to false.");
+  refuse_if(
+      job.memory.offload_folder && !job.memory.activation_offloading,
+      {"memory.offload_folder", "memory.activation_offloading"},
+      fmt::format("memory.offload_folder is {}, but memory.activation_offloading is false, which does not use it.",
+                  job.memory.offload_folder.value_or("").string()),
+      "Set memory.offload_folder to null, or memory.activation_offloading to true.");
   refuse_if(job.moe.moe_load_balancing == LoadBalancing::none && job.moe.moe_aux_loss_coeff.value_or(0) > 0,
             {"moe.moe_aux_loss_coeff", "moe.moe_load_balancing"},
             fmt::format("moe.moe_aux_loss_coeff is {}, but moe.moe_load_balancing is none, which does not use it.",

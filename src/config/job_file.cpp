@@ -2,39 +2,26 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <limits>
-#include <map>
-#include <set>
-
+#include "config/field_printer.h"
+#include "config/field_reader.h"
 #include "config/field_values.h"
 #include "config/fields.h"
 #include "config/given.h"
 #include "config/job_check.h"
-#include "config/nearest_name.h"
 #include "config/smp_names.h"
 
 namespace conclave {
 namespace {
 
-// All names a job file may use.
-struct NameCollector {
-  std::vector<std::string> sections;
-  std::vector<std::string> keys;
-
-  NameCollector() {
-    Job job;
-    describe(job, *this);
-    SmpSettled settled;
-    describe(settled, *this);
-    for (const OtherName& name : smp_other_names()) keys.emplace_back(name.smp);
-  }
-  void section(const char* name, const char*) { sections.emplace_back(name); }
-  template <class T, class Rule>
-  void field(const char* key, const T&, const Rule&, const char*) {
-    keys.emplace_back(key);
-  }
-};
+NameCollector names_of_a_job() {
+  NameCollector names;
+  Job job;
+  describe(job, names);
+  SmpSettled settled;
+  describe(settled, names);
+  for (const OtherName& name : smp_other_names()) names.keys.emplace_back(name.smp);
+  return names;
+}
 
 std::string our_name_of(const std::string& key) {
   for (const OtherName& name : smp_other_names()) {
@@ -43,108 +30,16 @@ std::string our_name_of(const std::string& key) {
   return key;
 }
 
-// What was given, under our names. A key may have been given under several names, which must agree.
-using GivenByName = std::map<std::string, std::vector<Given>>;
-
 GivenByName by_our_names(std::vector<Given> keys) {
   GivenByName by_name;
   for (Given& given : keys) by_name[our_name_of(given.key)].push_back(std::move(given));
   return by_name;
 }
 
-// Moves what was given into the members, key by key, and collects the mistakes.
-class Reader {
- public:
-  Reader(GivenByName given, std::vector<OrderedMistake> mistakes)
-      : given_(std::move(given)), mistakes_(std::move(mistakes)) {}
-
-  Origins origins;
-
-  void section(const char*, const char*) {}
-
-  template <class T, class Rule>
-  void field(const char* key, T& value, const Rule& rule, const char*) {
-    const auto found = given_.find(key);
-    if (found == given_.end()) return;
-    const Given* first = nullptr;
-    for (const Given& given : found->second) {
-      T candidate = value;
-      std::string refusal = read_value(given.value, candidate, rule);
-      if (refusal.empty()) refusal = check_value(candidate, rule);
-      if (!refusal.empty()) {
-        add_mistake(given, fmt::format("{} is {}{}", given.key, shown(given.value), refusal), "");
-        not_known_.insert(key);
-        continue;
-      }
-      if (first != nullptr && candidate != value) {
-        add_mistake(given,
-                    fmt::format("{} is {}, but {} is {}, and both mean {}.", given.key, shown(given.value), first->key,
-                                shown(first->value), key),
-                    fmt::format("Keep one of them{}.", first->place == given.place ? "" : " (" + first->place + ")"));
-        not_known_.insert(key);
-        continue;
-      }
-      first = &given;
-      value = candidate;
-      origins.set(key, given.place);
-    }
-    given_.erase(found);
-  }
-
-  // What no field took.
-  void refuse_the_rest(const NameCollector& names) {
-    for (const auto& [key, all] : given_) {
-      for (const Given& given : all) refuse_unknown(given, names);
-    }
-    given_.clear();
-  }
-
-  bool knows(std::string_view key) const { return !not_known_.contains(key); }
-  void add_last(const std::string& text) { mistakes_.push_back({last_, text}); }
-
-  void refuse_if_any() {
-    std::stable_sort(mistakes_.begin(), mistakes_.end(),
-                     [](const auto& a, const auto& b) { return a.order < b.order; });
-    std::vector<std::string> texts;
-    for (const OrderedMistake& one : mistakes_) texts.push_back(one.text);
-    conclave::refuse_if_any(texts);
-  }
-
- private:
-  static constexpr int last_ = std::numeric_limits<int>::max();
-
-  void add_mistake(const Given& given, const std::string& problem, const std::string& remedy) {
-    mistakes_.push_back({given.order, mistake(problem, remedy, given.place)});
-  }
-
-  void refuse_unknown(const Given& given, const NameCollector& names) {
-    if (const auto meant = nearest_key(given.key, names.keys)) {
-      add_mistake(given, fmt::format("unknown key {}. Did you mean {}?", given.key, *meant), "");
-      return;
-    }
-    const std::string section = given.key.substr(0, given.key.find('.') + 1);
-    std::vector<std::string> keys;
-    for (const std::string& key : names.keys) {
-      if (key.starts_with(section)) keys.push_back(key.substr(section.size()));
-    }
-    if (keys.empty()) {
-      add_mistake(given, fmt::format("unknown key {}.", given.key),
-                  fmt::format("The sections are {}.", fmt::join(names.sections, ", ")));
-    } else {
-      add_mistake(given, fmt::format("unknown key {}.", given.key),
-                  fmt::format("The keys of {} are {}.", section.substr(0, section.size() - 1), fmt::join(keys, ", ")));
-    }
-  }
-
-  GivenByName given_;
-  std::vector<OrderedMistake> mistakes_;
-  std::set<std::string, std::less<>> not_known_;
-};
-
 // The required keys that are missing.
 struct MissingFinder {
   std::string place;
-  Reader& reader;
+  FieldReader& reader;
 
   void section(const char*, const char*) {}
   template <class T, class Rule>
@@ -165,7 +60,7 @@ Job resolve(GivenJob from_file, GivenJob from_overrides, const NameCollector& na
   mistakes.insert(mistakes.end(), from_overrides.mistakes.begin(), from_overrides.mistakes.end());
 
   Job job;
-  Reader reader(std::move(given), std::move(mistakes));
+  FieldReader reader(std::move(given), std::move(mistakes));
   describe(job, reader);
   SmpSettled settled;
   describe(settled, reader);
@@ -177,17 +72,6 @@ Job resolve(GivenJob from_file, GivenJob from_overrides, const NameCollector& na
   reader.refuse_if_any();
   return job;
 }
-
-struct Printer {
-  std::string text = "# The resolved job: every key with its value. It reads back to the same job.\n";
-
-  void section(const char* name, const char* help) { text += fmt::format("\n{}:  # {}\n", name, help); }
-  template <class T, class Rule>
-  void field(const char* key, const T& value, const Rule& rule, const char* help) {
-    const std::string name(std::string_view(key).substr(std::string_view(key).find('.') + 1));
-    text += fmt::format("  {:<40}  # {}\n", fmt::format("{}: {}", name, print_value(value, rule)), help);
-  }
-};
 
 struct HelpWriter {
   std::string text;
@@ -216,17 +100,17 @@ struct HelpWriter {
 }  // namespace
 
 Job read_job(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
-  const NameCollector names;
+  const NameCollector names = names_of_a_job();
   const std::string place = file.string();
   return resolve(read_given_file(file, names.sections, names.keys), read_given_overrides(overrides), names, &place);
 }
 
 Job job_from_overrides(const std::vector<std::string>& overrides) {
-  return resolve({}, read_given_overrides(overrides), NameCollector(), nullptr);
+  return resolve({}, read_given_overrides(overrides), names_of_a_job(), nullptr);
 }
 
 std::string print_job(const Job& job) {
-  Printer printer;
+  FieldPrinter printer{.text = "# The resolved job: every key with its value. It reads back to the same job.\n"};
   describe(job, printer);
   return printer.text;
 }

@@ -4,6 +4,7 @@
 
 #include "comm/device.h"
 #include "cuda/nccl_communicator.h"
+#include "cuda/pinned_slots.h"
 
 namespace conclave {
 namespace {
@@ -25,7 +26,15 @@ std::unique_ptr<Communicator> make_communicator(std::string axis, int rank, int 
                                             std::move(calls), timeout);
 }
 
-constexpr CudaPlugin plugin{device_count, use_device, make_communicator};
+std::unique_ptr<OffloadMedium> make_pinned_slots() {
+  return std::make_unique<PinnedSlots>();
+}
+
+void synchronize() {
+  c10::cuda::device_synchronize();
+}
+
+constexpr CudaPlugin plugin{device_count, use_device, make_communicator, make_pinned_slots, synchronize};
 
 }  // namespace
 }  // namespace conclave

@@ -1,13 +1,13 @@
 #include "kernels/permute.h"
 
+#include "base/row_message.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
 namespace conclave {
 
 int64_t message_bytes(int64_t hidden, at::ScalarType dtype) {
-  const int64_t used = hidden * static_cast<int64_t>(c10::elementSize(dtype)) + static_cast<int64_t>(sizeof(float));
-  return (used + 15) / 16 * 16;
+  return row_message_bytes(hidden, static_cast<int64_t>(c10::elementSize(dtype)));
 }
 
 void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor& index_R) {

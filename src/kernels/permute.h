@@ -1,8 +1,7 @@
 // Moving rows: permute before experts, unpermute after them, and the packed form in which rows travel with their
 // routing weight.
 //
-// A message is one row on its way to another rank: H elements in the compute dtype, one fp32 weight behind them, padded
-// with zeros to a multiple of 16 bytes.
+// A message is one row of the compute dtype on its way to another rank (base/row_message.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -2,14 +2,24 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <unistd.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <new>
 
+#include "memory/block_pool.h"
+
 namespace conclave {
 namespace {
+
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t least_pooled_bytes = SIZE_MAX;  // the sanitizer watches over blocks it gave out itself
+#else
+constexpr size_t least_pooled_bytes = size_t{256} << 10;
+#endif
 
 thread_local MemoryCategory current_category = MemoryCategory::workspace;
 
@@ -55,13 +65,27 @@ Account& account() {
 struct alignas(64) BlockHeader {
   int64_t bytes;
   MemoryCategory category;
+
+  size_t size() const { return size_of(static_cast<size_t>(bytes)); }
+  static size_t size_of(size_t bytes) { return sizeof(BlockHeader) + (bytes + 63) / 64 * 64; }
 };
+
+// Never destroyed, as the account. More address space than the machine has memory: free pieces between blocks cost
+// none.
+BlockPool& pool() {
+  static auto* const instance =
+      new BlockPool(4 * static_cast<size_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(::sysconf(_SC_PAGESIZE)));
+  return *instance;
+}
 
 void free_block(void* data) {
   if (data == nullptr) return;
   auto* header = static_cast<BlockHeader*>(data) - 1;
   account().remove(header->bytes, header->category);
-  std::free(header);
+  if (header->size() >= least_pooled_bytes)
+    pool().free(header, header->size());
+  else
+    std::free(header);
 }
 
 class CountingAllocator final : public c10::Allocator {
@@ -69,8 +93,8 @@ class CountingAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     void* data = nullptr;
     if (bytes > 0) {
-      const size_t rounded = (bytes + 63) / 64 * 64;
-      void* block = std::aligned_alloc(alignof(BlockHeader), sizeof(BlockHeader) + rounded);
+      const size_t size = BlockHeader::size_of(bytes);
+      void* block = size >= least_pooled_bytes ? pool().allocate(size) : std::aligned_alloc(alignof(BlockHeader), size);
       if (block == nullptr) throw std::bad_alloc();
       auto* header = new (block) BlockHeader{static_cast<int64_t>(bytes), current_category};
       account().add(header->bytes, header->category);
@@ -85,13 +109,6 @@ class CountingAllocator final : public c10::Allocator {
 };
 
 }  // namespace
-
-const char* name_of(MemoryCategory category) {
-  static constexpr std::array<const char*, memory_categories> names = {
-      "parameters", "moments", "gradients", "unsharded_parameters", "unsharded_gradients", "activations",
-      "dispatch",   "logits",  "workspace"};
-  return names[static_cast<int>(category)];
-}
 
 MemoryScope::MemoryScope(MemoryCategory category) : outer_(current_category) {
   current_category = category;

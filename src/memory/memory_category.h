@@ -2,27 +2,11 @@
 // and leaves the account when it is freed, wherever that happens. The planner predicts the same categories.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
-#include <c10/core/Device.h>
+#include "base/memory_use.h"
 
 namespace conclave {
-
-enum class MemoryCategory : int {
-  parameters,            // fp32 shards
-  moments,               // AdamW's two
-  gradients,             // reduced shards
-  unsharded_parameters,  // gathered units in the compute dtype
-  unsharded_gradients,   // a unit's full gradient, and what its reduction holds
-  activations,           // kept from forward to backward
-  dispatch,              // rows on their way between ranks
-  logits,                // of one chunk of tokens
-  workspace,             // everything else, short-lived
-};
-inline constexpr int memory_categories = 9;
-
-const char* name_of(MemoryCategory category);
 
 // The category of allocations made by this thread while the scope lives. Scopes nest.
 class MemoryScope {
@@ -34,11 +18,6 @@ class MemoryScope {
 
  private:
   MemoryCategory outer_;
-};
-
-struct MemoryUse {
-  int64_t total = 0;
-  std::array<int64_t, memory_categories> of{};
 };
 
 struct MemoryReport {

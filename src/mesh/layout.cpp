@@ -136,7 +136,7 @@ int Layout::stride(Axis axis) const {
 AxisGroup Layout::group(Axis axis, int rank) const {
   check_invariant(rank >= 0 && rank < world_size_, "rank ({}) is one of the world's {}", rank, world_size_);
   AxisGroup group;
-  group.index = rank / stride(axis) % degree(axis);
+  group.index = index(axis, rank);
   const int first = rank - group.index * stride(axis);
   for (int index = 0; index < degree(axis); ++index) group.ranks.push_back(first + index * stride(axis));
   return group;

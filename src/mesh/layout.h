@@ -32,6 +32,8 @@ class Layout {
 
   int world_size() const { return world_size_; }
   int degree(Axis axis) const;
+  // The place of `rank` in its group of `axis`.
+  int index(Axis axis, int rank) const { return rank / stride(axis) % degree(axis); }
   // The group of `axis` that `rank` belongs to.
   AxisGroup group(Axis axis, int rank) const;
 

@@ -27,6 +27,20 @@ std::string duration(double seconds) {
   return days > 0 ? fmt::format("{}d {}", days, clock) : clock;
 }
 
+// " (moments 46 %, parameters 23 %, gradients 23 %)": the three that take most.
+std::string largest_shares(std::vector<std::pair<std::string, int64_t>> memory_of) {
+  double sum = 0;
+  for (const auto& [category, bytes] : memory_of) sum += static_cast<double>(bytes);
+  if (sum <= 0) return "";
+  std::stable_sort(memory_of.begin(), memory_of.end(),
+                   [](const auto& a, const auto& b) { return a.second > b.second; });
+  memory_of.resize(std::min<size_t>(memory_of.size(), 3));
+  std::string text;
+  for (const auto& [category, bytes] : memory_of)
+    text += fmt::format("{}{} {:.0f} %", text.empty() ? " (" : ", ", category, 100 * static_cast<double>(bytes) / sum);
+  return text + ")";
+}
+
 size_t terminal_columns(int descriptor) {
   winsize size{};
   if (::ioctl(descriptor, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return std::numeric_limits<size_t>::max();
@@ -37,12 +51,13 @@ size_t terminal_columns(int descriptor) {
 
 std::string format_progress(const Progress& progress, int64_t steps, std::optional<double> seconds_left) {
   const size_t width = fmt::formatted_size("{}", steps);
-  std::string line = fmt::format(
-      "step {:>{}}/{}  loss {:.4f}  grad norm {:.2f}  lr {:.2g}  {} tokens/s  imbalance {:.2f}  memory {:.2f} GiB",
-      progress.step, width, steps, progress.loss, progress.grad_norm, progress.lr, grouped(progress.tokens_per_second),
-      progress.expert_imbalance, static_cast<double>(progress.peak_memory_bytes) / (1 << 30));
+  std::string line =
+      fmt::format("step {:>{}}/{}  loss {:.4f}  grad norm {:.2f}  lr {:.2g}  {} tokens/s  imbalance {:.2f}",
+                  progress.step, width, steps, progress.loss, progress.grad_norm, progress.lr,
+                  grouped(progress.tokens_per_second), progress.expert_imbalance);
   if (seconds_left) line += fmt::format("  left {}", duration(*seconds_left));
-  return line;
+  line += fmt::format("  memory {:.2f} GiB", static_cast<double>(progress.peak_memory_bytes) / (1 << 30));
+  return line + largest_shares(progress.memory_of);
 }
 
 double TimeLeft::after(int64_t step, double step_seconds) {

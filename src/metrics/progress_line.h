@@ -1,6 +1,6 @@
 // What a run shows while it goes on: one line a step.
-//   step   120/1200  loss 3.4123  grad norm 0.81  lr 9.8e-05  5,123 tokens/s  imbalance 1.21  memory 0.62 GiB  left
-//   00:03:12
+//   step   120/1200  loss 3.4123  grad norm 0.81  lr 9.8e-05  5,123 tokens/s  imbalance 1.21  left 00:03:12
+//   memory 0.62 GiB (moments 46 %, parameters 23 %, gradients 23 %)
 // On a terminal the line is rewritten in place. Elsewhere (a file, a pipe, a CI log) every log_every-th step and the
 // last one get a line of their own.
 #pragma once
@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace conclave {
 
@@ -20,7 +22,8 @@ struct Progress {
   double tokens_per_second = 0;
   double step_seconds = 0;
   double expert_imbalance = 0;    // rows of the busiest expert / mean rows of an expert; 1 is fair
-  int64_t peak_memory_bytes = 0;  // of this rank
+  int64_t peak_memory_bytes = 0;  // of the rank with the most
+  std::vector<std::pair<std::string, int64_t>> memory_of = {};  // bytes by category at the peak of this rank
 };
 
 // The line, without line feed. `seconds_left`: nothing before there is anything to estimate from.

@@ -47,6 +47,20 @@ void MixtralLayer::apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) c
   normed_TH.mul_(noise.view(normed_TH.sizes()).to(normed_TH.options()));
 }
 
+at::Tensor MixtralLayer::normed_expert_input(Mode mode, const LayerWeights& weights, const MicroBatch& batch,
+                                             LayerState& state) const {
+  at::Tensor normed_TH = at::empty_like(state.hidden_TH);
+  if (state.hidden_rstd_T.defined()) {
+    rms_norm_repeat(normed_TH, state.hidden_TH, state.hidden_rstd_T, weights.post_attention_norm_H);
+  } else {
+    state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
+    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H,
+                     config_.rms_norm_eps);
+  }
+  if (mode == Mode::training) apply_jitter(normed_TH, batch);
+  return normed_TH;
+}
+
 void MixtralLayer::compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const {
   at::Tensor logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
   linear_forward(logits_TE, normed_TH, weights.router_EH);
@@ -59,16 +73,15 @@ void MixtralLayer::compute_dispatch(const LayerWeights& weights, const at::Tenso
 at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                              LayerState& state) const {
   compute_attention(weights, batch, rotary, state);
-  {
-    at::Tensor normed_TH = at::empty_like(state.hidden_TH);
-    state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
-    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H,
-                     config_.rms_norm_eps);
-    if (mode == Mode::training) apply_jitter(normed_TH, batch);
-    compute_dispatch(weights, normed_TH, state);
+  compute_dispatch(weights, normed_expert_input(mode, weights, batch, state), state);
+  const bool keep = mode == Mode::training && options_.checkpointing == ActivationCheckpointing::none;
+  if (!keep) {  // nobody reads them any more
+    state.qkv_TM.reset();
+    state.attention_TN.reset();
+    state.logsumexp_BNS.reset();
   }
-  ExpertOutput output =
-      experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI});
+  ExpertOutput output = experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI},
+                                        keep ? PreActivation::kept : PreActivation::repeated);
   state.gate_up_RJ = std::move(output.gate_up_RJ);
   MemoryScope scope(MemoryCategory::activations);
   return dispatcher_.combine(state.plan, state.hidden_TH, std::move(output.row_RH));
@@ -106,31 +119,21 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
                                   const RouterLossGradient& router_loss, LayerState state) const {
   if (!state.qkv_TM.defined()) compute_attention(weights, batch, rotary, state);
 
-  // The expert block's input, once more.
-  at::Tensor normed_TH = at::empty_like(state.hidden_TH);
-  if (state.hidden_rstd_T.defined()) {
-    rms_norm_repeat(normed_TH, state.hidden_TH, state.hidden_rstd_T, weights.post_attention_norm_H);
-  } else {
-    state.hidden_rstd_T = at::empty({normed_TH.size(0)}, normed_TH.options().dtype(at::kFloat));
-    rms_norm_forward(normed_TH, state.hidden_rstd_T, state.hidden_TH, weights.post_attention_norm_H,
-                     config_.rms_norm_eps);
-  }
-  apply_jitter(normed_TH, batch);
-  if (!state.rows.row_RH.defined()) compute_dispatch(weights, normed_TH, state);
+  if (!state.rows.row_RH.defined())
+    compute_dispatch(weights, normed_expert_input(Mode::training, weights, batch, state), state);
   const ExpertWeights experts{weights.gate_up_LJH, weights.down_LHI};
-  if (!state.gate_up_RJ.defined())
-    state.gate_up_RJ = experts_gate_up(state.rows.row_RH, state.plan.rows_per_expert, experts);
 
   // Experts and their routing.
   DispatchGradient grad_dispatch;
   {
     ExpertGradients expert_gradients{gradients.gate_up_LJH, gradients.down_LHI};
     at::Tensor grad_RH = dispatcher_.combine_backward(state.plan, grad_TH);
-    const ExpertRows grad_rows = experts_backward(grad_RH, std::move(state.rows), std::move(state.gate_up_RJ),
-                                                  state.plan.rows_per_expert, experts, expert_gradients);
+    ExpertRows grad_rows = experts_backward(grad_RH, std::move(state.rows), std::move(state.gate_up_RJ),
+                                            state.plan.rows_per_expert, experts, expert_gradients);
     grad_RH.reset();
-    grad_dispatch = dispatcher_.dispatch_backward(state.plan, grad_rows);
+    grad_dispatch = dispatcher_.dispatch_backward(state.plan, std::move(grad_rows));
   }
+  at::Tensor normed_TH = normed_expert_input(Mode::training, weights, batch, state);
   at::Tensor grad_logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
   route_backward(grad_logits_TE, state.routing, grad_dispatch.weight_TK, router_loss.probability_E,
                  router_loss.logsumexp_square);

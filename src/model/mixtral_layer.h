@@ -8,8 +8,8 @@
 #include "kernels/attention.h"
 #include "kernels/rotary.h"
 #include "kernels/router.h"
+#include "model/layer_slots.h"
 #include "model/micro_batch.h"
-#include "model/mixtral_parameters.h"
 #include "moe/dispatcher.h"
 
 namespace conclave {
@@ -68,6 +68,9 @@ class MixtralLayer {
                  LayerState& state) const;
   void compute_attention(const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                          LayerState& state) const;
+  // What router and experts see: hidden normalized, with jitter in training. The same bits every time.
+  at::Tensor normed_expert_input(Mode mode, const LayerWeights& weights, const MicroBatch& batch,
+                                 LayerState& state) const;
   void compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const;
   void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
   AttentionShape attention_shape(const MicroBatch& batch) const;

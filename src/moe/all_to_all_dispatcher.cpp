@@ -1,7 +1,5 @@
 #include "moe/all_to_all_dispatcher.h"
 
-#include <chrono>
-
 #include "base/error.h"
 #include "kernels/permute.h"
 #include "memory/memory_category.h"
@@ -52,10 +50,8 @@ DispatchPlan AllToAllDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   const std::vector<int64_t> splits(static_cast<size_t>(ranks), local);
   at::Tensor sent = order.count_E.to(device);
   at::Tensor received = at::empty_like(sent);
-  const auto start = std::chrono::steady_clock::now();
-  expert_.all_to_all(received, sent, splits, splits).wait();
+  all_to_all(received, sent, splits, splits);
   received = received.to(at::kCPU);
-  waiting_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   const int64_t* count = received.const_data_ptr<int64_t>();
   for (int rank = 0; rank < ranks; ++rank)
@@ -64,14 +60,21 @@ DispatchPlan AllToAllDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   return plan;
 }
 
+void AllToAllDispatcher::all_to_all(const at::Tensor& output, const at::Tensor& input,
+                                    const std::vector<int64_t>& output_splits,
+                                    const std::vector<int64_t>& input_splits) {
+  const ClockScope scope(clock_, Phase::dispatch);
+  const StepClock::Time start = std::chrono::steady_clock::now();
+  expert_.all_to_all(output, input, output_splits, input_splits).wait();
+  clock_.add_in_flight(Phase::dispatch, start);
+}
+
 at::Tensor AllToAllDispatcher::exchange(const DispatchPlan& plan, Direction direction, at::Tensor rows) {
   const auto& out_splits = direction == Direction::to_experts ? plan.received_per_rank : plan.sent_per_rank;
   const auto& in_splits = direction == Direction::to_experts ? plan.sent_per_rank : plan.received_per_rank;
   const int64_t arriving = direction == Direction::to_experts ? plan.received_rows() : plan.sent_rows();
   at::Tensor arrived = at::empty({arriving, rows.size(1)}, rows.options());
-  const auto start = std::chrono::steady_clock::now();
-  expert_.all_to_all(arrived, rows, out_splits, in_splits).wait();
-  waiting_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  all_to_all(arrived, rows, out_splits, in_splits);
   return arrived;
 }
 
@@ -110,15 +113,17 @@ at::Tensor AllToAllDispatcher::combine_backward(const DispatchPlan& plan, const 
   return ordered;
 }
 
-DispatchGradient AllToAllDispatcher::dispatch_backward(const DispatchPlan& plan, const ExpertRows& grad) {
+DispatchGradient AllToAllDispatcher::dispatch_backward(const DispatchPlan& plan, ExpertRows grad) {
   const int64_t hidden = grad.row_RH.size(1);
-  DispatchGradient result{at::empty({plan.tokens, hidden}, grad.row_RH.options()),
-                          at::empty(plan.row_of_choice_TK.sizes(), grad.weight_R.options())};
+  const auto row_options = grad.row_RH.options(), weight_options = grad.weight_R.options();
   MemoryScope scope(MemoryCategory::dispatch);
   at::Tensor messages = at::empty({plan.received_rows(), message_bytes(hidden, grad.row_RH.scalar_type())},
                                   grad.row_RH.options().dtype(at::kByte));
   pack_rows(messages, grad.row_RH, plan.row_of_arrival_R, grad.weight_R, plan.row_of_arrival_R);
+  grad = {};
   messages = exchange(plan, Direction::from_experts, std::move(messages));
+  DispatchGradient result{at::empty({plan.tokens, hidden}, row_options),
+                          at::empty(plan.row_of_choice_TK.sizes(), weight_options)};
   combine_messages(result.token_TH, result.weight_TK, messages, plan.row_of_choice_TK);
   return result;
 }

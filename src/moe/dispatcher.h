@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "base/step_clock.h"
 #include "comm/communicator.h"
 #include "moe/dispatch_plan.h"
 
@@ -33,16 +34,12 @@ class Dispatcher {
   virtual at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH) = 0;
   // The gradient of combine's rows, in expert order.
   virtual at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) = 0;
-  virtual DispatchGradient dispatch_backward(const DispatchPlan& plan, const ExpertRows& grad) = 0;
-
-  // Seconds this rank waited for others since the last call.
-  double take_waiting();
-
- protected:
-  double waiting_ = 0;
+  // Lets the rows go before what they become arrives.
+  virtual DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad) = 0;
 };
 
-// `expert`: the expert axis, outliving the dispatcher. `experts`: of the whole layer.
-std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts);
+// `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive the dispatcher. `experts`: of
+// the whole layer.
+std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock);
 
 }  // namespace conclave

@@ -9,79 +9,94 @@
 namespace conclave {
 namespace {
 
-int64_t most_rows(const std::vector<int64_t>& rows_per_expert) {
-  return rows_per_expert.empty() ? 0 : *std::max_element(rows_per_expert.begin(), rows_per_expert.end());
-}
+// Rows of one expert that are computed at once.
+struct Chunk {
+  int64_t expert = 0;
+  int64_t begin = 0;  // among all rows
+  int64_t rows = 0;
+  bool first_of_expert = true;
+};
 
-// Calls body(expert, first row, rows) for every expert that has rows.
-template <class Body>
-void for_each_expert(const std::vector<int64_t>& rows_per_expert, Body body) {
+// Every expert has one at least: without rows it still gets its gradient, zero.
+std::vector<Chunk> chunks_of(const std::vector<int64_t>& rows_per_expert) {
+  std::vector<Chunk> chunks;
   int64_t begin = 0;
   for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
-    if (rows_per_expert[expert] > 0) body(static_cast<int64_t>(expert), begin, rows_per_expert[expert]);
-    begin += rows_per_expert[expert];
+    const int64_t end = begin + rows_per_expert[expert];
+    bool first = true;
+    do {
+      const int64_t rows = std::min(expert_chunk_rows, end - begin);
+      chunks.push_back({static_cast<int64_t>(expert), begin, rows, first});
+      begin += rows;
+      first = false;
+    } while (begin < end);
   }
+  return chunks;
+}
+
+int64_t most_rows(const std::vector<Chunk>& chunks) {
+  int64_t most = 0;
+  for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows);
+  return most;
 }
 
 }  // namespace
 
 ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
-                             const ExpertWeights& weights) {
+                             const ExpertWeights& weights, PreActivation pre_activation) {
   const auto options = rows.row_RH.options();
+  const int64_t width = weights.gate_up_LJH.size(1);
+  const std::vector<Chunk> chunks = chunks_of(rows_per_expert);
+  const int64_t most = most_rows(chunks);
   ExpertOutput output;
-  {
+  if (pre_activation == PreActivation::kept) {
     MemoryScope scope(MemoryCategory::activations);
-    output.gate_up_RJ = at::empty({rows.row_RH.size(0), weights.gate_up_LJH.size(1)}, options);
+    output.gate_up_RJ = at::empty({rows.row_RH.size(0), width}, options);
   }
+  const at::Tensor gate_up_buffer = output.gate_up_RJ.defined() ? at::Tensor() : at::empty({most, width}, options);
+  const at::Tensor activation_buffer = at::empty({most, weights.down_LHI.size(2)}, options);
   {
     MemoryScope scope(MemoryCategory::dispatch);
     output.row_RH = at::empty_like(rows.row_RH);
   }
-  at::Tensor activation = at::empty({most_rows(rows_per_expert), weights.down_LHI.size(2)}, options);
-  for_each_expert(rows_per_expert, [&](int64_t expert, int64_t begin, int64_t count) {
-    at::Tensor gate_up = output.gate_up_RJ.narrow(0, begin, count);
-    at::Tensor active = activation.narrow(0, 0, count);
-    linear_forward(gate_up, rows.row_RH.narrow(0, begin, count), weights.gate_up_LJH[expert]);
-    swiglu_forward(active, gate_up, rows.weight_R.narrow(0, begin, count));
-    linear_forward(output.row_RH.narrow(0, begin, count), active, weights.down_LHI[expert]);
-  });
+  for (const Chunk& chunk : chunks) {
+    const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
+    const at::Tensor gate_up =
+        output.gate_up_RJ.defined() ? rows_of(output.gate_up_RJ) : gate_up_buffer.narrow(0, 0, chunk.rows);
+    const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
+    linear_forward(gate_up, rows_of(rows.row_RH), weights.gate_up_LJH[chunk.expert]);
+    swiglu_forward(activation, gate_up, rows_of(rows.weight_R));
+    linear_forward(rows_of(output.row_RH), activation, weights.down_LHI[chunk.expert]);
+  }
   return output;
-}
-
-at::Tensor experts_gate_up(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert,
-                           const ExpertWeights& weights) {
-  MemoryScope scope(MemoryCategory::activations);
-  at::Tensor gate_up_RJ = at::empty({row_RH.size(0), weights.gate_up_LJH.size(1)}, row_RH.options());
-  for_each_expert(rows_per_expert, [&](int64_t expert, int64_t begin, int64_t count) {
-    linear_forward(gate_up_RJ.narrow(0, begin, count), row_RH.narrow(0, begin, count), weights.gate_up_LJH[expert]);
-  });
-  return gate_up_RJ;
 }
 
 ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
                             const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
                             ExpertGradients& gradients) {
   ExpertRows grad{rows.row_RH, at::empty_like(rows.weight_R)};
-  at::Tensor buffer = at::empty({most_rows(rows_per_expert), weights.down_LHI.size(2)}, rows.row_RH.options());
-  int64_t begin = 0;
-  for (size_t i = 0; i < rows_per_expert.size(); ++i) {
-    // An expert without rows still gets its gradient: zero.
-    const auto expert = static_cast<int64_t>(i);
-    const int64_t count = rows_per_expert[i];
-    const at::Tensor grad_rows = grad_RH.narrow(0, begin, count);
-    const at::Tensor input = rows.row_RH.narrow(0, begin, count);
-    at::Tensor gate_up = gate_up_RJ.narrow(0, begin, count);
-    at::Tensor activation = buffer.narrow(0, 0, count);
-    if (count > 0) {
-      linear_backward_input(activation, grad_rows, weights.down_LHI[expert]);
-      // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
-      swiglu_backward(gate_up, activation, grad.weight_R.narrow(0, begin, count), activation, gate_up,
-                      rows.weight_R.narrow(0, begin, count));
-    }
-    linear_backward_weight(gradients.down_LHI.tensor[expert], grad_rows, activation, gradients.down_LHI.accumulate);
-    linear_backward_weight(gradients.gate_up_LJH.tensor[expert], gate_up, input, gradients.gate_up_LJH.accumulate);
-    if (count > 0) linear_backward_input(grad.row_RH.narrow(0, begin, count), gate_up, weights.gate_up_LJH[expert]);
-    begin += count;
+  const auto options = rows.row_RH.options();
+  const std::vector<Chunk> chunks = chunks_of(rows_per_expert);
+  const int64_t most = most_rows(chunks);
+  const bool repeat = !gate_up_RJ.defined();
+  const at::Tensor activation_buffer = at::empty({most, weights.down_LHI.size(2)}, options);
+  const at::Tensor gate_up_buffer = repeat ? at::empty({most, weights.gate_up_LJH.size(1)}, options) : at::Tensor();
+  for (const Chunk& chunk : chunks) {
+    const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
+    const at::Tensor grad_rows = rows_of(grad_RH), input = rows_of(rows.row_RH);
+    const at::Tensor gate_up = repeat ? gate_up_buffer.narrow(0, 0, chunk.rows) : rows_of(gate_up_RJ);
+    const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
+    const at::Tensor gate_up_weight = weights.gate_up_LJH[chunk.expert], down_weight = weights.down_LHI[chunk.expert];
+    if (repeat) linear_forward(gate_up, input, gate_up_weight);
+    linear_backward_input(activation, grad_rows, down_weight);
+    // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
+    swiglu_backward(gate_up, activation, rows_of(grad.weight_R), activation, gate_up, rows_of(rows.weight_R));
+    const auto accumulate = [&](const Gradient& gradient) { return gradient.accumulate || !chunk.first_of_expert; };
+    linear_backward_weight(gradients.down_LHI.tensor[chunk.expert], grad_rows, activation,
+                           accumulate(gradients.down_LHI));
+    linear_backward_weight(gradients.gate_up_LJH.tensor[chunk.expert], gate_up, input,
+                           accumulate(gradients.gate_up_LJH));
+    linear_backward_input(rows_of(grad.row_RH), gate_up, gate_up_weight);
   }
   return grad;
 }

@@ -1,10 +1,11 @@
 // The SwiGLU experts of one rank over rows in expert order, on the fused layout of Transformers 5: gate_up [L,2I,H]
-// with the gate half first, down [L,H,I]. Each expert is one pass (product, activation, product) over its rows, so that
-// temporaries are one expert's.
+// with the gate half first, down [L,H,I]. Each expert is one pass (product, activation, product) over its rows in
+// chunks, so that temporaries are a chunk's, however many rows are routed to one expert.
 #pragma once
 
 #include <vector>
 
+#include "base/expert_chunk.h"
 #include "base/gradient.h"
 #include "moe/dispatcher.h"
 
@@ -22,18 +23,18 @@ struct ExpertGradients {
 
 struct ExpertOutput {
   at::Tensor row_RH;      // weighted by the routing weight
-  at::Tensor gate_up_RJ;  // the pre-activation: all that backward needs besides the input rows
+  at::Tensor gate_up_RJ;  // the pre-activation: all that backward needs besides the input rows; undefined when not kept
 };
 
+// The widest of all tensors of a layer: kept for backward, or a chunk's at a time is computed there once more, to the
+// same bits.
+enum class PreActivation { kept, repeated };
+
 ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
-                             const ExpertWeights& weights);
+                             const ExpertWeights& weights, PreActivation pre_activation);
 
-// The pre-activation alone, for a backward that did not keep it. Bit-identical to experts_forward's.
-at::Tensor experts_gate_up(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert,
-                           const ExpertWeights& weights);
-
-// Gradients with respect to rows and routing weights. Consumes `rows.row_RH` and `gate_up`: their memory is reused for
-// the results.
+// Gradients with respect to rows and routing weights. Consumes `rows.row_RH` and `gate_up` (undefined when it was not
+// kept): their memory is reused for the results.
 ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
                             const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
                             ExpertGradients& gradients);

@@ -54,7 +54,7 @@ at::Tensor LocalDispatcher::combine_backward(const DispatchPlan& plan, const at:
   return rows;
 }
 
-DispatchGradient LocalDispatcher::dispatch_backward(const DispatchPlan& plan, const ExpertRows& grad) {
+DispatchGradient LocalDispatcher::dispatch_backward(const DispatchPlan& plan, ExpertRows grad) {
   DispatchGradient result{at::empty({plan.tokens, grad.row_RH.size(1)}, grad.row_RH.options()), {}};
   combine_rows(result.token_TH, {}, grad.row_RH, plan.row_of_choice_TK);
   result.weight_TK = grad.weight_R.index_select(0, plan.row_of_choice_TK.flatten()).view(plan.row_of_choice_TK.sizes());

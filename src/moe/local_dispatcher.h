@@ -13,7 +13,7 @@ class LocalDispatcher final : public Dispatcher {
   ExpertRows dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK) override;
   at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH) override;
   at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) override;
-  DispatchGradient dispatch_backward(const DispatchPlan& plan, const ExpertRows& grad) override;
+  DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad) override;
 
  private:
   int64_t experts_;

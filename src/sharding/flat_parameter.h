@@ -10,7 +10,7 @@
 #include "base/gradient.h"
 #include "base/parameter_declaration.h"
 #include "comm/communicator.h"
-#include "sharding/flat_layout.h"
+#include "mesh/flat_layout.h"
 
 namespace conclave {
 
@@ -66,6 +66,8 @@ class FlatParameter {
   void begin_reduce(bool first, bool last);
   void finish_reduce();
   bool is_reducing() const { return reducing_; }
+  bool is_gathering() const { return !gather_.is_ready(); }  // data is on its way between ranks
+  bool is_summing() const { return !reduce_.is_ready(); }
 
  private:
   std::vector<at::Tensor> views(const at::Tensor& flat) const;

@@ -1,5 +1,7 @@
 #include "sharding/unit.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 
 namespace conclave {
@@ -63,9 +65,15 @@ void Unit::finish_reduce() {
 }
 
 bool Unit::is_reducing() const {
-  for (const FlatParameter& group : groups_)
-    if (group.is_reducing()) return true;
-  return false;
+  return std::any_of(groups_.begin(), groups_.end(), [](const FlatParameter& group) { return group.is_reducing(); });
+}
+
+bool Unit::is_gathering() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const FlatParameter& group) { return group.is_gathering(); });
+}
+
+bool Unit::is_summing() const {
+  return std::any_of(groups_.begin(), groups_.end(), [](const FlatParameter& group) { return group.is_summing(); });
 }
 
 }  // namespace conclave

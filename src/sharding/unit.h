@@ -37,6 +37,9 @@ class Unit {
   void begin_reduce(bool first, bool last);
   void finish_reduce();
   bool is_reducing() const;
+  // Parameters, or sums of gradients, are on their way between ranks.
+  bool is_gathering() const;
+  bool is_summing() const;
 
  private:
   std::string name_;

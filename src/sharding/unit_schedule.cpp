@@ -5,23 +5,13 @@
 #include "base/error.h"
 
 namespace conclave {
-namespace {
 
-// Adds the seconds it lives to `sum`.
-class Stopwatch {
- public:
-  explicit Stopwatch(double& sum) : sum_(sum) {}
-  ~Stopwatch() { sum_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  double& sum_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
-
-}  // namespace
-
-UnitSchedule::UnitSchedule(std::vector<Unit*> units, ScheduleOptions options)
-    : units_(std::move(units)), options_(options) {}
+UnitSchedule::UnitSchedule(std::vector<Unit*> units, ScheduleOptions options, StepClock& clock)
+    : units_(std::move(units)),
+      options_(std::move(options)),
+      clock_(clock),
+      gathering_since_(units_.size()),
+      reducing_since_(units_.size()) {}
 
 void UnitSchedule::start(std::vector<size_t> visits) {
   check_invariant(cursor_ == visits_.size(), "a micro-step ended after {} of {} unit visits", cursor_, visits_.size());
@@ -29,27 +19,35 @@ void UnitSchedule::start(std::vector<size_t> visits) {
   cursor_ = 0;
 }
 
-void UnitSchedule::prefetch() {
-  const size_t end = std::min(visits_.size(), cursor_ + static_cast<size_t>(options_.prefetch_units));
-  for (size_t i = cursor_; i < end; ++i) units_[visits_[i]]->begin_unshard();
+void UnitSchedule::begin_gather(size_t unit) {
+  if (!units_[unit]->is_sharded()) return;
+  units_[unit]->begin_unshard();
+  if (units_[unit]->is_gathering()) gathering_since_[unit] = std::chrono::steady_clock::now();
+}
+
+void UnitSchedule::finish_gather(size_t unit) {
+  const ClockScope scope(clock_, Phase::gather, unit);
+  units_[unit]->finish_unshard();
+  if (const auto since = std::exchange(gathering_since_[unit], std::nullopt))
+    clock_.add_in_flight(Phase::gather, unit, *since);
 }
 
 Unit& UnitSchedule::begin(size_t unit) {
   check_invariant(cursor_ < visits_.size() && visits_[cursor_] == unit, "unit {} is used out of its turn",
                   units_[unit]->name());
   ++cursor_;
-  units_[unit]->begin_unshard();
-  prefetch();
-  Stopwatch stopwatch(waiting_.gather);
-  units_[unit]->finish_unshard();
+  begin_gather(unit);
+  const size_t end = std::min(visits_.size(), cursor_ + static_cast<size_t>(options_.prefetch_units));
+  for (size_t i = cursor_; i < end; ++i) begin_gather(visits_[i]);
+  finish_gather(unit);
   return *units_[unit];
 }
 
 bool UnitSchedule::needed_soon(size_t unit) const {
   const auto from = visits_.begin() + static_cast<std::ptrdiff_t>(cursor_);
-  const auto ahead = options_.reshard_after_forward
-                         ? std::min<std::ptrdiff_t>(visits_.end() - from, options_.prefetch_units + 1)
-                         : visits_.end() - from;
+  const bool until_last_visit = !options_.stays_gathered.empty() && options_.stays_gathered[unit];
+  const auto ahead = until_last_visit ? visits_.end() - from
+                                      : std::min<std::ptrdiff_t>(visits_.end() - from, options_.prefetch_units + 1);
   return std::find(from, from + ahead, unit) != from + ahead;
 }
 
@@ -57,27 +55,23 @@ void UnitSchedule::end(size_t unit) {
   if (!needed_soon(unit)) units_[unit]->reshard();
 }
 
+void UnitSchedule::finish_reduction(size_t unit) {
+  const ClockScope scope(clock_, Phase::reduce, unit);
+  units_[unit]->finish_reduce();
+  if (const auto since = std::exchange(reducing_since_[unit], std::nullopt))
+    clock_.add_in_flight(Phase::reduce, unit, *since);
+}
+
 void UnitSchedule::reduce(size_t unit, bool first_micro_step, bool last_micro_step) {
-  {
-    Stopwatch stopwatch(waiting_.reduce);
-    while (reducing_.size() >= 1) {
-      units_[reducing_.front()]->finish_reduce();
-      reducing_.erase(reducing_.begin());
-    }
-  }
+  for (size_t earlier : std::exchange(reducing_, {})) finish_reduction(earlier);
   units_[unit]->begin_reduce(first_micro_step, last_micro_step);
+  if (units_[unit]->is_summing()) reducing_since_[unit] = std::chrono::steady_clock::now();
   reducing_.push_back(unit);
 }
 
 void UnitSchedule::finish() {
-  Stopwatch stopwatch(waiting_.reduce);
-  for (size_t unit : reducing_) units_[unit]->finish_reduce();
-  reducing_.clear();
+  for (size_t unit : std::exchange(reducing_, {})) finish_reduction(unit);
   for (Unit* unit : units_) unit->reshard();
-}
-
-UnitSchedule::Waiting UnitSchedule::take_waiting() {
-  return std::exchange(waiting_, {});
 }
 
 }  // namespace conclave

@@ -1,8 +1,9 @@
 #include "train/forward_backward.h"
 
-#include "base/error.h"
+#include "comm/device.h"
 #include "kernels/embedding.h"
 #include "memory/memory_category.h"
+#include "memory/scratch_file.h"
 
 namespace conclave {
 namespace {
@@ -14,17 +15,41 @@ LayerOptions layer_options(const ModelConfig& config, const Job& job) {
           static_cast<uint64_t>(job.run.seed)};
 }
 
+std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::vector<Unit*>& units) {
+  std::vector<bool> stays;
+  for (const Unit* unit : units) stays.push_back(rule.stays_gathered(unit->name()));
+  return stays;
+}
+
+std::unique_ptr<OffloadMedium> make_offload_medium(const Job& job, at::Device device) {
+  if (device.is_cuda()) return load_cuda_plugin(nullptr)->make_pinned_slots();
+  return std::make_unique<ScratchFile>(job.memory.offload_folder.value_or(job.run.output_dir));
+}
+
 }  // namespace
 
 ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients)
     : model_(model),
       units_(model.units()),
-      schedule_(units_, {job.parallel.prefetch_units, job.parallel.reshard_after_forward}),
-      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts)),
+      clock_(units_.size()),
+      schedule_(units_,
+                {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
+                clock_),
+      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_)),
       head_(model.config(), job.memory.loss_chunk_tokens),
       coefficients_(coefficients) {
   for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
     layers_.emplace_back(model.config(), layer, *dispatcher_, layer_options(model.config(), job));
+  if (job.memory.activation_offloading)
+    offloaded_ = std::make_unique<ActivationStore>(make_offload_medium(job, model.options().device),
+                                                   model.config().num_hidden_layers,
+                                                   job.memory.activation_loading_horizon, clock_);
+}
+
+void ForwardBackward::reserve_offload(int64_t tokens) {
+  if (!offloaded_) return;
+  const auto item = static_cast<int64_t>(c10::elementSize(model_.options().compute_dtype));
+  offloaded_->reserve(tokens * model_.config().hidden_size * item);
 }
 
 std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
@@ -43,6 +68,7 @@ void ForwardBackward::begin_rotary(const MicroBatch& batch) {
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
+  const ClockScope clock(clock_, Phase::computing, embedding_unit);
   Unit& embedding = schedule_.begin(embedding_unit);
   MemoryScope scope(MemoryCategory::activations);
   at::Tensor hidden_TH = at::empty({batch.tokens(), model_.config().hidden_size},
@@ -70,6 +96,7 @@ HeadGradients ForwardBackward::head_gradients() {
 }
 
 MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep& micro_step) {
+  reserve_offload(batch.tokens());
   begin_rotary(batch);
   schedule_.start(visits(/*with_backward=*/true));
   MicroStepResult result;
@@ -78,31 +105,45 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
   std::vector<LayerState> states(layers_.size());
   std::vector<RoutingStatistics> statistics(layers_.size());
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    const LayerWeights weights(schedule_.begin(layer + 1).weights());
-    hidden_TH = layers_[layer].forward(weights, std::move(hidden_TH), batch, rotary_, states[layer], statistics[layer]);
+    const ClockScope clock(clock_, Phase::computing, layer + 1);
+    {
+      const LayerWeights weights(schedule_.begin(layer + 1).weights());
+      hidden_TH =
+          layers_[layer].forward(weights, std::move(hidden_TH), batch, rotary_, states[layer], statistics[layer]);
+    }
     schedule_.end(layer + 1);
+    if (offloaded_) offloaded_->put(static_cast<int64_t>(layer), std::move(states[layer].input_TH));
   }
   // Summed over the ranks while the head computes.
   BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device);
 
   // The head goes forward and backward at once; what was its input is now the gradient.
-  result.loss_sum =
-      head_.loss_with_gradient_(hidden_TH, batch.target_T, micro_step.loss_scale, begin_head(), head_gradients());
-  end_head();
+  {
+    const ClockScope clock(clock_, Phase::computing, head_unit());
+    result.loss_sum =
+        head_.loss_with_gradient_(hidden_TH, batch.target_T, micro_step.loss_scale, begin_head(), head_gradients());
+    end_head();
+    schedule_.reduce(head_unit(), micro_step.first, micro_step.last);
+  }
   at::Tensor grad_TH = std::move(hidden_TH);
-  schedule_.reduce(head_unit(), micro_step.first, micro_step.last);
 
-  result.balance = balance.finish();
+  {
+    const ClockScope clock(clock_, Phase::reduce, clock_.whole_step());
+    result.balance = balance.finish();
+  }
   RouterLossGradient router_loss;
   router_loss.probability_E = result.balance.aux_gradient_E * (coefficients_.aux * micro_step.balance_scale);
   router_loss.logsumexp_square = result.balance.z_gradient * coefficients_.z * micro_step.balance_scale;
   for (size_t layer = layers_.size(); layer-- > 0;) {
+    const ClockScope clock(clock_, Phase::computing, layer + 1);
+    if (offloaded_) states[layer].input_TH = offloaded_->take(static_cast<int64_t>(layer));
     Unit& unit = schedule_.begin(layer + 1);
     grad_TH = layers_[layer].backward(LayerWeights(unit.weights()), LayerGradients(unit.gradients()),
                                       std::move(grad_TH), batch, rotary_, router_loss, std::move(states[layer]));
     schedule_.end(layer + 1);
     schedule_.reduce(layer + 1, micro_step.first, micro_step.last);
   }
+  const ClockScope clock(clock_, Phase::computing, embedding_unit);
   embedding_backward(units_[embedding_unit]->gradients()[0].zeroed(), grad_TH, batch.token_T);
   schedule_.reduce(embedding_unit, micro_step.first, micro_step.last);
   schedule_.finish();
@@ -135,6 +176,7 @@ MicroStepResult ForwardBackward::evaluate(const MicroBatch& batch) {
 ForwardBackward::Traced ForwardBackward::trace(const MicroBatch& batch) {
   Traced traced;
   const at::Tensor hidden_TH = forward_for_evaluation(batch, traced.result.balance);
+  traced.rotary = rotary_;
   {
     const HeadWeights weights = begin_head();
     traced.result.loss_sum = head_.loss(hidden_TH, batch.target_T, weights);
@@ -143,11 +185,6 @@ ForwardBackward::Traced ForwardBackward::trace(const MicroBatch& batch) {
   end_head();
   schedule_.finish();
   return traced;
-}
-
-WaitingSeconds ForwardBackward::take_waiting() {
-  const UnitSchedule::Waiting waiting = schedule_.take_waiting();
-  return {waiting.gather, waiting.reduce, dispatcher_->take_waiting()};
 }
 
 }  // namespace conclave

@@ -5,7 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include "base/step_clock.h"
 #include "config/job.h"
+#include "memory/activation_store.h"
 #include "model/micro_batch.h"
 #include "model/mixtral_head.h"
 #include "model/mixtral_layer.h"
@@ -28,13 +30,6 @@ struct MicroStepResult {
   Balance balance;      // of all ranks
 };
 
-// Seconds spent waiting for other ranks.
-struct WaitingSeconds {
-  double gather = 0;
-  double reduce = 0;
-  double dispatch = 0;
-};
-
 class ForwardBackward {
  public:
   // `model` outlives it. Coefficients: of the auxiliary and the z-loss.
@@ -44,19 +39,26 @@ class ForwardBackward {
   };
   ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients);
 
-  // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like all below.
+  // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like evaluate and trace.
   MicroStepResult train(const MicroBatch& batch, const MicroStep& micro_step);
 
   // Losses without gradients.
   MicroStepResult evaluate(const MicroBatch& batch);
-  // The logits [B*S, V] of this rank's sequences in fp32, and the losses.
+  // The logits [B*S, V] of this rank's sequences in fp32, the rotary table they were computed with, and the losses.
   struct Traced {
     at::Tensor logits_TV;
+    RotaryTable rotary;
     MicroStepResult result;
   };
   Traced trace(const MicroBatch& batch);
 
-  WaitingSeconds take_waiting();
+  // Room for what is offloaded of micro-batches of up to `tokens`. An error, before any step, when there is none;
+  // train() makes room for a larger one itself.
+  void reserve_offload(int64_t tokens);
+  // Null without activation_offloading.
+  const ActivationStore* offloaded() const { return offloaded_.get(); }
+
+  StepClock& clock() { return clock_; }
 
  private:
   at::Tensor embed(const MicroBatch& batch);
@@ -70,12 +72,14 @@ class ForwardBackward {
 
   ParallelModel& model_;
   std::vector<Unit*> units_;
+  StepClock clock_;
   UnitSchedule schedule_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::vector<MixtralLayer> layers_;
   MixtralHead head_;
   Coefficients coefficients_;
   RotaryTable rotary_;
+  std::unique_ptr<ActivationStore> offloaded_;
 };
 
 }  // namespace conclave

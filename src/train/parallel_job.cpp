@@ -1,26 +1,10 @@
 #include "train/parallel_job.h"
 
-#include "base/error.h"
-#include "config/job_check.h"
-#include "config/mistake.h"
+#include "base/log.h"
+#include "metrics/running_memory.h"
 #include "train/compute_precision.h"
 
 namespace conclave {
-
-CheckedJob check_job(Job job, int world_size) {
-  ModelConfig model = read_model_config(job.model.config);
-  Layout layout(world_size, job.parallel, model.num_local_experts, job.origins);
-  const int64_t micro_steps = micro_steps_per_step(job, world_size);
-  if (job.data.sequence_length > model.max_position_embeddings)
-    user_error("data.sequence_length is {}, but the model ends at max_position_embeddings {} ({}). Use at most {}.",
-               job.data.sequence_length, model.max_position_embeddings, job.model.config.string(),
-               model.max_position_embeddings);
-  if (job.memory.activation_offloading)
-    refuse_if_any({mistake("memory.activation_offloading is true, but this version keeps activations on the device.",
-                           "Set it to false; memory.activation_checkpointing: full keeps only the input of each layer.",
-                           job.origins.of("memory.activation_offloading"))});
-  return {std::move(job), model, layout, micro_steps};
-}
 
 ParallelJob::ParallelJob(CheckedJob checked, World& world)
     : checked_(std::move(checked)),
@@ -31,9 +15,20 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
              {compute_dtype(checked_.job.precision.compute, world.device()),
               checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device()}) {}
 
+void start_parameters(ParallelJob& job) {
+  const auto& folder = job.job().model.init_from;
+  if (!folder) return job.model().initialize(static_cast<uint64_t>(job.job().run.seed));
+  job.model().load_hugging_face(*folder);
+  spdlog::info("starting from the parameters of {}", folder->string());
+}
+
 double ParallelJob::aux_coefficient() const {
   if (checked_.job.moe.moe_load_balancing != LoadBalancing::aux_loss) return 0.0;
   return checked_.job.moe.moe_aux_loss_coeff.value_or(checked_.model.router_aux_loss_coef);
+}
+
+double ParallelJob::most_resident_mebibytes() {
+  return max_over_world({static_cast<double>(running_memory().peak_resident_bytes)})[0] / (1 << 20);
 }
 
 std::vector<double> ParallelJob::sum_over_world(std::vector<double> values) {

@@ -6,21 +6,11 @@
 
 #include "comm/world.h"
 #include "config/job_file.h"
-#include "config/model_config.h"
+#include "mesh/checked_job.h"
 #include "train/axes.h"
 #include "train/parallel_model.h"
 
 namespace conclave {
-
-// What can be known without other ranks: the model fits the layout, and the layout the world.
-struct CheckedJob {
-  Job job;
-  ModelConfig model;
-  Layout layout;
-  int64_t micro_steps = 1;
-};
-// Throws UserError.
-CheckedJob check_job(Job job, int world_size);
 
 class ParallelJob {
  public:
@@ -44,7 +34,10 @@ class ParallelJob {
   // Sequences of one micro-step over all ranks.
   int64_t sequences_per_micro_step() const { return checked_.job.data.micro_batch_size * world_.size(); }
   int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps(); }
-  int64_t tokens_per_step() const { return sequences_per_step() * checked_.job.data.sequence_length; }
+  int64_t tokens_per_step() const { return checked_.tokens_per_step(); }
+
+  // Of the rank that held the most memory since its start, as the kernel counts it. Collective.
+  double most_resident_mebibytes();
 
   // Sums over all ranks, in rank order.
   std::vector<double> sum_over_world(std::vector<double> values);
@@ -58,5 +51,8 @@ class ParallelJob {
   Axes axes_;
   ParallelModel model_;
 };
+
+// The parameters a new run starts with: those of model.init_from, or the declared initialization. They are allocated.
+void start_parameters(ParallelJob& job);
 
 }  // namespace conclave

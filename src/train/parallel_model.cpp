@@ -2,7 +2,7 @@
 
 #include "checkpoint/hugging_face_export.h"
 #include "checkpoint/hugging_face_reader.h"
-#include "model/mixtral_parameters.h"
+#include "config/mixtral_parameters.h"
 #include "train/disk_names.h"
 
 namespace conclave {
@@ -60,23 +60,6 @@ std::vector<Unit*> ParallelModel::units() {
   std::vector<Unit*> units;
   for (Unit& unit : units_) units.push_back(&unit);
   return units;
-}
-
-int64_t ParallelModel::parameters() const {
-  int64_t sum = 0;
-  for (const UnitDeclaration& unit : declarations_)
-    for (const ParameterDeclaration& parameter : unit.parameters) sum += parameter.numel();
-  return sum;
-}
-
-int64_t ParallelModel::parameters_per_token() const {
-  int64_t sum = 0;
-  for (const UnitDeclaration& unit : declarations_)
-    for (const ParameterDeclaration& parameter : unit.parameters)
-      sum += parameter.kind == ParameterKind::dense
-                 ? parameter.numel()
-                 : parameter.numel() / config_.num_local_experts * config_.num_experts_per_tok;
-  return sum;
 }
 
 void ParallelModel::allocate_parameters() {

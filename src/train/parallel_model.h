@@ -25,8 +25,6 @@ class ParallelModel {
   const FlatParameterOptions& options() const { return options_; }
   const std::vector<UnitDeclaration>& declarations() const { return declarations_; }
   std::vector<Unit*> units();
-  int64_t parameters() const;            // of the whole model
-  int64_t parameters_per_token() const;  // that one token uses: all but the experts it is not routed to
 
   void allocate_parameters();
   void allocate_training_state();

@@ -85,6 +85,8 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   tensors.emplace_back("logits", logits.view({batch.batch, batch.sequence, vocabulary}));
   const double lm_loss = job.sum_over_world({traced.result.loss_sum})[0] / static_cast<double>(batch.targets);
   tensors.emplace_back("lm_loss", at::scalar_tensor(lm_loss, at::kFloat));
+  tensors.emplace_back("rotary_cos", traced.rotary.cos_SD.to(at::kCPU));
+  tensors.emplace_back("rotary_sin", traced.rotary.sin_SD.to(at::kCPU));
   tensors.emplace_back("aux_loss", at::scalar_tensor(traced.result.balance.aux_loss, at::kFloat));
   tensors.emplace_back("z_loss", at::scalar_tensor(traced.result.balance.z_loss, at::kFloat));
 

@@ -16,8 +16,9 @@ struct TraceRequest {
   bool gradients = false;
 };
 
-// Writes logits [B,S,V] fp32, lm_loss, aux_loss, and with `gradients` grad.<name on disk> of lm_loss + coefficient x
-// aux_loss (+ z-loss). The batch is divided over the ranks as evenly as it can be; a rank may have none. Collective.
+// Writes logits [B,S,V] fp32, rotary_cos and rotary_sin [S,D/2], lm_loss, aux_loss, and with `gradients` grad.<name on
+// disk> of lm_loss + coefficient x aux_loss (+ z-loss). The batch is divided over the ranks as evenly as it can be; a
+// rank may have none. Collective.
 void trace(ParallelJob& job, const TraceRequest& request);
 
 }  // namespace conclave

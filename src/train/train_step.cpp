@@ -2,10 +2,15 @@
 
 #include <fmt/format.h>
 
-#include <chrono>
 #include <cmath>
 
 namespace conclave {
+
+std::shared_ptr<const SampleStream> open_training(const ParallelJob& job) {
+  auto set = std::make_shared<const IndexedTokens>(job.job().data.train, job.model_config().vocab_size);
+  return std::make_shared<const SampleStream>(std::move(set), job.job().data.sequence_length,
+                                              static_cast<uint64_t>(job.job().run.seed), Order::shuffled);
+}
 
 MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device) {
   const int64_t tokens = loaded.samples * sequence;  // rows without a sample are left out
@@ -19,17 +24,30 @@ MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Devic
 }
 
 TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
-    : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {}
+    : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {
+  forward_backward.reserve_offload(job.job().data.micro_batch_size * job.job().data.sequence_length);
+}
 
 StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
+  StepClock& clock = forward_backward_.clock();
+  clock.take();  // what evaluation took in between
+  StepReport report = compute(loader, update, lr);
+  report.times = clock.take();
+  return report;
+}
+
+StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
+  StepClock& clock = forward_backward_.clock();
+  const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
   const int64_t micro_steps = job_.micro_steps();
   const auto targets = static_cast<double>(job_.tokens_per_step());
   StepReport report;
   double loss_sum = 0;
   for (int64_t m = 0; m < micro_steps; ++m) {
-    const auto start = std::chrono::steady_clock::now();
-    const MicroBatch batch = to_micro_batch(loader.next(), job_.job().data.sequence_length, job_.device());
-    report.data_seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const MicroBatch batch = [&] {
+      const ClockScope scope(clock, Phase::data, clock.whole_step());
+      return to_micro_batch(loader.next(), job_.job().data.sequence_length, job_.device());
+    }();
     const MicroStepResult result = forward_backward_.train(
         batch, {m == 0, m == micro_steps - 1, 1.0 / targets, 1.0 / static_cast<double>(micro_steps)});
     loss_sum += result.loss_sum;
@@ -38,11 +56,21 @@ StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
     report.count_LE = m == 0 ? result.balance.count_LE : report.count_LE + result.balance.count_LE;
   }
   report.expert_imbalance = expert_imbalance(report.count_LE);
-  report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
+  {
+    const ClockScope scope(clock, Phase::reduce, clock.whole_step());
+    report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
+  }
   report.loss =
       report.lm_loss + job_.aux_coefficient() * report.aux_loss + job_.job().moe.moe_z_loss_coeff * report.z_loss;
 
   // Every rank has the same numbers here, so all skip or none does.
+  update_unless_not_finite(report, update, lr);
+  return report;
+}
+
+void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, double lr) {
+  StepClock& clock = forward_backward_.clock();
+  const ClockScope scope(clock, Phase::optimizer, clock.whole_step());
   const std::vector<double> squares = optimizer_.gradient_squares(job_.axes().world(), job_.device());
   double square_sum = 0;
   std::vector<std::string> units;
@@ -58,7 +86,6 @@ StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
   } else {
     optimizer_.update(lr, update, report.gradient_norm);
   }
-  return report;
 }
 
 }  // namespace conclave

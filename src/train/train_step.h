@@ -22,8 +22,11 @@ struct StepReport {
   at::Tensor count_LE;  // double: choices that fell on each expert, over the step
   std::string
       not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
-  double data_seconds = 0;  // this rank waited for data
+  std::vector<StepClock::Times> times;  // this rank's, by unit and of the step's own
 };
+
+// The job's training set in the order of training.
+std::shared_ptr<const SampleStream> open_training(const ParallelJob& job);
 
 // A loaded batch as tensors on `device`.
 MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device);
@@ -36,6 +39,10 @@ class TrainStep {
   StepReport run(BatchLoader& loader, int64_t update, double lr);
 
  private:
+  StepReport compute(BatchLoader& loader, int64_t update, double lr);
+  // The norm of the gradient, and AdamW. Fills the report's gradient_norm and not_finite.
+  void update_unless_not_finite(StepReport& report, int64_t update, double lr);
+
   ParallelJob& job_;
   ForwardBackward& forward_backward_;
   Optimizer optimizer_;

@@ -8,27 +8,16 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "config/mixtral_parameters.h"
+#include "config/model_flops.h"
 #include "data/fingerprint.h"
 #include "memory/memory_category.h"
-#include "metrics/flops.h"
 #include "metrics/running_memory.h"
 #include "optim/learning_rate.h"
 #include "train/compute_precision.h"
 
 namespace conclave {
 namespace {
-
-std::shared_ptr<const SampleStream> open_training(const ParallelJob& job) {
-  auto set = std::make_shared<const IndexedTokens>(job.job().data.train, job.model_config().vocab_size);
-  return std::make_shared<const SampleStream>(std::move(set), job.job().data.sequence_length,
-                                              static_cast<uint64_t>(job.job().run.seed), Order::shuffled);
-}
-
-ModelShape shape_of(const ModelConfig& config) {
-  return {config.hidden_size,         config.intermediate_size, config.num_hidden_layers, config.num_attention_heads,
-          config.num_key_value_heads, config.head_dim,          config.vocab_size,        config.num_local_experts,
-          config.num_experts_per_tok, config.sliding_window};
-}
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -72,20 +61,19 @@ void Trainer::start() {
   if (checkpoint) {
     position_ = load_training_state(job_, *checkpoint, data_fingerprint);
     spdlog::info("going on after step {} from {}", position_.step, checkpoint->string());
-  } else if (job.model.init_from) {
-    job_.model().load_hugging_face(*job.model.init_from);
-    spdlog::info("starting from the parameters of {}", job.model.init_from->string());
   } else {
-    job_.model().initialize(static_cast<uint64_t>(job.run.seed));
+    start_parameters(job_);
   }
 
   spdlog::info(
       "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} "
       "on {}",
-      job_.model().parameters(), job_.model().parameters_per_token(), job_.tokens_per_step(), job_.micro_steps(),
-      training_->samples_per_epoch(), precision_name(job_.compute()), job_.device().str());
-  flops_per_token_ = training_flops_per_token(shape_of(job_.model_config()), job.data.sequence_length);
+      count_parameters(job_.model().declarations()),
+      count_parameters_per_token(job_.model().declarations(), job_.model_config()), job_.tokens_per_step(),
+      job_.micro_steps(), training_->samples_per_epoch(), precision_name(job_.compute()), job_.device().str());
+  flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
+  spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());
   if (!job_.is_first()) return;
   std::filesystem::create_directories(job.run.output_dir);
   write_file_atomically(resolved_job_file(job), print_job(job));
@@ -150,14 +138,15 @@ void Trainer::save(int64_t step) {
 
 void Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
   const MemoryReport memory = memory_report();
-  const WaitingSeconds waiting = forward_backward_.take_waiting();
+  const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
   // The rank that needs most memory, and the rank that waited longest, are what limits the run.
   std::vector<double> extremes = {static_cast<double>(memory.at_peak.total),
                                   static_cast<double>(running_memory().peak_resident_bytes),
-                                  waiting.gather,
-                                  waiting.reduce,
-                                  waiting.dispatch,
-                                  step_report.data_seconds};
+                                  seconds_in(Phase::gather),
+                                  seconds_in(Phase::reduce),
+                                  seconds_in(Phase::dispatch),
+                                  seconds_in(Phase::data),
+                                  seconds_in(Phase::offload)};
   extremes = job_.max_over_world(std::move(extremes));
   if (!job_.is_first()) return;
 
@@ -175,6 +164,7 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
                           {"gather_wait_seconds", extremes[2]},
                           {"reduce_wait_seconds", extremes[3]},
                           {"dispatch_wait_seconds", extremes[4]},
+                          {"offload_wait_seconds", extremes[6]},
                           {"peak_memory_bytes", static_cast<int64_t>(extremes[0])},
                           {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
                           {"expert_imbalance", step_report.expert_imbalance}};
@@ -184,14 +174,16 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
   const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
-  for (int category = 0; category < memory_categories; ++category)
-    record.emplace_back(fmt::format("memory/{}", name_of(static_cast<MemoryCategory>(category))),
-                        memory.at_peak.of[category]);
+  Progress progress;
+  for (int category = 0; category < memory_categories; ++category) {
+    const char* name = name_of(static_cast<MemoryCategory>(category));
+    record.emplace_back(fmt::format("memory/{}", name), memory.at_peak.of[category]);
+    progress.memory_of.emplace_back(name, memory.at_peak.of[category]);
+  }
   if (last_validation_) record.emplace_back("validation_loss", last_validation_->lm_loss);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
 
-  Progress progress;
   progress.step = step;
   progress.loss = step_report.loss;
   progress.grad_norm = step_report.gradient_norm;

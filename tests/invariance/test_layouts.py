@@ -10,7 +10,7 @@ import pytest
 import yaml
 from small_job import SmallJob
 
-SEQUENCES = 4  # of a step, over all ranks
+SEQUENCES = 8  # of a step, over all ranks
 
 # Other layouts sum the same fp32 terms in another order: each gradient differs by about 1e-7 relative, and a small learning rate keeps 50 steps from
 # amplifying that; a token whose second and third expert are nearly equal may still change its choice. Seen are differences of about 1e-8 in the
@@ -19,6 +19,7 @@ LAYOUT_TOLERANCE = 1e-5
 
 # (ranks, expert_parallel_degree, hybrid_shard_degree)
 LAYOUTS = [
+    (8, 1, 0), (8, 2, 0), (8, 8, 0), (8, 2, 4), (8, 4, 2), (8, 8, 2), (8, 1, 2), (8, 4, 1),
     (2, 1, 0), (2, 2, 0), (2, 1, 1), (2, 2, 1),
     (4, 1, 0), (4, 2, 0), (4, 4, 0), (4, 1, 2), (4, 2, 2), (4, 4, 2), (4, 1, 1), (4, 2, 1), (4, 4, 1),
 ]
@@ -93,6 +94,11 @@ def base_run(tmp_path_factory):
     pytest.param({"parallel.prefetch_units": 0}, id="prefetch-0"),
     pytest.param({"parallel.prefetch_units": 3}, id="prefetch-3"),
     pytest.param({"parallel.reshard_after_forward": False}, id="keep-gathered"),
+    pytest.param({"parallel.reshard_after_forward": "all but layers.1"}, id="keep-one-layer-gathered"),
+    pytest.param({"memory.activation_checkpointing": "full", "memory.activation_offloading": True, "memory.activation_loading_horizon": 1},
+                 id="offload-full"),
+    pytest.param({"memory.activation_checkpointing": "selective", "memory.activation_offloading": True, "memory.activation_loading_horizon": 1},
+                 id="offload-selective"),
 ])
 def test_choices_of_memory_and_time_change_no_bit(keys, base_run, tmp_path):
     job = job_of(tmp_path, *BASE, run__steps=15).with_keys(keys)

@@ -107,7 +107,8 @@ TEST_P(Dispatch, between_ranks_equals_dispatch_on_one_rank) {
               alone.push_back(run(dispatcher, tokens_of(rank, experts, top_k, routes, dtype), 0));
             }
             const Results& expected = alone[world.rank()];
-            AllToAllDispatcher dispatcher(*expert_axis, experts);
+            StepClock clock(0);
+            AllToAllDispatcher dispatcher(*expert_axis, experts, clock);
             const Results actual = run(dispatcher, tokens_of(world.rank(), experts, top_k, routes, dtype), first);
 
             const auto of_experts = [&](const auto& rows) {

@@ -11,6 +11,7 @@
 #include "comm/local_communicator.h"
 #include "comm/shapes.h"
 #include "comm/world.h"
+#include "mesh/collective_bytes.h"
 
 namespace conclave {
 namespace {

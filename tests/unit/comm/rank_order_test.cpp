@@ -8,7 +8,6 @@
 #include <random>
 
 #include "base/error.h"
-#include "comm/staging_pool.h"
 
 namespace conclave {
 namespace {
@@ -71,21 +70,6 @@ TEST(RankOrder, refuses_other_dtypes) {
   const at::Tensor a = at::zeros({1}, at::kHalf);
   EXPECT_THROW(reduce_in_order(at::kHalf, a.data_ptr(), pointers({a}), 1, Reduction::sum, Threads::one),
                InvariantError);
-}
-
-TEST(StagingPool, gives_back_what_fits_and_does_not_grow) {
-  StagingPool pool;
-  const at::Tensor small = pool.take(100), large = pool.take(1000);
-  pool.give_back(large);
-  pool.give_back(small);
-  EXPECT_EQ(pool.free_bytes(), 1100);
-  EXPECT_EQ(pool.take(90).data_ptr(), small.data_ptr());
-  EXPECT_EQ(pool.take(101).data_ptr(), large.data_ptr());
-  EXPECT_EQ(pool.free_bytes(), 0);
-  pool.give_back(small);
-  const at::Tensor larger = pool.take(2000);
-  EXPECT_EQ(pool.free_bytes(), 0) << "the small one made room for the larger one";
-  EXPECT_GE(larger.numel(), 2000);
 }
 
 }  // namespace

@@ -32,6 +32,7 @@ memory:
   activation_checkpointing: selective
   activation_offloading: true
   activation_loading_horizon: 5
+  offload_folder: scratch
   loss_chunk_tokens: 77
 moe:
   moe_load_balancing: none
@@ -101,8 +102,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d);
   }
   {
-    const auto& [a, b, c, d] = job.memory;
-    count.expect_described(a, b, c, d);
+    const auto& [a, b, c, d, e] = job.memory;
+    count.expect_described(a, b, c, d, e);
   }
   {
     const auto& [a, b, c, d, e, f, g, h] = job.moe;
@@ -158,10 +159,11 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.parallel.expert_parallel_degree, 2);
   EXPECT_EQ(job.parallel.hybrid_shard_degree, 4);
   EXPECT_EQ(job.parallel.prefetch_units, 0);
-  EXPECT_FALSE(job.parallel.reshard_after_forward);
+  EXPECT_EQ(job.parallel.reshard_after_forward.text(), "false");
   EXPECT_EQ(job.memory.activation_checkpointing, ActivationCheckpointing::selective);
   EXPECT_TRUE(job.memory.activation_offloading);
   EXPECT_EQ(job.memory.activation_loading_horizon, 5);
+  EXPECT_EQ(job.memory.offload_folder, "scratch");
   EXPECT_EQ(job.memory.loss_chunk_tokens, 77);
   EXPECT_EQ(job.moe.moe_load_balancing, LoadBalancing::none);
   EXPECT_EQ(job.moe.moe_aux_loss_coeff, 0.0);
@@ -187,7 +189,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_FALSE(job.metrics.tensorboard);
   EXPECT_EQ(job.metrics.log_every, 15);
   EXPECT_EQ(job.origins.of("run.steps"), file.path().string() + ", line 2");
-  EXPECT_EQ(job.origins.of("moe.moe_z_loss_coeff"), file.path().string() + ", line 19");
+  EXPECT_EQ(job.origins.of("moe.moe_z_loss_coeff"), file.path().string() + ", line 20");
 }
 
 std::vector<std::string> lines_of(const std::string& text) {

@@ -255,7 +255,7 @@ TEST(JobRefusal, files_that_are_no_job) {
   EXPECT_EQ(refusal_of_job("moe: {\n"),
             "the job file is not valid YAML: end of map flow not found.   (job.yaml, line 4, column 1)");
   EXPECT_EQ(refusal_of_job("---\na: b\n"),
-            "the job file holds 2 YAML documents, but a job is one.\n"
+            "the job file holds 2 YAML documents, but it must be one.\n"
             "       Remove the lines `---` and what follows the first document.   (job.yaml)");
   EXPECT_EQ(refusal_of_job("- a\n", {}, ""),
             "the job file is a list, but it must be a group of sections.\n       The sections are run, model, data, "

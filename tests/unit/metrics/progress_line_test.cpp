@@ -36,7 +36,18 @@ std::string shown(std::FILE* out, int64_t steps, int64_t log_every) {
 TEST(ProgressLine, says_what_a_step_did) {
   EXPECT_EQ(format_progress(progress_at(120), 1200, 192.0),
             "step  120/1200  loss 3.4123  grad norm 0.81  lr 9.8e-05  5,123 tokens/s  imbalance 1.21  "
-            "memory 0.62 GiB  left 00:03:12");
+            "left 00:03:12  memory 0.62 GiB");
+}
+
+TEST(ProgressLine, says_what_takes_most_of_the_memory) {
+  Progress progress = progress_at(120);
+  progress.memory_of = {{"parameters", 232}, {"moments", 460}, {"gradients", 232}, {"logits", 76}, {"dispatch", 0}};
+  const std::string line = format_progress(progress, 1200, 192.0);
+  EXPECT_TRUE(line.ends_with("  memory 0.62 GiB (moments 46 %, parameters 23 %, gradients 23 %)")) << line;
+  progress.memory_of = {{"logits", 0}};
+  EXPECT_TRUE(format_progress(progress, 1200, 192.0).ends_with("GiB"));
+  progress.memory_of = {{"logits", 1}};
+  EXPECT_TRUE(format_progress(progress, 1200, 192.0).ends_with("GiB (logits 100 %)"));
 }
 
 TEST(ProgressLine, survives_values_that_are_no_numbers_and_long_runs) {
@@ -44,8 +55,8 @@ TEST(ProgressLine, survives_values_that_are_no_numbers_and_long_runs) {
   progress.loss = std::numeric_limits<double>::quiet_NaN();
   progress.tokens_per_second = std::numeric_limits<double>::infinity();
   EXPECT_EQ(format_progress(progress, 9, 2 * 86400.0 + 3 * 3600 + 4 * 60 + 5.4),
-            "step 1/9  loss nan  grad norm 0.81  lr 9.8e-05  inf tokens/s  imbalance 1.21  memory 0.62 GiB  "
-            "left 2d 03:04:05");
+            "step 1/9  loss nan  grad norm 0.81  lr 9.8e-05  inf tokens/s  imbalance 1.21  left 2d 03:04:05  "
+            "memory 0.62 GiB");
   progress.tokens_per_second = 1234567;
   EXPECT_NE(format_progress(progress, 9, std::nullopt).find("  1,234,567 tokens/s  "), std::string::npos);
   progress.tokens_per_second = 999;

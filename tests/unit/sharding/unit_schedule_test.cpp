@@ -50,6 +50,7 @@ class UnitScheduleTest : public testing::Test {
   FakeCommunicator shard_{"shard", 0, 2}, expert_{"expert", 1, 2}, expert_shard_{"expert_shard", 0, 2};
   LocalCommunicator one_{"replica"};
   std::deque<Unit> units_;
+  StepClock clock_{4};
 };
 
 const std::vector<size_t> forward_and_backward{0, 1, 2, 3, 2, 1};
@@ -59,7 +60,7 @@ const std::vector<size_t> forward_and_backward{0, 1, 2, 3, 2, 1};
 TEST_F(UnitScheduleTest, gathers_what_computes_and_what_comes_next) {
   for (const int64_t prefetch_units : {0, 1, 2, 3, 100})
     for (const bool reshard : {true, false}) {
-      UnitSchedule schedule(units(), {prefetch_units, reshard});
+      UnitSchedule schedule(units(), {prefetch_units, std::vector<bool>(units_.size(), !reshard)}, clock_);
       schedule.start(forward_and_backward);
       for (size_t visit = 0; visit < forward_and_backward.size(); ++visit) {
         SCOPED_TRACE(fmt::format("prefetch {}, reshard {}, visit {}", prefetch_units, reshard, visit));
@@ -80,8 +81,37 @@ TEST_F(UnitScheduleTest, gathers_what_computes_and_what_comes_next) {
     }
 }
 
+// Oracle: a unit that stays is gathered from its first visit to its last one, the others as if none stayed.
+TEST_F(UnitScheduleTest, single_units_stay_gathered_between_their_visits) {
+  for (const int64_t prefetch_units : {0, 1, 2})
+    for (const std::vector<bool>& stays : {std::vector<bool>{false, true, false, false},
+                                           {false, false, true, false},
+                                           {false, true, true, false},
+                                           {true, false, false, true}}) {
+      UnitSchedule schedule(units(), {prefetch_units, stays}, clock_);
+      schedule.start(forward_and_backward);
+      for (size_t visit = 0; visit < forward_and_backward.size(); ++visit) {
+        SCOPED_TRACE(fmt::format("prefetch {}, visit {}", prefetch_units, visit));
+        std::set<size_t> expected;
+        for (size_t i = visit; i < forward_and_backward.size() && i <= visit + static_cast<size_t>(prefetch_units); ++i)
+          expected.insert(forward_and_backward[i]);
+        for (size_t unit = 0; unit < stays.size(); ++unit) {
+          const auto begin = forward_and_backward.begin(), now = begin + static_cast<std::ptrdiff_t>(visit);
+          const bool before = std::find(begin, now, unit) != now;
+          const bool after = std::find(now, forward_and_backward.end(), unit) != forward_and_backward.end();
+          if (stays[unit] && before && after) expected.insert(unit);
+        }
+        schedule.begin(forward_and_backward[visit]);
+        EXPECT_EQ(gathered(), expected);
+        schedule.end(forward_and_backward[visit]);
+      }
+      schedule.finish();
+      EXPECT_TRUE(gathered().empty());
+    }
+}
+
 TEST_F(UnitScheduleTest, refuses_a_unit_out_of_its_turn_and_a_micro_step_cut_short) {
-  UnitSchedule schedule(units(), {});
+  UnitSchedule schedule(units(), {}, clock_);
   schedule.start({0, 1});
   EXPECT_THROW(schedule.begin(1), InvariantError);
   schedule.begin(0);
@@ -91,7 +121,7 @@ TEST_F(UnitScheduleTest, refuses_a_unit_out_of_its_turn_and_a_micro_step_cut_sho
 }
 
 TEST_F(UnitScheduleTest, one_reduction_is_in_flight_at_most) {
-  UnitSchedule schedule(units(), {});
+  UnitSchedule schedule(units(), {}, clock_);
   const auto reducing = [&] {
     return std::count_if(units_.begin(), units_.end(), [](const Unit& unit) { return unit.is_reducing(); });
   };
@@ -107,7 +137,7 @@ TEST_F(UnitScheduleTest, one_reduction_is_in_flight_at_most) {
 
 // Declared order, though expert and dense parameters live in different buffers; this rank has half of the experts.
 TEST_F(UnitScheduleTest, a_unit_gives_its_tensors_in_declared_order) {
-  UnitSchedule schedule(units(), {});
+  UnitSchedule schedule(units(), {}, clock_);
   schedule.start({0});
   const std::vector<at::Tensor> weights = schedule.begin(0).weights();
   ASSERT_EQ(weights.size(), 2u);

@@ -1,20 +1,11 @@
-#include "metrics/flops.h"
+#include "config/model_flops.h"
 
 #include <gtest/gtest.h>
 
 namespace conclave {
 namespace {
 
-constexpr ModelShape mixtral_8x7b = {.hidden_size = 4096,
-                                     .intermediate_size = 14336,
-                                     .layers = 32,
-                                     .attention_heads = 32,
-                                     .key_value_heads = 8,
-                                     .head_dim = 128,
-                                     .vocabulary = 32000,
-                                     .experts = 8,
-                                     .experts_per_token = 2,
-                                     .sliding_window = {}};
+const ModelConfig mixtral_8x7b;  // the defaults are its shape
 
 // Oracle: twice the weights a token meets, counted from the checkpoint's tensors ("12.9 B active parameters", the
 // model's publication, includes the 131 M of the embedding and the norms, which multiply nothing).
@@ -37,14 +28,14 @@ TEST(Flops, of_training_equal_palms_formula) {
 }
 
 TEST(Flops, count_the_chosen_experts_and_the_window_alone) {
-  ModelShape shape = mixtral_8x7b;
-  shape.experts = 64;
-  EXPECT_EQ(forward_flops_per_token(shape, 2048).experts, forward_flops_per_token(mixtral_8x7b, 2048).experts);
-  shape = mixtral_8x7b;
-  shape.sliding_window = 1024;
-  EXPECT_EQ(forward_flops_per_token(shape, 4096).attention_scores,
+  ModelConfig config = mixtral_8x7b;
+  config.num_local_experts = 64;
+  EXPECT_EQ(forward_flops_per_token(config, 2048).experts, forward_flops_per_token(mixtral_8x7b, 2048).experts);
+  config = mixtral_8x7b;
+  config.sliding_window = 1024;
+  EXPECT_EQ(forward_flops_per_token(config, 4096).attention_scores,
             forward_flops_per_token(mixtral_8x7b, 1024).attention_scores);
-  EXPECT_EQ(forward_flops_per_token(shape, 512).attention_scores,
+  EXPECT_EQ(forward_flops_per_token(config, 512).attention_scores,
             forward_flops_per_token(mixtral_8x7b, 512).attention_scores);
 }
 

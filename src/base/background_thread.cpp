@@ -1,4 +1,4 @@
-#include "comm/background_thread.h"
+#include "base/background_thread.h"
 
 namespace conclave {
 

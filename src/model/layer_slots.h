@@ -1,19 +1,13 @@
-// The parameters of a Mixtral, unit by unit, under Conclave's own names. Projections that are always used together are
-// one parameter: query, key and value rows in `qkv`, gate and up rows of each expert in `gate_up`.
+// A decoder layer's tensors by name, in the order in which config/mixtral_parameters.cpp declares them.
 #pragma once
 
 #include <vector>
 
 #include "base/gradient.h"
-#include "base/parameter_declaration.h"
-#include "config/model_config.h"
 
 namespace conclave {
 
-// Units in forward order: the embedding, the decoder layers, the head.
-std::vector<UnitDeclaration> declare_mixtral(const ModelConfig& config);
-
-// A decoder layer's tensors in declared order: weights, or gradients.
+// Weights, or gradients.
 template <class T>
 struct LayerSlots {
   T input_norm_H;

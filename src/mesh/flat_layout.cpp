@@ -1,4 +1,4 @@
-#include "sharding/flat_layout.h"
+#include "mesh/flat_layout.h"
 
 #include <algorithm>
 

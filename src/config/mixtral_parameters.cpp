@@ -1,4 +1,4 @@
-#include "model/mixtral_parameters.h"
+#include "config/mixtral_parameters.h"
 
 #include <fmt/core.h>
 
@@ -40,6 +40,23 @@ std::vector<UnitDeclaration> declare_mixtral(const ModelConfig& config) {
   if (!config.tie_word_embeddings)
     units.back().parameters.push_back(matrix(config, "lm_head", {config.vocab_size, hidden}));
   return units;
+}
+
+int64_t count_parameters(const std::vector<UnitDeclaration>& units) {
+  int64_t sum = 0;
+  for (const UnitDeclaration& unit : units)
+    for (const ParameterDeclaration& parameter : unit.parameters) sum += parameter.numel();
+  return sum;
+}
+
+int64_t count_parameters_per_token(const std::vector<UnitDeclaration>& units, const ModelConfig& config) {
+  int64_t sum = 0;
+  for (const UnitDeclaration& unit : units)
+    for (const ParameterDeclaration& parameter : unit.parameters)
+      sum += parameter.kind == ParameterKind::dense
+                 ? parameter.numel()
+                 : parameter.numel() / config.num_local_experts * config.num_experts_per_tok;
+  return sum;
 }
 
 }  // namespace conclave

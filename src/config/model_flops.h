@@ -11,21 +11,9 @@
 #include <cstdint>
 #include <optional>
 
-namespace conclave {
+#include "config/model_config.h"
 
-// Global shape of a Mixtral.
-struct ModelShape {
-  int64_t hidden_size = 0;
-  int64_t intermediate_size = 0;
-  int64_t layers = 0;
-  int64_t attention_heads = 0;
-  int64_t key_value_heads = 0;
-  int64_t head_dim = 0;
-  int64_t vocabulary = 0;
-  int64_t experts = 0;
-  int64_t experts_per_token = 0;
-  std::optional<int64_t> sliding_window;  // tokens a query sees at most
-};
+namespace conclave {
 
 // Operations per token; forward only.
 struct ForwardFlops {
@@ -38,10 +26,10 @@ struct ForwardFlops {
   int64_t total() const { return attention_projections + attention_scores + router + experts + head; }
 };
 
-ForwardFlops forward_flops_per_token(const ModelShape& shape, int64_t sequence_length);
+ForwardFlops forward_flops_per_token(const ModelConfig& config, int64_t sequence_length);
 
 // Forward and backward.
-int64_t training_flops_per_token(const ModelShape& shape, int64_t sequence_length);
+int64_t training_flops_per_token(const ModelConfig& config, int64_t sequence_length);
 
 // Model FLOPs utilization: the share of `peak_flops_per_second` (all ranks together, as measured or as the vendor
 // states it) that the model's own arithmetic takes. Nothing when the peak is not known.

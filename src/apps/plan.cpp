@@ -1,0 +1,72 @@
+// conclave plan: what a job needs before anybody pays for it.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <iostream>
+#include <memory>
+
+#include "apps/command.h"
+#include "apps/plan_report.h"
+
+namespace conclave {
+
+void add_plan(CLI::App& app, int& exit_code) {
+  struct Options {
+    JobOptions job;
+    int world = 1;
+    std::string device;
+    double imbalance = 1.0;
+    bool search = false;
+    bool json = false;
+    int64_t top = 15;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("plan", "memory, traffic and time of a job's step on a device, without running anything");
+  add_job_options(*command, options->job);
+  command->add_option("--world", options->world, "the number of ranks the job is for")
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--device", options->device,
+                      fmt::format("{}, or the path of a YAML file (default: cpu for run.device: cpu, else h100-80)",
+                                  fmt::join(built_in_devices(), ", ")));
+  command
+      ->add_option("--imbalance", options->imbalance,
+                   "routed rows of the busiest rank over the mean of its expert group; 1: even")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
+  command->add_flag("--search", options->search, "also try all layouts and memory settings for this world");
+  command->add_option("--top", options->top, "layouts that --search shows of each kind; 0: all")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--json", options->json, "print one JSON object (docs/plan.md); --search is complete in it");
+  command->footer(
+      "conclave plan examples/mixtral-8x7b.yaml --world 64 --device h100-80 --search\n\n"
+      "Needs no data, no GPU and no other process. A job that does not fit is an answer, not a mistake: the exit code "
+      "is "
+      "0, and\n`fits` in the JSON object is false. Memory and traffic are what the engine counts (metrics.jsonl), time "
+      "is "
+      "an estimate.\n\n"
+      "A device is described by these keys, here h100-80's:\n\n" +
+      print_device(read_device("h100-80")));
+  command->callback([options] {
+    const CheckedJob job = check_job(read_job(options->job.file, options->job.overrides), options->world);
+    const std::string name = !options->device.empty()            ? options->device
+                             : job.job.run.device == Device::cpu ? "cpu"
+                                                                 : "h100-80";
+    const DeviceDescription device = read_device(name);
+    const Plan plan = make_plan(job, name, device, options->imbalance);
+    std::optional<LayoutSearch> search;
+    if (options->search) search = search_layouts(job, device, options->imbalance);
+    if (options->json) {
+      std::cout << plan_json(plan, search);
+    } else {
+      std::cout << plan_text(plan);
+      if (search) std::cout << search_text(*search, options->top);
+    }
+    std::cout << std::flush;
+  });
+  (void)exit_code;  // a mistake leaves by an exception
+}
+
+}  // namespace conclave

@@ -1,0 +1,58 @@
+#include "base/step_clock.h"
+
+namespace conclave {
+namespace {
+
+double seconds_between(StepClock::Time start, StepClock::Time end) {
+  return std::chrono::duration<double>(end - start).count();
+}
+
+}  // namespace
+
+const char* name_of(Phase phase) {
+  static constexpr std::array<const char*, phases> names = {"computing", "gather",    "reduce", "dispatch",
+                                                            "offload",   "optimizer", "data"};
+  return names[static_cast<size_t>(phase)];
+}
+
+StepClock::StepClock(size_t units) : times_(units + 1) {}
+
+std::vector<StepClock::Times> StepClock::take() {
+  std::vector<Times> taken(times_.size());
+  times_.swap(taken);
+  return taken;
+}
+
+void StepClock::add_in_flight(Phase phase, size_t unit, Time start) {
+  times_.at(unit).in_flight[static_cast<size_t>(phase)] += seconds_between(start, std::chrono::steady_clock::now());
+}
+
+void StepClock::add_in_flight(Phase phase, Time start) {
+  add_in_flight(phase, unit(), start);
+}
+
+void StepClock::move_to(std::optional<Place> place) {
+  if (settle_ && place_) settle_();
+  const Time now = std::chrono::steady_clock::now();
+  if (place_) times_.at(place_->unit).seconds[static_cast<size_t>(place_->phase)] += seconds_between(since_, now);
+  place_ = place;
+  since_ = now;
+}
+
+ClockScope::ClockScope(StepClock& clock, Phase phase, size_t unit) : clock_(clock), outer_(clock.place_) {
+  clock_.move_to(StepClock::Place{phase, unit});
+}
+
+ClockScope::ClockScope(StepClock& clock, Phase phase) : ClockScope(clock, phase, clock.unit()) {}
+
+ClockScope::~ClockScope() {
+  clock_.move_to(outer_);
+}
+
+double total_seconds(const std::vector<StepClock::Times>& times, Phase phase) {
+  double sum = 0;
+  for (const StepClock::Times& of_unit : times) sum += of_unit.seconds[static_cast<size_t>(phase)];
+  return sum;
+}
+
+}  // namespace conclave

@@ -1,0 +1,86 @@
+// Where the time of a rank's steps goes. The clock is in one phase of one unit at a time; scopes move it there and
+// back, so no second is counted twice and the times add up. It reads the host's time: work that a device does by itself
+// counts where the host waits for it (see `settle`).
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <vector>
+
+namespace conclave {
+
+enum class Phase : int {
+  computing,
+  gather,    // waiting for parameters of other ranks
+  reduce,    // waiting for sums of gradients and statistics over the ranks
+  dispatch,  // waiting for routed rows
+  offload,   // waiting for layer inputs on their way to the host or back
+  optimizer,
+  data,  // waiting for the next batch
+};
+inline constexpr int phases = 7;
+
+const char* name_of(Phase phase);
+
+class StepClock {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  // Times of units 0 .. units - 1, and of the step as a whole.
+  explicit StepClock(size_t units);
+  StepClock(const StepClock&) = delete;
+
+  // What is the step's own: neither of a unit nor lost.
+  size_t whole_step() const { return times_.size() - 1; }
+
+  struct Times {
+    std::array<double, phases> seconds{};
+    // From the start of a collective to the end of the wait for it, summed over collectives. Less what was waited for,
+    // it was hidden behind other work.
+    std::array<double, phases> in_flight{};
+  };
+  // By unit, and behind them the whole step's own, since the last call.
+  std::vector<Times> take();
+
+  void add_in_flight(Phase phase, size_t unit, Time start);
+  void add_in_flight(Phase phase, Time start);  // of the unit that the clock is in
+
+  // Called where a phase ends. On a device that works by itself it waits for the device, so that times are the work's
+  // own; that costs speed, so training does without.
+  void set_settle(std::function<void()> settle) { settle_ = std::move(settle); }
+
+ private:
+  friend class ClockScope;
+  struct Place {
+    Phase phase;
+    size_t unit;
+  };
+  void move_to(std::optional<Place> place);
+  size_t unit() const { return place_ ? place_->unit : whole_step(); }
+
+  std::vector<Times> times_;
+  std::optional<Place> place_;  // none: the time is nobody's
+  Time since_;
+  std::function<void()> settle_;
+};
+
+// The clock is in `phase` while the scope lives, then where it was. Scopes nest.
+class ClockScope {
+ public:
+  ClockScope(StepClock& clock, Phase phase, size_t unit);
+  // Of the unit that the clock is in.
+  ClockScope(StepClock& clock, Phase phase);
+  ~ClockScope();
+  ClockScope(const ClockScope&) = delete;
+
+ private:
+  StepClock& clock_;
+  std::optional<StepClock::Place> outer_;
+};
+
+double total_seconds(const std::vector<StepClock::Times>& times, Phase phase);
+
+}  // namespace conclave

@@ -1,0 +1,56 @@
+// Large blocks of host memory, given out again and again. Memory that was freed stays with the process for the next
+// block, because asking the system anew costs as much time in page faults as the arithmetic of a step. But sizes differ
+// from step to step (rows are routed), and what is free may not fit: before pages are touched that would raise the
+// process's resident memory above the most that blocks ever needed at once, as many free pages are given back. So
+// resident memory follows the need, and page faults cost only where sizes change.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+namespace conclave {
+
+class BlockPool {
+ public:
+  // Address space of `capacity` bytes; no memory yet.
+  explicit BlockPool(size_t capacity);
+  ~BlockPool();
+  BlockPool(const BlockPool&) = delete;
+
+  // Aligned to a page, contents undefined; null when the address space is used up.
+  void* allocate(size_t bytes);
+  void free(void* block, size_t bytes);  // `bytes` as given to allocate
+
+  struct Use {
+    size_t in_use = 0;       // bytes of blocks, in whole pages
+    size_t most_in_use = 0;  // there ever were
+    size_t resident = 0;     // bytes of blocks and of free pages that are kept
+  };
+  Use use() const;
+
+ private:
+  struct Piece {
+    size_t bytes;
+    bool resident;
+  };
+  using Pieces = std::map<size_t, Piece>;  // free address space by offset; neighbours of one kind are one piece
+
+  struct Place {
+    Pieces::iterator first;
+    size_t untouched = 0;  // bytes of it that are not resident
+  };
+  Place best_place(size_t bytes);
+  void take(Place place, size_t bytes);
+  void give_back(size_t bytes);
+  void insert_free(size_t offset, Piece piece);
+
+  char* base_;
+  size_t capacity_;
+  mutable std::mutex mutex_;
+  Pieces free_;
+  Use use_;
+};
+
+}  // namespace conclave

@@ -1,0 +1,27 @@
+// A job whose model fits its layout, and its layout the world: what can be known without other ranks, and what every
+// command begins with.
+#pragma once
+
+#include "config/job.h"
+#include "config/model_config.h"
+#include "mesh/layout.h"
+
+namespace conclave {
+
+struct CheckedJob {
+  Job job;
+  ModelConfig model;
+  Layout layout;
+  int64_t micro_steps = 1;
+
+  // Of one micro-step and one rank.
+  int64_t tokens_per_rank() const { return job.data.micro_batch_size * job.data.sequence_length; }
+  int64_t tokens_per_step() const { return tokens_per_rank() * layout.world_size() * micro_steps; }
+};
+
+// Reads the model's config. Throws UserError.
+CheckedJob check_job(Job job, int world_size);
+// For a model that was read before.
+CheckedJob check_job(Job job, const ModelConfig& model, int world_size);
+
+}  // namespace conclave

@@ -1,0 +1,141 @@
+#include "planner/device_description.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <map>
+#include <optional>
+
+#include "base/error.h"
+#include "config/field_printer.h"
+#include "config/field_reader.h"
+#include "config/nearest_name.h"
+
+namespace conclave {
+namespace {
+
+// The one description of the keys, as config/fields.h is of a job's.
+template <class AnyDevice, class Visitor>
+void describe_device(AnyDevice& device, Visitor&& visitor) {
+  visitor.section("device", "what computes");
+  visitor.field("device.kind", device.device.kind,
+                Choices<DeviceKind>{{{"cuda", DeviceKind::cuda}, {"cpu", DeviceKind::cpu}}, {}},
+                "cuda: a rank is a GPU, and speaks by NCCL; cpu: by Gloo");
+  visitor.section("compute", "of one rank");
+  visitor.field("compute.fp32_flops", device.compute.fp32_flops, more_than(0),
+                "peak operations per second of fp32 matrix products");
+  visitor.field("compute.bf16_flops", device.compute.bf16_flops, at_least(0), "the same in bf16; 0: not in hardware");
+  visitor.field("compute.product_efficiency", device.compute.product_efficiency,
+                NumberRange{.least = 0, .most = 1, .without_least = true},
+                "the share of the peak that large products reach");
+  visitor.section("memory", "of one rank");
+  visitor.field("memory.bytes", device.memory.bytes, more_than(0), "of the device");
+  visitor.field("memory.reserved_bytes", device.memory.reserved_bytes, at_least(0),
+                "of these, what the engine does not account for: driver, libraries, communicators");
+  visitor.field("memory.bandwidth", device.memory.bandwidth, more_than(0),
+                "bytes per second that passes over memory reach, read and written");
+  visitor.field("memory.host_bandwidth", device.memory.host_bandwidth, more_than(0),
+                "bytes per second to where activations are offloaded");
+  visitor.section("network", "between ranks; bandwidths are what one rank sends, and reach");
+  visitor.field("network.ranks_per_node", device.network.ranks_per_node, size_of_at_least(1), "ranks of one machine");
+  visitor.field("network.node_latency", device.network.node_latency, at_least(0),
+                "seconds before the first byte of a message within a node");
+  visitor.field("network.node_bandwidth", device.network.node_bandwidth, more_than(0),
+                "bytes per second within a node");
+  visitor.field("network.cluster_latency", device.network.cluster_latency, at_least(0), "seconds, across nodes");
+  visitor.field("network.cluster_bandwidth", device.network.cluster_bandwidth, more_than(0),
+                "bytes per second across nodes");
+}
+
+constexpr double gib = 1024.0 * 1024 * 1024;
+
+// Peaks, capacities and link rates: NVIDIA's data sheets (dense, without sparsity; SXM). Reached shares: what large
+// products and collectives commonly reach; stated in the plan, to be replaced by one's own measurement.
+DeviceDescription gpu(double fp32, double bf16, double efficiency, double memory_gib, double bandwidth, double nvlink,
+                      double nic) {
+  constexpr double reached = 0.8;
+  DeviceDescription device;
+  device.device.kind = DeviceKind::cuda;
+  device.compute = {fp32, bf16, efficiency};
+  device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * 32e9};
+  device.network = {8, 5e-6, reached * nvlink, 15e-6, reached * nic};
+  return device;
+}
+
+// One core with AVX512 of a small cloud machine, measured; ranks on one machine speak over loopback.
+DeviceDescription core() {
+  DeviceDescription device;
+  device.device.kind = DeviceKind::cpu;
+  device.compute = {92e9, 204e9, 0.85};
+  device.memory = {8 * gib, 0.2 * gib, 19e9, 1e9};
+  device.network = {64, 50e-6, 4e9, 100e-6, 1e9};
+  return device;
+}
+
+const std::map<std::string, DeviceDescription>& built_in() {
+  static const std::map<std::string, DeviceDescription> devices = {
+      {"a100-80", gpu(19.5e12, 312e12, 0.7, 80, 2.04e12, 300e9, 25e9)},
+      {"cpu", core()},
+      {"h100-80", gpu(67e12, 989e12, 0.55, 79.6, 3.35e12, 450e9, 50e9)},
+      {"h200-141", gpu(67e12, 989e12, 0.55, 140.4, 4.8e12, 450e9, 50e9)},
+  };
+  return devices;
+}
+
+struct Missing {
+  const FieldReader& reader;
+  const Origins& origins;
+  std::vector<std::string> keys;
+
+  void section(const char*, const char*) {}
+  template <class T, class Rule>
+  void field(const char* key, const T&, const Rule&, const char*) {
+    if (origins.of(key).empty() && reader.knows(key)) keys.emplace_back(key);
+  }
+};
+
+DeviceDescription read_file(const std::string& file) {
+  DeviceDescription device;
+  NameCollector names;
+  describe_device(device, names);
+  GivenJob given = read_given_file(file, names.sections, names.keys, "device description");
+  GivenByName by_name;
+  for (Given& one : given.keys) by_name[one.key].push_back(std::move(one));
+  FieldReader reader(std::move(by_name), std::move(given.mistakes));
+  describe_device(device, reader);
+  reader.refuse_the_rest(names);
+  Missing missing{reader, reader.origins, {}};
+  describe_device(device, missing);
+  if (!missing.keys.empty())
+    reader.add_last(mistake(fmt::format("the device description lacks {}.", fmt::join(missing.keys, ", ")),
+                            "A description has every key: `conclave plan --help` prints one.", file));
+  reader.refuse_if_any();
+  return device;
+}
+
+}  // namespace
+
+std::vector<std::string> built_in_devices() {
+  std::vector<std::string> names;
+  for (const auto& [name, device] : built_in()) names.push_back(name);
+  return names;
+}
+
+DeviceDescription read_device(const std::string& name_or_file) {
+  const auto found = built_in().find(name_or_file);
+  if (found != built_in().end()) return found->second;
+  if (std::filesystem::exists(name_or_file)) return read_file(name_or_file);
+  const std::vector<std::string> names = built_in_devices();
+  const std::optional<std::string> near = nearest_name(name_or_file, names);
+  user_error(
+      "--device is {}, which is neither a device that is built in nor a file.{} Use {}, or the path of a YAML file.",
+      name_or_file, near ? fmt::format(" Did you mean {}?", *near) : "", any_of(names));
+}
+
+std::string print_device(const DeviceDescription& device) {
+  FieldPrinter printer{.width = 28};
+  describe_device(device, printer);
+  return printer.text;
+}
+
+}  // namespace conclave

@@ -1,0 +1,218 @@
+// Collectives and bytes of a step: the planner's against those that the engine's communicators counted. Exact, no
+// tolerance. One rank of a world of 4 or 64 counts by itself (FakeCommunicator); two ranks over Gloo count in earnest.
+#include "planner/step_traffic.h"
+
+#include <ATen/ATen.h>
+
+#include "comm/counting_communicator.h"
+#include "comm/fake_communicator.h"
+#include "dist/planner/engine.h"
+#include "dist/world.h"
+#include "optim/optimizer.h"
+
+namespace conclave {
+namespace {
+
+using testing::batch_of;
+using testing::Case;
+using testing::EngineRank;
+using testing::plan_of;
+using testing::rows_of;
+using testing::rows_of_fake_rank;
+using testing::run_ranks;
+
+// Odd on purpose: no size is a multiple of what it is padded to. The embedding (96 KB of fp32) is all-reduced in parts,
+// the rest in one go.
+CheckedJob small_job(const Case& c) {
+  ModelConfig model;
+  model.vocab_size = 1003;
+  model.hidden_size = 24;
+  model.intermediate_size = 20;
+  model.num_hidden_layers = 3;
+  model.num_attention_heads = 3;
+  model.num_key_value_heads = 1;
+  model.head_dim = 8;
+  model.num_local_experts = 8;
+  model.num_experts_per_tok = 2;
+  model.initializer_range = 0.5;  // large, so that routing is not nearly even
+  return testing::check(c, model, /*sequence=*/12, /*loss_chunk_tokens=*/10);
+}
+
+void expect_equal(const TrafficByOperation& actual, const TrafficByOperation& expected) {
+  for (const auto& [key, traffic] : expected) {
+    const auto found = actual.find(key);
+    const Traffic counted = found == actual.end() ? Traffic{} : found->second;
+    EXPECT_EQ(counted.calls, traffic.calls) << "calls of " << key.second << " over " << key.first;
+    EXPECT_EQ(counted.bytes, traffic.bytes) << "bytes of " << key.second << " over " << key.first;
+  }
+  for (const auto& [key, traffic] : actual)
+    EXPECT_TRUE(expected.count(key)) << key.second << " over " << key.first << ": " << traffic.calls
+                                     << " calls, not expected";
+}
+
+void add(TrafficByOperation& sum, const TrafficByOperation& counts) {
+  for (const auto& [key, traffic] : counts) {
+    sum[key].calls += traffic.calls;
+    sum[key].bytes += traffic.bytes;
+  }
+}
+
+class FakeWorld : public ::testing::TestWithParam<Case> {};
+
+std::vector<Case> cases() {
+  using enum ActivationCheckpointing;
+  return {
+      {.name = "shard4", .world = 4, .rank = 0, .shard = 4, .expert = 1},
+      {.name = "shard4_last_rank", .world = 4, .rank = 3, .shard = 4, .expert = 1, .micro_steps = 2},
+      {.name = "shard4_expert2", .world = 4, .rank = 1, .shard = 4, .expert = 2, .micro_steps = 3},
+      {.name = "shard2_expert2", .world = 4, .rank = 2, .shard = 2, .expert = 2, .micro_steps = 2},
+      {.name = "shard1_expert4", .world = 4, .rank = 3, .shard = 1, .expert = 4, .micro_steps = 2},
+      {.name = "shard1_expert1", .world = 4, .rank = 2, .shard = 1, .expert = 1, .micro_steps = 2},
+      {.name = "selective", .world = 4, .rank = 0, .shard = 4, .expert = 2, .checkpointing = selective},
+      {.name = "full", .world = 4, .rank = 0, .shard = 4, .expert = 2, .checkpointing = full},
+      {.name = "prefetch0", .world = 4, .rank = 0, .shard = 4, .expert = 2, .prefetch_units = 0},
+      {.name = "prefetch2", .world = 4, .rank = 0, .shard = 4, .expert = 2, .prefetch_units = 2},
+      {.name = "prefetch4", .world = 4, .rank = 0, .shard = 4, .expert = 2, .prefetch_units = 4},
+      {.name = "prefetch100", .world = 4, .rank = 0, .shard = 4, .expert = 2, .prefetch_units = 100, .micro_steps = 2},
+      {.name = "kept_from_forward",
+       .world = 4,
+       .rank = 0,
+       .shard = 4,
+       .expert = 2,
+       .reshard_after_forward = "false",
+       .micro_steps = 2},
+      {.name = "two_layers_kept",
+       .world = 4,
+       .rank = 2,
+       .shard = 4,
+       .expert = 2,
+       .reshard_after_forward = "all but layers.0, layers.2",
+       .micro_steps = 2},
+      {.name = "tied_embedding_kept",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 1,
+       .reshard_after_forward = "all but embedding, layers.1-2",
+       .tied = true},
+      {.name = "offloading", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = full, .offloading = true},
+      {.name = "tied", .world = 4, .rank = 1, .shard = 4, .expert = 2, .tied = true, .micro_steps = 2},
+      {.name = "tied_prefetch3", .world = 4, .rank = 1, .shard = 2, .expert = 4, .prefetch_units = 3, .tied = true},
+      {.name = "tied_kept",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 1,
+       .reshard_after_forward = "false",
+       .tied = true},
+      {.name = "bf16",
+       .world = 4,
+       .rank = 1,
+       .shard = 2,
+       .expert = 2,
+       .compute = at::kBFloat16,
+       .reduce = at::kBFloat16,
+       .micro_steps = 2},
+      {.name = "world64", .world = 64, .rank = 5, .shard = 64, .expert = 8, .micro_steps = 2},
+      {.name = "world64_hybrid", .world = 64, .rank = 63, .shard = 16, .expert = 8, .micro_steps = 2},
+      {.name = "world64_hybrid_full", .world = 64, .rank = 17, .shard = 8, .expert = 4, .checkpointing = full},
+      {.name = "world64_expert_wider_than_shard", .world = 64, .rank = 40, .shard = 4, .expert = 8, .micro_steps = 2},
+      {.name = "world64_replicated", .world = 64, .rank = 33, .shard = 1, .expert = 1},
+  };
+}
+INSTANTIATE_TEST_SUITE_P(Traffic, FakeWorld, ::testing::ValuesIn(cases()),
+                         [](const auto& info) { return info.param.name; });
+
+Axes fake_axes(const Case& c, const Layout& layout, const std::shared_ptr<TrafficCount>& count) {
+  return Axes(layout, c.rank, [&](const AxisGroup& group, const std::string& axis) {
+    return std::make_unique<CountingCommunicator>(std::make_unique<FakeCommunicator>(axis, group.index, group.size()),
+                                                  count);
+  });
+}
+
+// The parts of a step that send: its micro-steps (of which only the last one's gradients go over the replicas), the
+// norm, and, apart from them, an evaluation.
+TEST_P(FakeWorld, sends_what_was_planned) {
+  const Case& c = GetParam();
+  const auto count = std::make_shared<TrafficCount>();
+  const CheckedJob job = small_job(c);
+  const Axes axes = fake_axes(c, job.layout, count);
+  EngineRank engine(c, job, axes);
+  const MicroBatch batch = batch_of(job, c.rank);
+  EXPECT_TRUE(count->reset().empty()) << "setting up sends nothing";
+  TrafficByOperation of_step;
+  std::optional<PlannedRank> planned;
+  for (int64_t m = 0; m < c.micro_steps; ++m) {
+    SCOPED_TRACE("micro-step " + std::to_string(m));
+    const bool last = m == c.micro_steps - 1;
+    const MicroStepResult result = engine.forward_backward->train(batch, {m == 0, last, 0.01, 1.0});
+    planned.emplace(
+        plan_of(c, job, Backend::cpu_alone, rows_of_fake_rank(result.balance.count_LE, c.expert, c.rank % c.expert)));
+    const TrafficByOperation counted = count->reset();
+    expect_equal(counted, micro_step_traffic(*planned, last));
+    add(of_step, counted);
+  }
+  Optimizer optimizer({}, engine.model.optimizer_units());
+  optimizer.gradient_squares(axes.world(), at::kCPU);
+  add(of_step, count->snapshot());
+  expect_equal(count->reset(), {{{"world", "all_reduce"}, {1, (c.world - 1) * 5 * 8}}});  // one double for each unit
+  axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();                            // TrainStep's sum of the loss
+  add(of_step, count->reset());
+  expect_equal(of_step, step_traffic(*planned));
+
+  optimizer.update(0.0, 1, 1.0);
+  EXPECT_TRUE(count->reset().empty()) << "the update sends nothing";
+  engine.forward_backward->evaluate(batch);
+  expect_equal(count->reset(), evaluation_traffic(*planned));
+}
+
+// Choices of one rank's tokens, by a model that is whole on this rank: initial values do not depend on the layout.
+at::Tensor choices_alone(const Case& c, const CheckedJob& job, int rank) {
+  Case alone = c;
+  alone.world = 1;
+  alone.rank = 0;
+  alone.shard = alone.expert = alone.micro_steps = 1;
+  const CheckedJob job_alone = small_job(alone);
+  const Axes axes = fake_axes(alone, job_alone.layout, std::make_shared<TrafficCount>());
+  EngineRank engine(alone, job_alone, axes);
+  return engine.forward_backward->evaluate(batch_of(job, rank)).balance.count_LE;
+}
+
+TEST(GlooTraffic, two_ranks_send_what_was_planned) {
+  run_ranks(2, [](World& world) {
+    using enum ActivationCheckpointing;
+    for (Case c :
+         {Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
+          Case{.name = "shard2_expert1", .world = 2, .shard = 2, .expert = 1, .micro_steps = 2},
+          Case{.name = "shard1_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective},
+          Case{.name = "full", .world = 2, .shard = 2, .expert = 2, .checkpointing = full, .prefetch_units = 2}}) {
+      SCOPED_TRACE(c.name);
+      c.rank = world.rank();
+      const auto count = std::make_shared<TrafficCount>();
+      const CheckedJob job = small_job(c);
+      const Axes axes(job.layout, c.rank, [&](const AxisGroup& group, const std::string& axis) {
+        return std::make_unique<CountingCommunicator>(world.communicator(group, axis), count);
+      });
+      EngineRank engine(c, job, axes);
+      testing::ChoicesByRank choices;
+      const int first = c.expert == 2 ? 0 : c.rank;
+      for (int64_t place = 0; place < c.expert; ++place)
+        choices.push_back(choices_alone(c, job, first + static_cast<int>(place)));
+      const PlannedRank planned = plan_of(c, job, Backend::cpu_gloo, rows_of(choices, c.rank - first));
+      if (c.expert > 1) {
+        EXPECT_GT(planned.rows[0].sent_to_others, 0) << "a plan without rows would say nothing of dispatch";
+      }
+      EXPECT_TRUE(count->reset().empty()) << "setting up sends nothing";
+      for (int64_t m = 0; m < c.micro_steps; ++m) {
+        const bool last = m == c.micro_steps - 1;
+        engine.forward_backward->train(batch_of(job, c.rank), {m == 0, last, 0.01, 1.0});
+        expect_equal(count->reset(), micro_step_traffic(planned, last));
+      }
+      EXPECT_TRUE(std::isfinite(engine.forward_backward->evaluate(batch_of(job, c.rank)).loss_sum));
+      expect_equal(count->reset(), evaluation_traffic(planned));
+    }
+  });
+}
+
+}  // namespace
+}  // namespace conclave

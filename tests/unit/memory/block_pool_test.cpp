@@ -1,0 +1,106 @@
+#include "memory/block_pool.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <cstring>
+#include <map>
+#include <random>
+#include <vector>
+
+namespace conclave {
+namespace {
+
+constexpr size_t page = 4096;
+
+// Pages of [begin, begin + bytes) that are in memory, as the kernel counts them (mincore(2) tells of anonymous memory
+// whether a page was touched and not given back).
+size_t resident_pages(const char* begin, size_t bytes) {
+  std::vector<unsigned char> pages(bytes / page);
+  if (::mincore(const_cast<char*>(begin), bytes, pages.data()) != 0) return SIZE_MAX;
+  size_t count = 0;
+  for (unsigned char in_memory : pages) count += in_memory & 1;
+  return count;
+}
+
+TEST(BlockPool, gives_freed_memory_out_again) {
+  BlockPool pool(64 * page);
+  char* a = static_cast<char*>(pool.allocate(3 * page));
+  char* b = static_cast<char*>(pool.allocate(5 * page));
+  std::memset(a, 1, 3 * page);
+  pool.free(a, 3 * page);
+  EXPECT_EQ(pool.allocate(2 * page + 1), a);  // the place that is resident, not a new one
+  EXPECT_EQ(pool.use().resident, 8 * page);
+  EXPECT_EQ(pool.use().in_use, 8 * page);
+  pool.free(b, 5 * page);
+  EXPECT_EQ(pool.use().in_use, 3 * page);
+  EXPECT_EQ(pool.use().most_in_use, 8 * page);
+}
+
+TEST(BlockPool, refuses_what_does_not_fit) {
+  BlockPool pool(4 * page);
+  void* a = pool.allocate(3 * page);
+  EXPECT_NE(a, nullptr);
+  EXPECT_EQ(pool.allocate(2 * page), nullptr);
+  pool.free(a, 3 * page);
+  EXPECT_NE(pool.allocate(4 * page), nullptr);  // neighbours are one again
+}
+
+// A block that fits nowhere: the free pages elsewhere go back to the system before new ones are touched.
+TEST(BlockPool, what_is_resident_never_exceeds_the_most_that_was_needed) {
+  BlockPool pool(256 * page);
+  char* base = static_cast<char*>(pool.allocate(10 * page));
+  char* between = static_cast<char*>(pool.allocate(page));
+  std::memset(base, 1, 10 * page);
+  std::memset(between, 2, page);
+  pool.free(base, 10 * page);
+  char* larger = static_cast<char*>(pool.allocate(10 * page + 1));  // 11 pages do not fit into 10
+  std::memset(larger, 3, 10 * page + 1);
+  EXPECT_EQ(pool.use().resident, 12 * page);
+  EXPECT_EQ(pool.use().most_in_use, 12 * page);
+  EXPECT_EQ(resident_pages(base, 256 * page), 12u);
+  EXPECT_EQ(between[page - 1], 2);
+}
+
+// Oracle: a map from block to the byte it was filled with; blocks never overlap, never lose their content, and the
+// kernel's own count of pages stays within the most that was in use.
+TEST(BlockPool, keeps_every_block_in_a_long_random_run) {
+  const unsigned seed = 11;
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  constexpr size_t capacity = 4096 * page;
+  BlockPool pool(capacity);
+  char* base = static_cast<char*>(pool.allocate(1));
+  struct Block {
+    char* begin;
+    size_t bytes;
+    unsigned char fill;
+  };
+  std::vector<Block> blocks;
+  for (int round = 0; round < 4000; ++round) {
+    if (blocks.size() < 40 && random() % 2 == 0) {
+      const size_t bytes = 1 + random() % (40 * page);
+      char* begin = static_cast<char*>(pool.allocate(bytes));
+      ASSERT_NE(begin, nullptr);
+      blocks.push_back({begin, bytes, static_cast<unsigned char>(random() % 256)});
+      std::memset(begin, blocks.back().fill, bytes);
+    } else if (!blocks.empty()) {
+      const size_t which = random() % blocks.size();
+      const Block block = blocks[which];
+      for (size_t i = 0; i < block.bytes; i += 997)
+        ASSERT_EQ(static_cast<unsigned char>(block.begin[i]), block.fill) << "round " << round;
+      pool.free(block.begin, block.bytes);
+      blocks[which] = blocks.back();
+      blocks.pop_back();
+    }
+    const BlockPool::Use use = pool.use();
+    ASSERT_LE(use.in_use, use.resident);
+    ASSERT_LE(use.resident, use.most_in_use);
+    if (round % 100 == 0) {
+      ASSERT_LE(resident_pages(base, capacity), use.resident / page);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace conclave

@@ -1,0 +1,122 @@
+// Plans of whole jobs. Oracle of the reference job's numbers: by hand, from the model's shape (Mixtral 8x7B).
+#include "planner/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "planner/layout_search.h"
+
+namespace conclave {
+namespace {
+
+// examples/mixtral-8x7b.yaml: 64 GPUs, expert degree 2, shard degree 32, 2 x 2048 tokens, full recomputation.
+CheckedJob reference_job() {
+  Job job;
+  job.data.micro_batch_size = 2;
+  job.data.sequence_length = 2048;
+  job.parallel.expert_parallel_degree = 2;
+  job.parallel.hybrid_shard_degree = 32;
+  job.memory.activation_checkpointing = ActivationCheckpointing::full;
+  job.precision.compute = Precision::bf16;
+  return check_job(job, ModelConfig(), 64);
+}
+
+int64_t highest(const Plan& plan, MemoryCategory category) {
+  return plan.classes.front().memory.peak_of.of[static_cast<int>(category)];
+}
+
+constexpr int64_t matrix = 4096ll * 14336, experts_of_layer = 8 * 3 * matrix;
+constexpr int64_t dense_of_layer = 4096ll * (4096 + 2 * 1024) + 4096ll * 4096 + 2 * 4096 + 8 * 4096;
+
+TEST(Plan, of_the_reference_job_is_what_a_hand_works_out) {
+  const Plan plan = make_plan(reference_job(), "h100-80", read_device("h100-80"), 1.0);
+  EXPECT_EQ(plan.parameters, 32 * (experts_of_layer + dense_of_layer) + 2 * 32000ll * 4096 + 4096);
+  EXPECT_EQ(plan.parameters, 46'702'792'704) << "46.7 B";
+  EXPECT_EQ(plan.parameters_per_token, 12'879'925'248) << "12.9 B";
+  // 1/32 of everything: of the dense parameters by 32 shards, of the experts by 16 shards of half of them.
+  EXPECT_NEAR(static_cast<double>(plan.parameters_of_rank), plan.parameters / 32.0, 32 * 34 * 16);
+  EXPECT_EQ(highest(plan, MemoryCategory::parameters), 4 * plan.parameters_of_rank);
+  EXPECT_EQ(highest(plan, MemoryCategory::moments), 8 * plan.parameters_of_rank);
+  // The gathered layer that computes and the one that comes: half of the experts and all dense parameters, in bf16.
+  EXPECT_NEAR(static_cast<double>(highest(plan, MemoryCategory::unsharded_parameters)),
+              2 * 2 * (experts_of_layer / 2.0 + dense_of_layer), 1e6);
+  // The gradient that is computed and the one that is being reduced, in fp32.
+  EXPECT_NEAR(static_cast<double>(highest(plan, MemoryCategory::unsharded_gradients)),
+              2 * 4 * (experts_of_layer / 2.0 + dense_of_layer), 1e6);
+  EXPECT_EQ(highest(plan, MemoryCategory::logits), 1024ll * 32000 * 2);
+  // The inputs of 32 layers and the stream, 4096 tokens of 4096 in bf16 each, and one layer's tensors.
+  EXPECT_GT(highest(plan, MemoryCategory::activations), 33 * 4096ll * 4096 * 2);
+  EXPECT_TRUE(plan.fits());
+  EXPECT_GE(plan.peak_bytes(), 16.0 * static_cast<double>(plan.parameters_of_rank));
+
+  EXPECT_EQ(plan.traffic.at({"shard", "all_gather"}).calls, 2 * 32 + 2 - 1) << "the last layer stays for its backward";
+  EXPECT_EQ(plan.traffic.at({"expert_shard", "reduce_scatter"}).calls, 32);
+  EXPECT_EQ(plan.traffic.at({"expert", "all_to_all"}).calls, 32 * 7);
+  EXPECT_EQ(plan.traffic.at({"replica", "all_reduce"}).calls, 34);
+}
+
+TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
+  const DeviceDescription device = read_device("h100-80");
+  const Plan even = make_plan(reference_job(), "h100-80", device, 1.0);
+  const Plan uneven = make_plan(reference_job(), "h100-80", device, 1.5);
+  ASSERT_EQ(even.classes.size(), 1u);
+  ASSERT_EQ(uneven.classes.size(), 2u);
+  EXPECT_GT(uneven.peak_bytes(), even.peak_bytes());
+  EXPECT_LT(uneven.classes[1].memory.peak_of.total, even.classes[0].memory.peak_of.total);
+  EXPECT_EQ(uneven.classes[0].ranks + uneven.classes[1].ranks, 64);
+  EXPECT_GE(even.worst.memory.peak_of.total, uneven.classes[0].memory.peak_of.total);
+  EXPECT_DOUBLE_EQ(even.worst.imbalance, 2.0);
+  EXPECT_GT(uneven.time.step_seconds, even.time.step_seconds);
+  // Without expert parallelism each rank computes its own tokens, however they are routed.
+  Job job = reference_job().job;
+  job.parallel.expert_parallel_degree = 1;
+  EXPECT_EQ(make_plan(check_job(job, ModelConfig(), 64), "h100-80", device, 1.5).classes.size(), 1u);
+}
+
+TEST(Plan, bf16_is_refused_where_the_device_has_none) {
+  DeviceDescription device = read_device("cpu");
+  device.compute.bf16_flops = 0;
+  EXPECT_THROW(make_plan(reference_job(), "mine", device, 1.0), UserError);
+}
+
+TEST(Search, says_of_every_layout_whether_it_fits) {
+  const DeviceDescription device = read_device("h100-80");
+  const CheckedJob job = reference_job();
+  const LayoutSearch search = search_layouts(job, device, 1.0);
+  // 4 expert degrees (1, 2, 4, 8) x 7 shard degrees (1 .. 64), all of which nest; 2 reshard x 5 policies x 2
+  // micro-batches.
+  EXPECT_EQ(search.fit.size() + search.too_large.size(), 4u * 7 * 2 * 5 * 2);
+  EXPECT_TRUE(search.refused.empty());
+  ASSERT_FALSE(search.fit.empty());
+  ASSERT_FALSE(search.too_large.empty());
+  int given = 0;
+  double last = 0;
+  for (const LayoutOption& option : search.fit) {
+    EXPECT_GE(option.left_bytes, 0);
+    EXPECT_GE(option.time.step_seconds, last);
+    last = option.time.step_seconds;
+    if (option.is_given) {
+      ++given;
+      EXPECT_EQ(option.peak_bytes, static_cast<int64_t>(make_plan(job, "h100-80", device, 1.0).peak_bytes()));
+    }
+  }
+  for (const LayoutOption& option : search.too_large) {
+    EXPECT_LT(option.left_bytes, 0);
+    EXPECT_FALSE(option.peak_moment.empty());
+  }
+  EXPECT_EQ(given, 1) << "the job as it stands is one of them, and fits";
+}
+
+TEST(Search, names_degrees_that_do_not_suit) {
+  Job job = reference_job().job;
+  job.parallel.expert_parallel_degree = 1;
+  job.parallel.hybrid_shard_degree = 0;
+  const LayoutSearch search = search_layouts(check_job(job, ModelConfig(), 6), read_device("h200-141"), 1.0);
+  bool found = false;
+  for (const std::string& reason : search.refused)
+    found = found || reason.find("6 ranks cannot be divided into groups of 4") != std::string::npos;
+  EXPECT_TRUE(found);
+}
+
+}  // namespace
+}  // namespace conclave

@@ -1,0 +1,97 @@
+// The model of time. Oracle: by hand, on devices whose numbers are round.
+#include "planner/step_time.h"
+
+#include <gtest/gtest.h>
+
+#include "config/model_flops.h"
+
+namespace conclave {
+namespace {
+
+CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1) {
+  Job job;
+  job.data.sequence_length = 1024;
+  job.parallel.hybrid_shard_degree = shard;
+  job.parallel.expert_parallel_degree = expert;
+  job.parallel.prefetch_units = prefetch;
+  job.precision.compute = Precision::fp32;
+  ModelConfig model;
+  model.num_hidden_layers = 4;
+  return check_job(job, model, world);
+}
+
+// Everything but what a test sets takes no time.
+DeviceDescription instant() {
+  DeviceDescription device;
+  device.compute = {1e30, 1e30, 1};
+  device.memory = {1e12, 0, 1e30, 1e30};
+  device.network = {1 << 20, 0, 1e30, 0, 1e30};
+  return device;
+}
+
+PlannedTime time_of(const CheckedJob& job, const DeviceDescription& device) {
+  return step_time(plan_rank(job, 0, Backend::cuda_nccl, true, assume_rows(job, 1)), device);
+}
+
+double sum_of_parts(const PlannedTime& time) {
+  return time.products + time.memory_passes + time.optimizer + time.dispatch + time.gather_wait + time.reduce_wait +
+         time.offload_wait;
+}
+
+TEST(StepTime, of_products_alone_is_the_models_arithmetic) {
+  DeviceDescription device = instant();
+  device.compute = {2e12, 1e30, 0.5};  // 1e12 reached
+  const CheckedJob job = job_of(1, 1, 1);
+  const PlannedTime time = time_of(job, device);
+  const ForwardFlops flops = forward_flops_per_token(job.model, 1024);
+  // Causal attention skips half of the scores that the published convention counts.
+  const double expected = 1024.0 * 3 * (flops.total() - flops.attention_scores / 2) / 1e12;
+  EXPECT_NEAR(time.step_seconds, expected, 1e-9 * expected);
+  EXPECT_NEAR(time.model_flops_utilization, 1024.0 * 3 * flops.total() / expected / 2e12, 1e-9);
+}
+
+TEST(StepTime, parts_add_up_to_the_step) {
+  for (const char* name : {"h100-80", "cpu"})
+    for (int64_t shard : {1, 8, 64}) {
+      const PlannedTime time = time_of(job_of(64, shard, 2), read_device(name));
+      EXPECT_NEAR(sum_of_parts(time), time.step_seconds, 1e-9 * time.step_seconds) << name << " " << shard;
+    }
+}
+
+// With one link at 1 byte a second and nothing else, a step is what its collectives take, one after the other.
+TEST(StepTime, of_communication_alone_is_every_byte) {
+  DeviceDescription device = instant();
+  device.network.node_bandwidth = 1;
+  const PlannedTime time = time_of(job_of(8, 8, 1), device);
+  double busy = 0;
+  for (const auto& [axis, seconds] : time.busy_by_axis) busy += seconds;
+  EXPECT_NEAR(time.step_seconds, busy, 1e-6 * busy);
+  EXPECT_NEAR(time.gather_wait + time.reduce_wait, busy, 1e-6 * busy);
+  // Dispatch is never hidden.
+  const PlannedTime dispatched = time_of(job_of(8, 8, 2), device);
+  EXPECT_DOUBLE_EQ(dispatched.dispatch, dispatched.busy_by_axis.at("expert"));
+}
+
+TEST(StepTime, prefetched_gathers_hide_under_the_computation) {
+  DeviceDescription device = instant();
+  device.network.node_bandwidth = 1e10;  // a layer is gathered in half the time its forward takes
+  device.compute = {1e12, 1e12, 1};
+  const PlannedTime hidden = time_of(job_of(8, 8, 1, /*prefetch=*/1), device);
+  const PlannedTime waited = time_of(job_of(8, 8, 1, /*prefetch=*/0), device);
+  EXPECT_LT(hidden.gather_wait, 0.3 * waited.gather_wait);
+  EXPECT_DOUBLE_EQ(hidden.products, waited.products);
+}
+
+TEST(CollectiveTime, crosses_nodes_once_for_each_node_with_rings_and_once_for_each_rank_without) {
+  DeviceDescription device = instant();
+  device.network = {4, 0, 1e30, 0, 1};  // only bytes across nodes take time
+  const AxisGroup group{{0, 1, 2, 3, 4, 5, 6, 7}, 0};
+  // 7 parts of 1 byte, 4 of them for the other node, whose 4 ranks pass them on.
+  EXPECT_DOUBLE_EQ(collective_seconds(Pattern::all_gather_or_reduce_scatter, 7, group, device), 1.0);
+  EXPECT_DOUBLE_EQ(collective_seconds(Pattern::all_to_all, 7, group, device), 4.0);
+  device.device.kind = DeviceKind::cpu;
+  EXPECT_DOUBLE_EQ(collective_seconds(Pattern::all_gather_or_reduce_scatter, 7, group, device), 4.0);
+}
+
+}  // namespace
+}  // namespace conclave
