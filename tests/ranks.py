@@ -1,24 +1,26 @@
 """Starts the ranks of one `conclave` command as processes of this machine, without a launcher.
 
-Each rank gets the variables that torchrun would set; rank 0 serves the store itself. It saves the seconds that torchrun
-takes to start, and leaves each rank's process, output and exit code to the test.
+Each rank gets the variables that torchrun would set; rank 0 serves the store itself. It saves the seconds that torchrun takes to start, and leaves each
+rank's process, output and exit code to the test.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_SECONDS = 120  # no test waits longer for a job that should end by itself; nothing is asserted about less
 # Below the range that Linux gives to outgoing connections, so that none of those takes the port before rank 0 does.
 PORTS = range(20000, 32000)
 LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_")
@@ -42,14 +44,27 @@ def free_port() -> int:
     raise RuntimeError(f"none of 100 ports in {PORTS} is free")
 
 
-@dataclass(frozen=True)
-class RankResult:
-    """How one rank ended."""
+def without_launcher() -> dict[str, str]:
+    """This process's environment without what a launcher has put there."""
+    return {name: value for name, value in os.environ.items()
+            if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)}
 
-    rank: int
-    returncode: int
-    stdout: str
-    stderr: str
+
+@dataclass(frozen=True)
+class Ended:
+    """How ranks ended: exit codes (minus the signal of a killed one) and what each wrote on standard output and error."""
+
+    codes: list[int]
+    outputs: list[str]
+    errors: list[str]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.outputs + self.errors)
+
+    @property
+    def error_lines(self) -> list[str]:
+        return [line for text in self.errors for line in text.splitlines() if line.startswith("error:")]
 
 
 class Ranks:
@@ -58,69 +73,52 @@ class Ranks:
     `processes[r]` is rank r's process, for tests that stop or kill it.
     """
 
-    def __init__(
-        self,
-        world: int,
-        args: Sequence[str | Path],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-    ) -> None:
-        """Starts `world` ranks of `conclave *args`. `env`: variables on top of this process's own."""
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in LAUNCHER_VARIABLES and not name.startswith(LAUNCHER_PREFIXES)
-        }
-        command = [str(program()), *map(str, args)]
+    def __init__(self, world: int, args: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
+                 env_of_rank: Mapping[int, Mapping[str, str]] | None = None, cwd: Path | None = None,
+                 launcher: Sequence[str] = ()) -> None:
+        """Starts `world` ranks of `conclave *args`; one rank is a process without a launcher's variables.
+
+        `env`: variables on top of this process's own, for all ranks; `env_of_rank`: for one of them. `launcher`: words before the program, such as
+        torchrun's; then `world` is 1, and the launcher is the one process.
+        """
+        command = [*launcher, str(program()), *map(str, args)]
         port = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
         # Files, not pipes: a rank that writes much must not wait for a reader.
         self._outputs: list[tuple[IO[bytes], IO[bytes]]] = []
         try:
             for rank in range(world):
-                place = {
-                    "RANK": str(rank),
-                    "WORLD_SIZE": str(world),
-                    "LOCAL_RANK": str(rank),
-                    "LOCAL_WORLD_SIZE": str(world),
-                    "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(port),
+                place = {} if world == 1 else {
+                    "RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                 }
                 output = tempfile.TemporaryFile(), tempfile.TemporaryFile()
                 self._outputs.append(output)
-                self.processes.append(
-                    subprocess.Popen(
-                        command,
-                        env=inherited | place | dict(env or {}),
-                        cwd=cwd,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output[0],
-                        stderr=output[1],
-                    )
-                )
+                self.processes.append(subprocess.Popen(
+                    command, env=without_launcher() | place | dict(env or {}) | dict((env_of_rank or {}).get(rank, {})), cwd=cwd,
+                    stdin=subprocess.DEVNULL, stdout=output[0], stderr=output[1]))
         except BaseException:
-            self.stop()
+            self.kill()
             raise
 
     def __enter__(self) -> Ranks:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.kill()
 
-    def stop(self) -> None:
-        """Kills the ranks that still run, and closes their output."""
+    def kill(self) -> None:
+        """Kills the ranks that still run."""
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
         for process in self.processes:
             process.wait()
-        for output in self._outputs:
-            for file in output:
-                file.close()
+
+    def signal(self, number: int, ranks: Sequence[int] | None = None) -> None:
+        """Sends a signal to some ranks, or to all."""
+        for rank in range(len(self.processes)) if ranks is None else ranks:
+            self.processes[rank].send_signal(number)
 
     def output(self, rank: int) -> tuple[str, str]:
         """What a rank has written to stdout and stderr so far."""
@@ -131,37 +129,52 @@ class Ranks:
             texts.append(os.pread(file.fileno(), size, 0).decode(errors="replace"))
         return texts[0], texts[1]
 
-    def wait(self, timeout: float) -> list[RankResult]:
-        """The results, in the order of the ranks. AssertionError, with all output, if a rank still runs after `timeout` seconds."""
-        deadline = time.monotonic() + timeout
-        for process in self.processes:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> Ended:
+        """Waits for all ranks. Ranks that are still there after `seconds` are killed, and that fails the test."""
+        until = time.monotonic() + seconds
+        late = []
+        for rank, process in enumerate(self.processes):
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.0, until - time.monotonic()))
             except subprocess.TimeoutExpired:
-                running = [rank for rank, each in enumerate(self.processes) if each.poll() is None]
-                said = "\n".join(f"rank {rank}: {self.output(rank)}" for rank in range(len(self.processes)))
-                raise AssertionError(f"ranks {running} still run after {timeout} s\n{said}") from None
-        return [
-            RankResult(rank, process.returncode, *self.output(rank)) for rank, process in enumerate(self.processes)
-        ]
+                late.append(rank)
+        self.kill()
+        outputs, errors = zip(*(self.output(rank) for rank in range(len(self.processes))))
+        ended = Ended([process.wait() for process in self.processes], list(outputs), list(errors))
+        assert not late, f"ranks {late} did not end within {seconds} s:\n{ended.text}"
+        return ended
+
+    def wait_until(self, is_so: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Returns when `is_so()`; fails if a rank ends before, or if it takes too long."""
+        until = time.monotonic() + seconds
+        while not is_so():
+            ended = [process.poll() for process in self.processes]
+            if any(code is not None for code in ended) or time.monotonic() > until:
+                text = self.wait(0.0 if time.monotonic() > until else PATIENCE_SECONDS).text
+                raise AssertionError(f"{what} was not seen; exit codes {ended}:\n{text}")
+            time.sleep(0.02)
 
 
-def run_ranks(
-    world: int,
-    args: Sequence[str | Path],
-    timeout: float = 120,
-    *,
-    env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
-) -> list[RankResult]:
-    """Runs `conclave *args` on `world` ranks to its end. No rank outlives the call."""
-    with Ranks(world, args, env=env, cwd=cwd) as ranks:
+def process_of_rank(word: str, rank: int) -> int:
+    """The process of a rank that a launcher started, by a word of its command line that no other job's has."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue  # ended meanwhile
+        if command.startswith(str(program()).encode()) and word.encode() in command and re.search(rb"(?:^|\0)RANK=%d\0" % rank, environment):
+            return int(process.name)
+    raise AssertionError(f"rank {rank} has no process")
+
+
+def run_ranks(world: int, args: Sequence[str | Path], timeout: float = PATIENCE_SECONDS, **places) -> Ended:
+    """Runs `conclave *args` on `world` ranks to its end. No rank outlives the call. `places`: as Ranks takes them."""
+    with Ranks(world, args, **places) as ranks:
         return ranks.wait(timeout)
 
 
-def succeed(results: Sequence[RankResult]) -> None:
-    """Asserts that every rank ended with 0; the message holds what the others said."""
-    failed = [result for result in results if result.returncode != 0]
-    assert not failed, "\n".join(
-        f"rank {result.rank} ended with {result.returncode}\n{result.stdout}{result.stderr}" for result in failed
-    )
+def succeed(ended: Ended) -> Ended:
+    """Asserts that every rank ended with 0; the message holds what they said."""
+    assert ended.codes == [0] * len(ended.codes), f"exit codes {ended.codes}\n{ended.text}"
+    return ended

@@ -1,22 +1,14 @@
-"""Small jobs for the tests that start the program: a tiny model, random tokens, and ranks that are started directly.
-
-A rank is a process with torchrun's variables (RANK, WORLD_SIZE, ...); starting them without torchrun saves seconds a test.
-"""
+"""Small jobs for the tests that start the program: a tiny model, random tokens, and ranks that are started directly (ranks.py)."""
 
 import json
-import os
 import pathlib
-import signal
-import socket
 import subprocess
-import time
 
 import numpy as np
+from ranks import PATIENCE_SECONDS, Ranks, program, succeed
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-PROGRAM = os.environ.get("CONCLAVE_PROGRAM", str(ROOT / "build" / "conclave"))
+PROGRAM = str(program())
 VOCAB = 64
-PATIENCE_SECONDS = 120  # no test waits longer for a job that should end by itself; nothing is asserted about less
 
 MODEL = {
     "model_type": "mixtral", "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -92,76 +84,29 @@ class SmallJob:
         with open(self.output / "metrics.jsonl") as file:
             return [json.loads(line) for line in file]
 
-    def start(self, ranks=1, command="train", arguments=()):
-        return RunningRanks([PROGRAM, *command.split(), str(self.write()), *map(str, arguments)], ranks, self.folder)
+    def has_steps(self, count):
+        """For Ranks.wait_until: whether so many steps are done."""
+        def enough():
+            file = self.output / "metrics.jsonl"
+            return file.exists() and file.read_bytes().count(b"\n") >= count
+        return enough
 
-    def run(self, ranks=1, command="train", arguments=()):
-        return self.start(ranks, command, arguments).wait()
+    def start(self, ranks=1, command="train", arguments=(), **places):
+        """`places`: as ranks.Ranks takes them."""
+        return Ranks(ranks, [*command.split(), self.write(), *arguments], **places)
 
-    def must_run(self, ranks=1, command="train", arguments=()):
-        ended = self.run(ranks, command, arguments)
-        assert ended.codes == [0] * ranks, ended.errors
-        return ended
+    def run(self, ranks=1, command="train", arguments=(), **places):
+        return self.start(ranks, command, arguments, **places).wait()
 
+    def export(self, folder):
+        """The newest checkpoint as a Hugging Face folder; an older one is replaced. How the command ended."""
+        return subprocess.run([PROGRAM, "ckpt", "export", self.output, folder, "--overwrite"], capture_output=True, text=True,
+                              timeout=PATIENCE_SECONDS)
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    def must_export(self, folder):
+        ended = self.export(folder)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return folder
 
-
-class Ended:
-    """How a job ended: exit codes (minus the signal of a killed rank) and what each rank wrote on standard output and error."""
-
-    def __init__(self, codes, outputs, errors):
-        self.codes, self.outputs, self.errors = codes, outputs, errors
-
-    @property
-    def text(self):
-        return "\n".join(self.outputs + self.errors)
-
-
-class RunningRanks:
-    def __init__(self, command, ranks, folder, launched=True):
-        port = free_port()
-        self.logs = []
-        self.processes = []
-        for rank in range(ranks):
-            environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-            if ranks > 1:
-                environment.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks),
-                                   MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-            logs = [folder / f"rank{rank}.{kind}" for kind in ("out", "err")]
-            self.logs.append(logs)
-            with open(logs[0], "wb") as out, open(logs[1], "wb") as err:
-                self.processes.append(subprocess.Popen(command, env=environment, stdout=out, stderr=err, stdin=subprocess.DEVNULL))
-
-    def wait(self, seconds=PATIENCE_SECONDS):
-        """Waits for all ranks. Ranks that are still there after `seconds` are killed, and that fails the test."""
-        until = time.monotonic() + seconds
-        late = []
-        for rank, process in enumerate(self.processes):
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                late.append(rank)
-        self.kill()
-        outputs, errors = ([logs[kind].read_text(errors="replace") for logs in self.logs] for kind in (0, 1))
-        ended = Ended([process.wait() for process in self.processes], outputs, errors)
-        assert not late, f"ranks {late} did not end within {seconds} s:\n{ended.text}"
-        return ended
-
-    def kill(self):
-        for process in self.processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-
-    def wait_until(self, is_so, what, seconds=PATIENCE_SECONDS):
-        """Returns when `is_so()`; fails if a rank ends before, or if it takes too long."""
-        until = time.monotonic() + seconds
-        while not is_so():
-            ended = [process.poll() for process in self.processes]
-            if any(code is not None for code in ended) or time.monotonic() > until:
-                text = self.wait(0.0 if time.monotonic() > until else PATIENCE_SECONDS).text
-                raise AssertionError(f"{what} was not seen; exit codes {ended}:\n{text}")
-            time.sleep(0.02)
+    def must_run(self, ranks=1, command="train", arguments=(), **places):
+        return succeed(self.run(ranks, command, arguments, **places))

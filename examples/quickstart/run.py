@@ -7,7 +7,6 @@ starts from what a run before it left in runs/quickstart.
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -85,12 +84,9 @@ def evaluate(overrides: list[str]) -> dict:
     return losses
 
 
-def export(overrides: list[str]) -> None:
-    announce("Export: a Hugging Face checkpoint, written by both ranks")
-    if (ROOT / EXPORT).exists():
-        print(f"replaces {EXPORT}")
-        shutil.rmtree(ROOT / EXPORT)
-    run("build/conclave", "export", JOB, "--output", EXPORT, "--tokenizer", TOKENIZER, "--ranks", "2", *overrides)
+def export() -> None:
+    announce("Export: the newest checkpoint as a Hugging Face folder")
+    run("build/conclave", "ckpt", "export", TRAINING, EXPORT, "--tokenizer", TOKENIZER, "--overwrite")
 
 
 def check(validation_loss: float) -> None:
@@ -116,7 +112,7 @@ def main() -> int:
         make_data()
         train(overrides)
         losses = evaluate(overrides)
-        export(overrides)
+        export()
         check(losses["validation_loss"])
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)

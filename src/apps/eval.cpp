@@ -57,9 +57,10 @@ void add_eval(CLI::App& app, int& exit_code) {
       return job;
     };
     exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
-      load_from(job, options->source);
+      const CheckpointValues values = load_from(job, options->source);
       const auto stream = open_validation(job);
       ForwardBackward forward_backward(job.model(), job.job(), {});
+      restore(forward_backward.selection(), values);
       const EvaluationResult result = evaluate(job, forward_backward, stream, 0);
       if (!job.is_first()) return;
       std::optional<NgramCrossEntropy> ngram;

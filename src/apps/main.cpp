@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "conclave COMMAND --help explains a command. Exit codes: 0 done, 1 failure, 2 a mistake in the input, 3 another "
-      "rank is lost.");
+      "rank is lost, 4, 5 and 6 training was stopped by SIGTERM, SIGINT or SIGUSR1 after a step.");
 
   int exit_code = exit_success;
   add_train(app, exit_code);
@@ -26,7 +26,7 @@ int main(int argc, char** argv) {
   add_plan(app, exit_code);
   add_eval(app, exit_code);
   add_trace(app, exit_code);
-  add_export(app, exit_code);
+  add_ckpt(app, exit_code);
   add_data(app, exit_code);
   add_bench(app, exit_code);
   try {

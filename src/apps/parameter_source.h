@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "train/checkpoint_values.h"
 #include "train/parallel_job.h"
 
 namespace conclave {
@@ -16,7 +17,8 @@ struct ParameterSource {
 
 void add_source_options(CLI::App& command, ParameterSource& source);
 
-// Allocates the parameters and fills them. UserError when the run has no checkpoint.
-void load_from(ParallelJob& job, const ParameterSource& source);
+// Allocates the parameters and fills them. Returns what a checkpoint keeps beside them. UserError when the run has no
+// checkpoint.
+CheckpointValues load_from(ParallelJob& job, const ParameterSource& source);
 
 }  // namespace conclave

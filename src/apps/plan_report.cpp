@@ -29,6 +29,8 @@ const char* meaning_of(MemoryCategory category) {
       return "rows on their way between ranks";
     case MemoryCategory::logits:
       return "of one chunk of tokens";
+    case MemoryCategory::checkpoint:
+      return "copies of what is being saved behind the steps";
     case MemoryCategory::workspace:
       break;
   }

@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "base/error.h"
 #include "config/job_check.h"
 #include "train/trainer.h"
 
@@ -21,7 +22,9 @@ void add_train(CLI::App& app, int& exit_code) {
       "Many machines:  torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
       "--no-python conclave train job.yaml\n"
       "                srun conclave train job.yaml\n\n"
-      "The same command again goes on from the newest checkpoint of run.output_dir.\n\n"
+      "The same command again goes on from the newest checkpoint of run.output_dir, on any number of ranks.\n"
+      "SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end the run after the step in hand, with a checkpoint if checkpoint.every "
+      "> 0, and exit codes 4, 5 and 6; a second one at once.\n\n"
       "The job file\n\n" +
       job_help());
   command->callback([options, &exit_code] {
@@ -30,7 +33,9 @@ void add_train(CLI::App& app, int& exit_code) {
       require(job, "data.train");
       return job;
     };
-    exit_code = run_on_ranks(options->ranks, read, [](ParallelJob& job) { Trainer(job).run(); });
+    ExitCode ended = exit_success;
+    exit_code = run_on_ranks(options->ranks, read, [&](ParallelJob& job) { ended = Trainer(job).run(); });
+    if (exit_code == exit_success) exit_code = ended;
   });
 }
 

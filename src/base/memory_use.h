@@ -15,9 +15,10 @@ enum class MemoryCategory : int {
   activations,           // kept from forward to backward
   dispatch,              // rows on their way between ranks
   logits,                // of one chunk of tokens
+  checkpoint,            // host copies of the shards that are being saved: parameters and moments
   workspace,             // everything else, short-lived
 };
-inline constexpr int memory_categories = 9;
+inline constexpr int memory_categories = 10;
 
 const char* name_of(MemoryCategory category);
 

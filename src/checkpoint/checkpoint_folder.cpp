@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include "base/atomic_file.h"
@@ -27,7 +28,40 @@ std::optional<int64_t> step_of(const std::string& name) {
   return step;
 }
 
-// What `latest` says; none, with a warning, when it says nothing usable.
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+  return fmt::format("{}{:08}", step_prefix, step);
+}
+
+void prepare_checkpoint_folder(const std::filesystem::path& folder) {
+  const std::filesystem::path probe = unfinished_folder(folder, "probe");
+  try {
+    std::filesystem::create_directories(folder);
+    write_file_atomically(probe, "");
+    std::filesystem::remove(probe);
+  } catch (const std::system_error& error) {
+    user_error(
+        "checkpoints cannot be saved in {}: {}.\n       Use a run.output_dir that can be written, or "
+        "checkpoint.every: 0 to save nothing.",
+        folder.string(), error.what());
+  }
+}
+
+std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder) {
+  std::vector<std::pair<int64_t, std::filesystem::path>> found;
+  if (std::filesystem::is_directory(folder)) {
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+      const std::optional<int64_t> step = step_of(entry.path().filename().string());
+      if (step && entry.is_directory()) found.emplace_back(*step, entry.path());
+    }
+  }
+  std::sort(found.begin(), found.end());
+  std::vector<std::filesystem::path> paths;
+  for (auto& [step, path] : found) paths.push_back(std::move(path));
+  return paths;
+}
+
 std::optional<std::filesystem::path> named_by_latest(const std::filesystem::path& folder) {
   const std::filesystem::path latest = folder / latest_file_name;
   if (!std::filesystem::exists(latest)) return std::nullopt;
@@ -46,26 +80,6 @@ std::optional<std::filesystem::path> named_by_latest(const std::filesystem::path
   return folder / name;
 }
 
-}  // namespace
-
-std::string checkpoint_name(int64_t step) {
-  return fmt::format("{}{:08}", step_prefix, step);
-}
-
-std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder) {
-  std::vector<std::pair<int64_t, std::filesystem::path>> found;
-  if (std::filesystem::is_directory(folder)) {
-    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-      const std::optional<int64_t> step = step_of(entry.path().filename().string());
-      if (step && entry.is_directory()) found.emplace_back(*step, entry.path());
-    }
-  }
-  std::sort(found.begin(), found.end());
-  std::vector<std::filesystem::path> paths;
-  for (auto& [step, path] : found) paths.push_back(std::move(path));
-  return paths;
-}
-
 std::optional<std::string> damage_of(const std::filesystem::path& checkpoint) {
   try {
     const CheckpointReader reader(checkpoint);
@@ -75,40 +89,62 @@ std::optional<std::string> damage_of(const std::filesystem::path& checkpoint) {
   }
 }
 
-std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder) {
+std::vector<std::filesystem::path> checkpoints_to_try(const std::filesystem::path& folder) {
   std::vector<std::filesystem::path> candidates = list_checkpoints(folder);
+  std::reverse(candidates.begin(), candidates.end());
   if (const auto latest = named_by_latest(folder)) {
-    std::erase(candidates, *latest);
-    candidates.push_back(*latest);  // looked at first
+    const auto found = std::find(candidates.begin(), candidates.end(), *latest);
+    if (found == candidates.end())
+      spdlog::warn("{} names {}, which is not there.", (folder / latest_file_name).string(), latest->string());
+    else
+      std::rotate(candidates.begin(), found, found + 1);
   }
-  for (auto candidate = candidates.rbegin(); candidate != candidates.rend(); ++candidate) {
-    const std::optional<std::string> damage = damage_of(*candidate);
-    if (!damage) return *candidate;
-    spdlog::warn("Passing over checkpoint {}: {}", candidate->filename().string(), *damage);
+  return candidates;
+}
+
+std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder) {
+  for (const std::filesystem::path& candidate : checkpoints_to_try(folder)) {
+    const std::optional<std::string> damage = damage_of(candidate);
+    if (!damage) return candidate;
+    spdlog::warn("Passing over checkpoint {}: {}", candidate.filename().string(), *damage);
   }
   return std::nullopt;
 }
 
-void prune_checkpoints(const std::filesystem::path& folder, int64_t keep) {
-  check_invariant(keep >= 1, "{} checkpoints are kept, at least 1", keep);
+std::vector<std::filesystem::path> checkpoints_to_prune(const std::filesystem::path& folder, Retention retention) {
+  check_invariant(retention.newest >= 1, "{} checkpoints are kept, at least 1", retention.newest);
   const std::optional<std::filesystem::path> newest = newest_checkpoint(folder);
-  if (!newest) return;
+  if (!newest) return {};
   std::vector<std::filesystem::path> checkpoints = list_checkpoints(folder);
   std::reverse(checkpoints.begin(), checkpoints.end());
+  std::vector<std::filesystem::path> superfluous;
   int64_t kept = 0;
   for (const std::filesystem::path& checkpoint : checkpoints) {
-    if (kept < keep) {
+    if (kept < retention.newest) {
       if (!damage_of(checkpoint)) ++kept;
       continue;
     }
-    if (checkpoint == *newest) continue;
-    // Renamed first: what is half removed must not look like a checkpoint.
-    const std::filesystem::path aside =
-        folder / (std::string(unfinished_prefix) + "removed-" + checkpoint.filename().string());
-    std::filesystem::remove_all(aside);
-    std::filesystem::rename(checkpoint, aside);
-    std::filesystem::remove_all(aside);
+    const int64_t step = *step_of(checkpoint.filename().string());
+    if (checkpoint == *newest || (retention.every > 0 && step % retention.every == 0)) continue;
+    superfluous.push_back(checkpoint);
   }
+  return superfluous;
+}
+
+void prune_checkpoints(const std::filesystem::path& folder, Retention retention) {
+  for (const std::filesystem::path& checkpoint : checkpoints_to_prune(folder, retention)) remove_checkpoint(checkpoint);
+}
+
+void remove_checkpoint(const std::filesystem::path& checkpoint) {
+  const std::filesystem::path aside =
+      checkpoint.parent_path() / (std::string(unfinished_prefix) + "removed-" + checkpoint.filename().string());
+  std::filesystem::remove_all(aside);
+  std::filesystem::rename(checkpoint, aside);
+  std::filesystem::remove_all(aside);
+}
+
+std::filesystem::path unfinished_folder(const std::filesystem::path& folder, const std::string& name) {
+  return folder / (std::string(unfinished_prefix) + name);
 }
 
 void remove_unfinished(const std::filesystem::path& folder) {

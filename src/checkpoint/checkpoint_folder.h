@@ -12,21 +12,46 @@ namespace conclave {
 
 std::string checkpoint_name(int64_t step);  // "step-00000100"
 
+// Makes the folder. UserError, with the reason, when no file can be made in it: said before a run begins that could not
+// be saved.
+void prepare_checkpoint_folder(const std::filesystem::path& folder);
+
 // Everything called step-<number>, ascending by step, damaged or not. Empty when there is no such folder.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder);
+
+// What `latest` says; none, with a warning, when it says nothing usable. It need not be there.
+std::optional<std::filesystem::path> named_by_latest(const std::filesystem::path& folder);
 
 // Why a checkpoint cannot be loaded, as far as its manifest and its files' presence and length tell; none: it can.
 // Hashes are not verified.
 std::optional<std::string> damage_of(const std::filesystem::path& checkpoint);
 
-// The checkpoint that `latest` names or, if it or its file is missing or damaged, the newest that is not damaged; none:
-// there is no such checkpoint. What is passed over is logged as a warning. Reads files only: ranks that share the
-// folder decide alike.
+// In the order in which a run tries to resume from them: the one that `latest` names, then all others, the newest
+// first. Damaged or not.
+std::vector<std::filesystem::path> checkpoints_to_try(const std::filesystem::path& folder);
+
+// The first of them without damage (see damage_of); none: there is no such checkpoint. What is passed over is logged as
+// a warning. Reads files only: ranks that share the folder decide alike.
 std::optional<std::filesystem::path> newest_checkpoint(const std::filesystem::path& folder);
 
-// Removes all but the newest `keep` (>= 1) undamaged checkpoints and what is newer than them; never the one that
-// newest_checkpoint gives. One rank calls it.
-void prune_checkpoints(const std::filesystem::path& folder, int64_t keep);
+// Which checkpoints stay: the newest `newest` (>= 1) that are not damaged, and those of every `every`-th step; 0: none.
+struct Retention {
+  int64_t newest = 1;
+  int64_t every = 0;
+};
+
+// What does not stay, but never what is newer than the newest that stay, nor the one that newest_checkpoint gives: the
+// last whole one is not removed.
+std::vector<std::filesystem::path> checkpoints_to_prune(const std::filesystem::path& folder, Retention retention);
+
+// Removes them. One rank calls it.
+void prune_checkpoints(const std::filesystem::path& folder, Retention retention);
+
+// Removes a checkpoint's folder, which is called a checkpoint no longer while it is half removed.
+void remove_checkpoint(const std::filesystem::path& checkpoint);
+
+// Where the checkpoint called `name` is written before it gets its name. remove_unfinished() knows it.
+std::filesystem::path unfinished_folder(const std::filesystem::path& folder, const std::string& name);
 
 // Removes what an interrupted save or removal has left.
 void remove_unfinished(const std::filesystem::path& folder);

@@ -10,16 +10,30 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "checkpoint/damaged_checkpoint.h"
 
 namespace conclave {
 namespace {
+
+// What cannot be read is damage too, whether the file or its disk is at fault.
+template <class Read>
+auto damage_if_unreadable(const std::filesystem::path& checkpoint, Read&& read) {
+  try {
+    return read();
+  } catch (const UserError& error) {
+    damaged("checkpoint {} is damaged: {}", checkpoint.string(), error.what());
+  } catch (const std::system_error& error) {
+    damaged("checkpoint {} is damaged: {}.", checkpoint.string(), error.what());
+  }
+}
 
 Manifest read_manifest(const std::filesystem::path& checkpoint) {
   const std::filesystem::path path = checkpoint / manifest_file_name;
   if (!std::filesystem::is_directory(checkpoint)) user_error("there is no checkpoint {}.", checkpoint.string());
   if (!std::filesystem::exists(path))
-    user_error("{} is not a checkpoint: it has no {}.", checkpoint.string(), manifest_file_name);
-  return parse_manifest(read_text_file(path, most_manifest_bytes), path.string());
+    damaged("{} is not a checkpoint: it has no {}.", checkpoint.string(), manifest_file_name);
+  return parse_manifest(damage_if_unreadable(checkpoint, [&] { return read_text_file(path, most_manifest_bytes); }),
+                        path.string());
 }
 
 }  // namespace
@@ -30,11 +44,10 @@ CheckpointReader::CheckpointReader(const std::filesystem::path& checkpoint)
     const std::filesystem::path file = path_ / name;
     std::error_code error;
     const bool is_there = std::filesystem::is_regular_file(file, error);
-    if (!is_there) user_error("checkpoint {} is damaged: its file {} is missing.", path_.string(), name);
+    if (!is_there) damaged("checkpoint {} is damaged: its file {} is missing.", path_.string(), name);
     const uint64_t actual = std::filesystem::file_size(file);
     if (actual != bytes)
-      user_error("checkpoint {} is damaged: its file {} has {} bytes instead of {}.", path_.string(), name, actual,
-                 bytes);
+      damaged("checkpoint {} is damaged: its file {} has {} bytes instead of {}.", path_.string(), name, actual, bytes);
   }
 }
 
@@ -86,7 +99,9 @@ const SafetensorsReader& CheckpointReader::open(const std::string& file) {
   constexpr size_t most_open = 64;  // far below the limit on open files, which a job of many ranks would reach
   if (open_.size() == most_open && !open_.contains(file)) open_.clear();
   const auto found = open_.find(file);
-  return found != open_.end() ? found->second : open_.emplace(file, SafetensorsReader(path_ / file)).first->second;
+  if (found != open_.end()) return found->second;
+  return open_.emplace(file, damage_if_unreadable(path_, [&] { return SafetensorsReader(path_ / file); }))
+      .first->second;
 }
 
 void CheckpointReader::read_piece(const TensorSlice& slice, const ManifestTensor& tensor, const Piece& piece,
@@ -98,7 +113,7 @@ void CheckpointReader::read_piece(const TensorSlice& slice, const ManifestTensor
   const uint64_t piece_bytes = static_cast<uint64_t>((piece.end - piece.begin) * element_bytes);
   if (stored == nullptr || stored->begin != piece.offset || stored->end - stored->begin != piece_bytes ||
       stored->dtype != tensor.dtype) {
-    user_error(
+    damaged(
         "checkpoint {} is damaged: its file {} does not hold \"{}\" where the manifest says. Was the file exchanged?",
         path_.string(), piece.file, name);
   }
@@ -123,11 +138,17 @@ void CheckpointReader::read_piece(const TensorSlice& slice, const ManifestTensor
         directly ? memory_of(target)
                  : memory_of(block_).first(static_cast<size_t>((read_end - read_begin) * element_bytes));
 
-    reader.file().read(piece.offset + static_cast<uint64_t>((read_begin - piece.begin) * element_bytes), bytes);
+    try {
+      reader.file().read(piece.offset + static_cast<uint64_t>((read_begin - piece.begin) * element_bytes), bytes);
+    } catch (const std::exception& error) {
+      damaged("checkpoint {} is damaged: elements [{}, {}) of tensor \"{}\" cannot be read: {}", path_.string(),
+              read_begin, read_end, slice.name, error.what());
+    }
+    bytes_read_ += static_cast<int64_t>(bytes.size());
     if (hashes == HashCheck::verify &&
         XXH3_64bits(bytes.data(), bytes.size()) != piece.hashes[static_cast<size_t>(index)]) {
-      user_error("checkpoint {} is damaged: elements [{}, {}) of tensor \"{}\" in its file {} do not fit their hash.",
-                 path_.string(), block_begin, block_end, slice.name, piece.file);
+      damaged("checkpoint {} is damaged: elements [{}, {}) of tensor \"{}\" in its file {} do not fit their hash.",
+              path_.string(), block_begin, block_end, slice.name, piece.file);
     }
     if (!directly) {
       const at::Tensor block =

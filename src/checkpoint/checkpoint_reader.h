@@ -20,7 +20,8 @@ enum class HashCheck {
 class CheckpointReader {
  public:
   // Opens the folder `checkpoint` (.../step-00000100) and checks its structure: the manifest is whole, every file is
-  // there with its length. UserError naming the file and the flaw.
+  // there with its length. DamagedCheckpoint naming the file and the flaw; another UserError when there is no such
+  // folder, or it is of another version of the format.
   explicit CheckpointReader(const std::filesystem::path& checkpoint);
 
   const std::filesystem::path& path() const { return path_; }
@@ -31,9 +32,11 @@ class CheckpointReader {
   void expect_tensors(std::span<const std::string> names) const;
 
   // Fills `slices`, of the stored types, on any device. UserError naming the tensor (not there, other shape or type)
-  // before data is read; UserError naming file and tensor when a file's header or a block's hash does not fit the
-  // manifest: some slices may be filled by then.
+  // before data is read; DamagedCheckpoint naming file and tensor when a file cannot be read, or its header or a
+  // block's hash does not fit the manifest: some slices may be filled by then. Beside the slices it takes one hash
+  // block of memory, and the headers of the files read.
   void load(std::span<const TensorSlice> slices, HashCheck hashes = HashCheck::verify);
+  int64_t bytes_read() const { return bytes_read_; }  // of tensor data, so far
 
  private:
   const ManifestTensor& tensor_of(const TensorSlice& slice) const;
@@ -43,6 +46,7 @@ class CheckpointReader {
   std::filesystem::path path_;
   Manifest manifest_;
   std::map<std::string, SafetensorsReader> open_;
+  int64_t bytes_read_ = 0;
   at::Tensor block_;  // uint8 [hash_block_bytes], made when first needed
 };
 

@@ -5,14 +5,27 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace conclave {
 
+// Random numbers are functions of the seed, a name and a position (see random.h), and the order of the data is one of
+// the seed and the sample's number: seed, step and samples are all that there is of counters and generators. The
+// learning rate is a function of the job and the step.
 struct CheckpointState {
-  int64_t step = 0;     // finished steps
-  int64_t samples = 0;  // data position: samples consumed by them, over all ranks
+  int64_t step = 0;     // finished steps: the position in the schedule
+  int64_t samples = 0;  // the position in the data: samples consumed by them, over all ranks
   uint64_t seed = 0;
-  std::map<std::string, std::string> extra;  // the trainer's own: UTF-8 text, kept as it is
+  int64_t updates = 0;                            // of AdamW: steps that were not skipped
+  int64_t skipped_in_a_row = 0;                   // the newest steps that were skipped
+  std::string data_fingerprint{};                 // of the training data
+  std::map<std::string, std::string> job{};       // the resolved job: "section.key" to the value as a job file has it
+  std::string model_config{};                     // the model's config.json itself; its path is in `job`
+  std::map<std::string, int64_t> layout{};        // of the ranks that saved it: axis to degree; for people
+  std::map<std::string, std::string> versions{};  // of the software that wrote it; for people
+  // Small state that is no parameter and the same on all ranks, such as a balancing rule's bias of each layer's
+  // experts. Finite values; fp32 ones come back as they were.
+  std::map<std::string, std::vector<double>> values{};
 
   bool operator==(const CheckpointState&) const = default;
 };

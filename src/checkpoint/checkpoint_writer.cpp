@@ -1,127 +1,246 @@
 #include "checkpoint/checkpoint_writer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cstring>
-#include <string>
+#include <map>
 #include <system_error>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
-#include "checkpoint/checkpoint_folder.h"
+#include "base/log.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/replace_folder.h"
 #include "checkpoint/safetensors_reader.h"
 #include "checkpoint/safetensors_writer.h"
+#include "checkpoint/texts.h"
 #include "checkpoint/verdict.h"
+#include "memory/memory_category.h"
 
 namespace conclave {
 namespace {
 
-// Writes one slice as `stored`, hashing what is written.
-void write_piece(const File& file, const StoredTensor& stored, const at::Tensor& data, uint64_t hash_block_bytes,
-                 Piece& piece) {
-  const int64_t elements_per_block = static_cast<int64_t>(hash_block_bytes / data.element_size());
-  for (int64_t done = 0; done < data.numel(); done += elements_per_block) {
-    const int64_t count = std::min(elements_per_block, data.numel() - done);
-    const at::Tensor block = data.narrow(0, done, count).cpu();  // no copy when it is there already
-    const std::span<const std::byte> bytes = memory_of(block);
-    piece.hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
-    file.write(stored.begin + static_cast<uint64_t>(done * data.element_size()), bytes);
-  }
+using std::chrono::steady_clock;
+
+double seconds_since(steady_clock::time_point start) {
+  return std::chrono::duration<double>(steady_clock::now() - start).count();
 }
 
-// Writes this rank's file, if it has anything to write, and returns what the manifest must know of it.
-Manifest write_own_file(const std::filesystem::path& aside, int rank, std::span<const TensorSlice> slices,
-                        uint64_t hash_block_bytes) {
-  Manifest part;
-  const std::string file_name = fmt::format("rank-{:05}.safetensors", rank);
-  std::vector<SafetensorsHeader::Entry> entries;
-  for (const TensorSlice& slice : slices) {
+int64_t bytes_of(std::span<const TensorSlice> slices) {
+  int64_t bytes = 0;
+  for (const TensorSlice& slice : slices) bytes += static_cast<int64_t>(slice.data.nbytes());
+  return bytes;
+}
+
+void check_flat(std::span<const TensorSlice> slices) {
+  for (const TensorSlice& slice : slices)
     check_invariant(slice.data.dim() == 1 && slice.data.is_contiguous(), "slice of {} is flat", slice.name);
+}
+
+// What a rank will write: the pieces of its slices in one file.
+struct PlannedFile {
+  Manifest part;  // without offsets and hashes
+  SafetensorsHeader header;
+  std::vector<const TensorSlice*> slices;  // in file order, one a stored tensor
+};
+
+PlannedFile plan_file(const std::string& file_name, std::span<const TensorSlice> slices) {
+  PlannedFile planned;
+  std::vector<SafetensorsHeader::Entry> entries;
+  std::map<std::string, const TensorSlice*> by_name;
+  for (const TensorSlice& slice : slices) {
     const StoredDtype dtype = stored_dtype_of(slice.data.scalar_type());
-    const auto [tensor, is_new] = part.tensors.try_emplace(slice.name, ManifestTensor{dtype, slice.shape, {}});
+    const auto [tensor, is_new] = planned.part.tensors.try_emplace(slice.name, ManifestTensor{dtype, slice.shape, {}});
     check_invariant(tensor->second.dtype == dtype && tensor->second.shape == slice.shape,
                     "the slices of {} have one type and shape", slice.name);
     if (slice.data.numel() == 0) continue;
     Piece piece{slice.begin, slice.begin + slice.data.numel(), file_name, 0, {}};
     entries.push_back({piece_name(slice.name, piece), dtype, {slice.data.numel()}});
+    by_name[entries.back().name] = &slice;
     tensor->second.pieces.push_back(std::move(piece));
   }
-  if (entries.empty()) return part;
-
-  const SafetensorsHeader header = SafetensorsHeader::plan(std::move(entries));
-  const File file = create_safetensors(aside / file_name, header);
-  for (const TensorSlice& slice : slices) {
-    for (Piece& piece : part.tensors.at(slice.name).pieces) {
-      if (slice.data.numel() == 0 || piece.begin != slice.begin) continue;
-      const StoredTensor& stored = *header.find(piece_name(slice.name, piece));
-      piece.offset = stored.begin;
-      write_piece(file, stored, slice.data, hash_block_bytes, piece);
-    }
-  }
-  file.flush();
-  part.files.emplace(file_name, header.file_bytes());
-  return part;
+  if (entries.empty()) return planned;
+  planned.header = SafetensorsHeader::plan(std::move(entries));
+  for (const StoredTensor& stored : planned.header.tensors()) planned.slices.push_back(by_name.at(stored.name));
+  return planned;
 }
 
-// Every rank's text, on every rank, in rank order.
-std::vector<std::string> gather_texts(Communicator& world, const std::string& own) {
-  const at::Tensor lengths = at::zeros({world.size()}, at::kLong);
-  world.all_gather(lengths, at::full({1}, static_cast<int64_t>(own.size()), at::kLong)).wait();
-  const int64_t longest = lengths.max().item<int64_t>();
-  at::Tensor padded = at::zeros({longest}, at::kByte);
-  std::memcpy(padded.data_ptr(), own.data(), own.size());
-  const at::Tensor all = at::zeros({world.size() * longest}, at::kByte);
-  world.all_gather(all, padded).wait();
-  std::vector<std::string> texts;
-  for (int64_t rank = 0; rank < world.size(); ++rank) {
-    const char* begin = static_cast<const char*>(all.data_ptr()) + rank * longest;
-    texts.emplace_back(begin, static_cast<size_t>(lengths[rank].item<int64_t>()));
-  }
-  return texts;
-}
-
-// Rank 0, when all files are on the disk: the checkpoint gets its manifest, then its name.
-void publish(const std::filesystem::path& folder, const std::filesystem::path& aside, const std::string& name,
-             Manifest manifest, std::span<const std::string> contributions) {
-  for (const std::string& contribution : contributions) add_contribution(manifest, contribution);
-  const std::optional<std::string> flaw = flaw_of(manifest);
-  check_invariant(!flaw, "the slices of all ranks make a whole checkpoint: {}", flaw.value_or(""));
-  write_file_atomically(aside / manifest_file_name, manifest_text(manifest));
-  replace_folder(aside, folder / name);
-  set_latest(folder, name);
+Piece& piece_of(Manifest& part, const TensorSlice& slice) {
+  std::vector<Piece>& pieces = part.tensors.at(slice.name).pieces;
+  return *std::find_if(pieces.begin(), pieces.end(), [&](const Piece& piece) { return piece.begin == slice.begin; });
 }
 
 }  // namespace
 
+CheckpointWriter::CheckpointWriter(std::filesystem::path folder, Communicator& world,
+                                   std::optional<Retention> retention, uint64_t hash_block_bytes)
+    : folder_(std::move(folder)), world_(world), retention_(retention), hash_block_bytes_(hash_block_bytes) {}
+
+CheckpointWriter::~CheckpointWriter() {
+  abandon();
+}
+
+void CheckpointWriter::begin(const CheckpointState& state, std::span<const TensorSlice> slices, SliceSource source) {
+  check_invariant(!is_saving(), "step {} is saved before step {} begins to be", state_.step, state.step);
+  began_ = steady_clock::now();
+  state_ = state;
+  aside_ = unfinished_folder(folder_, checkpoint_name(state.step));
+  written_bytes_ = 0;
+  own_bytes_ = bytes_of(slices);
+  try {
+    std::vector<TensorSlice> sources(slices.begin(), slices.end());
+    together(world_, [&] {
+      check_flat(slices);
+      if (world_.rank() == 0) {
+        std::filesystem::create_directories(folder_);
+        remove_unfinished(folder_);
+        std::filesystem::create_directory(aside_);
+      }
+      if (source == SliceSource::host_copy) sources = copied_to_host(slices);
+    });
+    phase_ = Phase::writing;
+    work_ = background_.run([this, sources = std::move(sources)] { write_own_file(sources); });
+  } catch (...) {
+    abandon();
+    throw;
+  }
+}
+
+std::optional<FinishedSave> CheckpointWriter::go_on() {
+  check_invariant(is_saving(), "a save is under way");
+  try {
+    together(world_, [&] {
+      if (work_.valid()) work_.get();
+    });
+    if (phase_ == Phase::writing) {
+      std::vector<std::string> contributions = gather_texts(world_, contribution_);
+      if (world_.rank() == 0)
+        work_ = background_.run([this, contributions = std::move(contributions)] { publish(contributions); });
+      phase_ = Phase::publishing;
+      return std::nullopt;
+    }
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  phase_ = Phase::idle;
+  aside_.clear();
+  return FinishedSave{folder_ / checkpoint_name(state_.step), state_.step, all_bytes_, seconds_};
+}
+
+FinishedSave CheckpointWriter::finish() {
+  for (;;) {
+    if (some_rank_is_busy()) continue;
+    if (auto finished = go_on()) return *std::move(finished);
+  }
+}
+
+// Ranks ask each other again and again, so that none waits in a collective for as long as another one's disk takes.
+bool CheckpointWriter::some_rank_is_busy() {
+  if (work_.valid() && work_.wait_for(std::chrono::seconds(10)) == std::future_status::timeout)
+    spdlog::info("saving step {}: {:.1f} of {:.1f} GB of this rank written after {:.0f} s", state_.step,
+                 static_cast<double>(written_bytes_) / 1e9, static_cast<double>(own_bytes_) / 1e9,
+                 seconds_since(began_));
+  const at::Tensor busy = at::full({1}, static_cast<int64_t>(is_busy()), at::kLong);
+  world_.all_reduce(busy, Reduction::max).wait();
+  return busy.item<int64_t>() != 0;
+}
+
+// The thread's, on every rank.
+void CheckpointWriter::write_own_file(const std::vector<TensorSlice>& slices) {
+  const std::string file_name = fmt::format("rank-{:05}.safetensors", world_.rank());
+  PlannedFile planned = plan_file(file_name, slices);
+  if (!planned.slices.empty()) {
+    const File file = create_safetensors(aside_ / file_name, planned.header);
+    for (size_t i = 0; i < planned.slices.size(); ++i) {
+      const at::Tensor& data = planned.slices[i]->data;
+      Piece& piece = piece_of(planned.part, *planned.slices[i]);
+      piece.offset = planned.header.tensors()[i].begin;
+      const int64_t elements_per_block = static_cast<int64_t>(hash_block_bytes_ / data.element_size());
+      for (int64_t done = 0; done < data.numel(); done += elements_per_block) {
+        if (given_up_) throw std::runtime_error("the save was given up");
+        const at::Tensor block =
+            data.narrow(0, done, std::min(elements_per_block, data.numel() - done)).cpu();  // no copy if it is there
+        const std::span<const std::byte> bytes = memory_of(block);
+        piece.hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
+        const uint64_t offset = piece.offset + static_cast<uint64_t>(done * data.element_size());
+        file.write(offset, bytes);
+        file.begin_flush(offset, bytes.size());
+        written_bytes_ += static_cast<int64_t>(bytes.size());
+      }
+    }
+    file.flush();
+    planned.part.files.emplace(file_name, planned.header.file_bytes());
+  }
+  contribution_ = contribution_text(planned.part);
+}
+
+// The thread's, on rank 0, when all files are on the disk: the checkpoint gets its manifest, then its name.
+void CheckpointWriter::publish(const std::vector<std::string>& contributions) {
+  Manifest manifest{state_, hash_block_bytes_, {}, {}};
+  for (const std::string& contribution : contributions) add_contribution(manifest, contribution);
+  const std::optional<std::string> flaw = flaw_of(manifest);
+  check_invariant(!flaw, "the slices of all ranks make a whole checkpoint: {}", flaw.value_or(""));
+  all_bytes_ = 0;
+  for (const auto& [file, bytes] : manifest.files) all_bytes_ += static_cast<int64_t>(bytes);
+  const std::string name = checkpoint_name(state_.step);
+  write_file_atomically(aside_ / manifest_file_name, manifest_text(manifest));
+  replace_folder(aside_, folder_ / name);
+  set_latest(folder_, name);
+  seconds_ = seconds_since(began_);
+  if (!retention_) return;
+  try {
+    prune_checkpoints(folder_, *retention_);
+  } catch (const std::exception& error) {
+    spdlog::warn("an older checkpoint in {} was not removed: {}", folder_.string(), error.what());
+  }
+}
+
+std::vector<TensorSlice> CheckpointWriter::copied_to_host(std::span<const TensorSlice> slices) {
+  constexpr int64_t alignment = 64;
+  const auto room_for = [](const at::Tensor& data) {
+    return (static_cast<int64_t>(data.nbytes()) + alignment - 1) / alignment * alignment;
+  };
+  int64_t bytes = 0;
+  for (const TensorSlice& slice : slices) bytes += room_for(slice.data);
+  if (!host_.defined() || host_.numel() < bytes) {
+    const MemoryScope scope(MemoryCategory::checkpoint);
+    host_ = at::Tensor();
+    host_ = at::empty({bytes}, at::kByte);
+  }
+  const at::NoGradGuard no_grad;
+  std::vector<TensorSlice> copies;
+  int64_t begin = 0;
+  for (const TensorSlice& slice : slices) {
+    const at::Tensor copy =
+        host_.narrow(0, begin, static_cast<int64_t>(slice.data.nbytes())).view(slice.data.scalar_type());
+    copy.copy_(slice.data);
+    copies.push_back({slice.name, slice.shape, slice.begin, copy});
+    begin += room_for(slice.data);
+  }
+  return copies;
+}
+
+// Ends this rank's thread and removes what it wrote. Ranks that still write into the folder find it gone.
+void CheckpointWriter::abandon() noexcept {
+  given_up_ = true;
+  if (work_.valid()) work_.wait();
+  work_ = {};
+  given_up_ = false;
+  phase_ = Phase::idle;
+  std::error_code ignored;
+  if (world_.rank() == 0 && !aside_.empty()) std::filesystem::remove_all(aside_, ignored);
+  aside_.clear();
+}
+
 std::filesystem::path save_checkpoint(const std::filesystem::path& folder, const CheckpointState& state,
                                       std::span<const TensorSlice> slices, Communicator& world,
                                       uint64_t hash_block_bytes) {
-  const std::string name = checkpoint_name(state.step);
-  const std::filesystem::path aside = folder / (".tmp-" + name);
-  try {
-    together(world, [&] {
-      if (world.rank() != 0) return;
-      std::filesystem::create_directories(folder);
-      remove_unfinished(folder);
-      std::filesystem::create_directory(aside);
-    });
-    std::string contribution;
-    together(world,
-             [&] { contribution = contribution_text(write_own_file(aside, world.rank(), slices, hash_block_bytes)); });
-    const std::vector<std::string> contributions = gather_texts(world, contribution);
-    together(world, [&] {
-      if (world.rank() == 0) publish(folder, aside, name, Manifest{state, hash_block_bytes, {}, {}}, contributions);
-    });
-  } catch (...) {
-    std::error_code ignored;
-    if (world.rank() == 0) std::filesystem::remove_all(aside, ignored);
-    throw;
-  }
-  return folder / name;
+  CheckpointWriter writer(folder, world, std::nullopt, hash_block_bytes);
+  writer.begin(state, slices, SliceSource::as_it_is);
+  return writer.finish().path;
 }
 
 std::vector<TensorSlice> share_among_replicas(std::span<const TensorSlice> slices, int replica, int replicas) {

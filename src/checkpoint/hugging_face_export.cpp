@@ -6,13 +6,11 @@
 #include <array>
 #include <nlohmann/json.hpp>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "checkpoint/hugging_face_files.h"
-#include "checkpoint/replace_folder.h"
 #include "checkpoint/safetensors_writer.h"
 #include "checkpoint/verdict.h"
 
@@ -24,30 +22,10 @@ constexpr std::array<std::string_view, 9> tokenizer_files = {
     "added_tokens.json", "tokenizer.model",       "vocab.json",
     "merges.txt",        "chat_template.jinja",   "chat_template.json"};
 
-bool is_written_by_an_export(const std::string& file) {
+bool is_written_by_an_export(std::string_view file) {
   return file.ends_with(".safetensors") || file == index_file_name || file == "config.json" ||
          file == "generation_config.json" ||
          std::find(tokenizer_files.begin(), tokenizer_files.end(), file) != tokenizer_files.end();
-}
-
-// An existing folder is removed in the end: it must hold nothing that somebody may miss.
-void check_replaceable(const std::filesystem::path& folder) {
-  if (!std::filesystem::exists(folder)) return;
-  if (!std::filesystem::is_directory(folder))
-    user_error("cannot export to {}: it exists and is not a folder.", folder.string());
-  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
-    if (entry.is_regular_file() && is_written_by_an_export(name)) continue;
-    user_error(
-        "cannot replace {} by an export: it holds {}, which no export has written. Choose another folder, or remove "
-        "this one.",
-        folder.string(), name);
-  }
-}
-
-std::filesystem::path without_trailing_slash(const std::filesystem::path& folder) {
-  const std::filesystem::path path = std::filesystem::absolute(folder).lexically_normal();
-  return path.has_filename() ? path : path.parent_path();
 }
 
 }  // namespace
@@ -78,25 +56,20 @@ std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> name
 
 HuggingFaceExport::HuggingFaceExport(const std::filesystem::path& folder, std::span<const DiskNames> names,
                                      const HuggingFaceExportOptions& options, Communicator& world)
-    : folder_(without_trailing_slash(folder)),
-      aside_(folder_.parent_path() / (".tmp-" + folder_.filename().string())),
-      options_(options),
-      world_(world) {
+    : folder_(folder, options.overwrite, is_written_by_an_export), options_(options), world_(world) {
   plan(names);
   try {
     together(world_, [&] {
       if (world_.rank() == 0) create_files();
     });
   } catch (...) {
-    std::error_code ignored;
-    if (world_.rank() == 0) std::filesystem::remove_all(aside_, ignored);
+    if (world_.rank() == 0) folder_.discard();
     throw;
   }
 }
 
 HuggingFaceExport::~HuggingFaceExport() {
-  std::error_code ignored;
-  if (!finished_ && world_.rank() == 0) std::filesystem::remove_all(aside_, ignored);
+  if (!finished_ && world_.rank() == 0) folder_.discard();
 }
 
 void HuggingFaceExport::plan(std::span<const DiskNames> names) {
@@ -124,13 +97,13 @@ void HuggingFaceExport::plan(std::span<const DiskNames> names) {
 }
 
 void HuggingFaceExport::create_files() {
-  check_replaceable(folder_);
+  folder_.check();
   if (options_.tokenizer_folder && !std::filesystem::is_directory(*options_.tokenizer_folder)) {
     user_error("cannot copy the tokenizer from {}: it is not a folder.", options_.tokenizer_folder->string());
   }
-  std::filesystem::remove_all(aside_);
-  std::filesystem::create_directories(aside_);
-  for (size_t i = 0; i < file_names_.size(); ++i) create_safetensors(aside_ / file_names_[i], headers_[i]).flush();
+  folder_.create();
+  for (size_t i = 0; i < file_names_.size(); ++i)
+    create_safetensors(folder_.aside() / file_names_[i], headers_[i]).flush();
 }
 
 void HuggingFaceExport::write(const TensorSlice& slice) {
@@ -150,7 +123,7 @@ void HuggingFaceExport::write_or_throw(const TensorSlice& slice) {
   for (const auto& overlap : found->second.parts.overlaps(slice.begin, slice.data.numel())) {
     const size_t file = file_of_tensor_.at(overlap.part->name);
     if (open_[file] == nullptr)
-      open_[file] = std::make_unique<File>(File::open_for_writing(aside_ / file_names_[file]));
+      open_[file] = std::make_unique<File>(File::open_for_writing(folder_.aside() / file_names_[file]));
     write_elements(*open_[file], *headers_[file].find(overlap.part->name), overlap.begin_in_part,
                    slice.data.narrow(0, overlap.begin_in_range, overlap.count));
   }
@@ -171,22 +144,22 @@ void HuggingFaceExport::finish() {
   together(world_, [&] {
     if (world_.rank() != 0) return;
     write_small_files();
-    replace_folder(aside_, folder_);
+    folder_.publish();
   });
   finished_ = true;
 }
 
 void HuggingFaceExport::write_small_files() const {
-  write_file_atomically(aside_ / "config.json", options_.config_json);
+  write_file_atomically(folder_.aside() / "config.json", options_.config_json);
   if (!options_.generation_config_json.empty())
-    write_file_atomically(aside_ / "generation_config.json", options_.generation_config_json);
-  if (file_names_.size() > 1) write_file_atomically(aside_ / index_file_name, index_json());
+    write_file_atomically(folder_.aside() / "generation_config.json", options_.generation_config_json);
+  if (file_names_.size() > 1) write_file_atomically(folder_.aside() / index_file_name, index_json());
   if (!options_.tokenizer_folder) return;
   for (std::string_view name : tokenizer_files) {
     const std::filesystem::path source = *options_.tokenizer_folder / name;
     if (!std::filesystem::exists(source)) continue;
-    std::filesystem::copy_file(source, aside_ / name);
-    flush_to_disk(aside_ / name);
+    std::filesystem::copy_file(source, folder_.aside() / name);
+    flush_to_disk(folder_.aside() / name);
   }
 }
 

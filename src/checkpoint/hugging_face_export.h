@@ -19,6 +19,7 @@
 
 #include "checkpoint/disk_parts.h"
 #include "checkpoint/file.h"
+#include "checkpoint/output_folder.h"
 #include "checkpoint/safetensors_header.h"
 #include "checkpoint/tensor_slice.h"
 #include "comm/communicator.h"
@@ -33,6 +34,9 @@ struct HuggingFaceExportOptions {
 
   // Whose tokenizer files (tokenizer.json, tokenizer.model, vocab.json, ..., as far as they are there) are copied.
   std::optional<std::filesystem::path> tokenizer_folder;
+
+  // replace: an existing folder is replaced at the end, if all it holds is what an export writes.
+  Overwrite overwrite = Overwrite::refuse;
 };
 
 // The tensors of each file: in order, a new file begun when the next tensor would exceed `max_shard_bytes`, as
@@ -42,9 +46,8 @@ std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> name
 
 class HuggingFaceExport {
  public:
-  // Collective: creates the files. An existing `folder` is replaced at the end, if all it holds is what an export
-  // writes; else it is refused (UserError). `names` must outlive this. `world` must take CPU tensors (see HostTensors).
-  // Failures here and in finish() are thrown on all ranks alike.
+  // Collective: creates the files. UserError when the folder is there and may not be replaced. `names` must outlive
+  // this. `world` must take CPU tensors (see HostTensors). Failures here and in finish() are thrown on all ranks alike.
   HuggingFaceExport(const std::filesystem::path& folder, std::span<const DiskNames> names,
                     const HuggingFaceExportOptions& options, Communicator& world);
   ~HuggingFaceExport();  // unfinished: rank 0 removes the folder aside
@@ -69,8 +72,7 @@ class HuggingFaceExport {
   void write_small_files() const;
   std::string index_json() const;
 
-  std::filesystem::path folder_;
-  std::filesystem::path aside_;
+  OutputFolder folder_;
   HuggingFaceExportOptions options_;
   Communicator& world_;
   std::map<std::string, Parameter, std::less<>> parameters_;

@@ -1,29 +1,14 @@
 #include "checkpoint/hugging_face_reader.h"
 
-#include <map>
 #include <set>
 
 #include "base/error.h"
-#include "checkpoint/disk_parts.h"
-#include "checkpoint/hugging_face_files.h"
 
 namespace conclave {
 namespace {
 
 bool is_harmless(std::string_view tensor) {
   return tensor.ends_with(".rotary_emb.inv_freq") || tensor == "lm_head.weight";
-}
-
-// The form in which the files hold a parameter.
-std::span<const DiskTensor> form_of(const DiskNames& names, const HuggingFaceFiles& files) {
-  const auto any_is_there = [&](std::span<const DiskTensor> parts) {
-    for (const DiskTensor& part : parts) {
-      if (files.find(part.name).tensor != nullptr) return true;
-    }
-    return false;
-  };
-  if (!any_is_there(names.parts) && any_is_there(names.alternative)) return names.alternative;
-  return names.parts;
 }
 
 void check_part(const DiskTensor& part, const DiskNames& names, const HuggingFaceFiles& files) {
@@ -44,43 +29,47 @@ void check_part(const DiskTensor& part, const DiskNames& names, const HuggingFac
 
 }  // namespace
 
-void load_hugging_face(const std::filesystem::path& folder, std::span<const DiskNames> names,
-                       std::span<const TensorSlice> slices) {
-  const HuggingFaceFiles files(folder);
-
-  struct Parameter {
-    const DiskNames* names;
-    DiskParts parts;
+std::span<const DiskTensor> form_of(const DiskNames& names, const HuggingFaceFiles& files) {
+  const auto any_is_there = [&](std::span<const DiskTensor> parts) {
+    for (const DiskTensor& part : parts) {
+      if (files.find(part.name).tensor != nullptr) return true;
+    }
+    return false;
   };
-  std::map<std::string_view, Parameter> parameters;
+  if (!any_is_there(names.parts) && any_is_there(names.alternative)) return names.alternative;
+  return names.parts;
+}
+
+HuggingFaceReader::HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names)
+    : files_(folder) {
   std::set<std::string_view> claimed;
   for (const DiskNames& parameter : names) {
-    const std::span<const DiskTensor> form = form_of(parameter, files);
+    const std::span<const DiskTensor> form = form_of(parameter, files_);
     for (const DiskTensor& part : form) {
-      check_part(part, parameter, files);
+      check_part(part, parameter, files_);
       claimed.insert(part.name);
     }
-    parameters.emplace(parameter.parameter, Parameter{&parameter, DiskParts(parameter, form)});
+    parameters_.emplace(parameter.parameter, Parameter{&parameter, DiskParts(parameter, form)});
   }
-  for (const auto& [file, tensor] : files.all()) {
+  for (const auto& [file, tensor] : files_.all()) {
     if (claimed.contains(tensor->name) || is_harmless(tensor->name)) continue;
     user_error(
         "{} holds tensor \"{}\" of shape {}, which this model has no parameter for. Is this the model that config.json "
         "describes?",
         file->file().path().string(), tensor->name, text_of(tensor->shape));
   }
+}
 
-  for (const TensorSlice& slice : slices) {
-    const auto found = parameters.find(slice.name);
-    check_invariant(found != parameters.end(), "parameter {} has a name on disk", slice.name);
-    check_invariant(slice.shape == found->second.names->shape, "parameter {} has shape {}, on disk {}", slice.name,
-                    text_of(slice.shape), text_of(found->second.names->shape));
-    check_invariant(slice.data.scalar_type() == at::kFloat, "parameter {} is loaded into fp32", slice.name);
-    for (const auto& overlap : found->second.parts.overlaps(slice.begin, slice.data.numel())) {
-      const std::string& part = overlap.part->name;
-      files.find(part).file->read(part, overlap.begin_in_part,
-                                  slice.data.narrow(0, overlap.begin_in_range, overlap.count));
-    }
+void HuggingFaceReader::load(const TensorSlice& slice) const {
+  const auto found = parameters_.find(slice.name);
+  check_invariant(found != parameters_.end(), "parameter {} has a name on disk", slice.name);
+  check_invariant(slice.shape == found->second.names->shape, "parameter {} has shape {}, on disk {}", slice.name,
+                  text_of(slice.shape), text_of(found->second.names->shape));
+  check_invariant(slice.data.scalar_type() == at::kFloat, "parameter {} is loaded into fp32", slice.name);
+  for (const auto& overlap : found->second.parts.overlaps(slice.begin, slice.data.numel())) {
+    const std::string& part = overlap.part->name;
+    files_.find(part).file->read(part, overlap.begin_in_part,
+                                 slice.data.narrow(0, overlap.begin_in_range, overlap.count));
   }
 }
 

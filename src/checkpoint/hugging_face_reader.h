@@ -2,21 +2,41 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <span>
+#include <string_view>
 
+#include "checkpoint/disk_parts.h"
+#include "checkpoint/hugging_face_files.h"
 #include "checkpoint/tensor_slice.h"
 
 namespace conclave {
 
-// Fills `slices` (fp32) from the safetensors files of `folder`, of any float type on disk. Every rank reads alone, only
-// the byte ranges that it needs, in bounded blocks. `names` lists the whole model; each parameter may be stored as its
-// `parts` or as its `alternative`.
-//
-// UserError, before any data is read, naming tensor and file: a missing tensor, another shape, a type that is not a
-// float, a tensor that no parameter claims. Ignored as harmless: `*.rotary_emb.inv_freq` (computed anew) and an
-// `lm_head.weight` that no parameter claims (tied embeddings). The result depends on the files alone, so all ranks
-// refuse alike.
-void load_hugging_face(const std::filesystem::path& folder, std::span<const DiskNames> names,
-                       std::span<const TensorSlice> slices);
+class HuggingFaceReader {
+ public:
+  // Opens the safetensors files of `folder`. `names` lists the whole model and outlives this; each parameter may be
+  // stored as its `parts` or as its `alternative`.
+  //
+  // UserError, before any data is read, naming tensor and file: a missing tensor, another shape, a type that is not a
+  // float, a tensor that no parameter claims. Ignored as harmless: `*.rotary_emb.inv_freq` (computed anew) and an
+  // `lm_head.weight` that no parameter claims (tied embeddings). It depends on the files alone, so all ranks refuse
+  // alike.
+  HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names);
+
+  // Fills a slice (fp32) of a parameter, of any float type on disk. Every rank reads alone, only the byte ranges that
+  // it needs, in bounded blocks.
+  void load(const TensorSlice& slice) const;
+
+ private:
+  struct Parameter {
+    const DiskNames* names;
+    DiskParts parts;
+  };
+  HuggingFaceFiles files_;
+  std::map<std::string_view, Parameter> parameters_;
+};
+
+// Which of the two forms of a parameter the files hold.
+std::span<const DiskTensor> form_of(const DiskNames& names, const HuggingFaceFiles& files);
 
 }  // namespace conclave

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <charconv>
 
-#include "base/error.h"
+#include "checkpoint/damaged_checkpoint.h"
 #include "checkpoint/safetensors_header.h"
 #include "checkpoint/strict_json.h"
 
@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* format_name = "conclave checkpoint";
-constexpr int64_t format_version = 1;
+constexpr int64_t format_version = 2;
 
 std::string hex(uint64_t hash) {
   return fmt::format("{:016x}", hash);
@@ -68,6 +68,16 @@ class Members {
     return value;
   }
 
+  std::map<std::string, std::string> texts(const char* key) const {
+    std::map<std::string, std::string> texts;
+    for (const auto& [name, value] : object(key).items()) {
+      if (!value.is_string())
+        refuse(fmt::format("has {} as \"{}\" of its \"{}\", which must be a string", value.dump(), name, key));
+      texts.emplace(name, value.get<std::string>());
+    }
+    return texts;
+  }
+
   int64_t to_signed(const json& value, const char* key) const {
     if (!value.is_number_unsigned() || value.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
       refuse(fmt::format("has {} as its \"{}\", which must be a number from 0 on", value.dump(), key));
@@ -85,7 +95,7 @@ class Members {
   }
 
   [[noreturn]] void refuse(const std::string& reason) const {
-    user_error("{} is damaged: {} {}.", origin_, what_, reason);
+    damaged("{} is damaged: {} {}.", origin_, what_, reason);
   }
 
  private:
@@ -123,6 +133,45 @@ ManifestTensor tensor_from(const json& object, const std::string& name, const st
     tensor.pieces.push_back(std::move(piece));
   }
   return tensor;
+}
+
+json to_json(const CheckpointState& state) {
+  return {{"step", state.step},
+          {"samples", state.samples},
+          {"seed", state.seed},
+          {"updates", state.updates},
+          {"skipped_in_a_row", state.skipped_in_a_row},
+          {"data_fingerprint", state.data_fingerprint},
+          {"job", state.job},
+          {"model_config", state.model_config},
+          {"layout", state.layout},
+          {"versions", state.versions},
+          {"values", state.values}};
+}
+
+CheckpointState state_from(const json& object, const std::string& origin) {
+  const Members members(object, "its state", origin, 11);
+  CheckpointState state;
+  state.step = members.number("step");
+  state.samples = members.number("samples");
+  state.seed = members.unsigned_number("seed");
+  state.updates = members.number("updates");
+  state.skipped_in_a_row = members.number("skipped_in_a_row");
+  state.data_fingerprint = members.text("data_fingerprint");
+  state.job = members.texts("job");
+  state.model_config = members.text("model_config");
+  state.versions = members.texts("versions");
+  for (const auto& [axis, degree] : members.object("layout").items())
+    state.layout.emplace(axis, members.to_signed(degree, "layout"));
+  for (const auto& [name, values] : members.object("values").items()) {
+    if (!values.is_array()) members.refuse(fmt::format("has values of \"{}\" that are not an array", name));
+    for (const json& value : values) {
+      if (!value.is_number()) members.refuse(fmt::format("has {} as a value of \"{}\"", value.dump(), name));
+      state.values[name].push_back(value.get<double>());
+    }
+    state.values.try_emplace(name);
+  }
+  return state;
 }
 
 // `files` and `tensors`, the members that ranks contribute to.
@@ -198,44 +247,55 @@ std::string manifest_text(const Manifest& manifest) {
   json content = contents_to_json(manifest);
   content["format"] = format_name;
   content["version"] = format_version;
-  content["step"] = manifest.state.step;
-  content["samples"] = manifest.state.samples;
-  content["seed"] = manifest.state.seed;
-  content["extra"] = manifest.state.extra;
   content["hash_block_bytes"] = manifest.hash_block_bytes;
-  // Keys are sorted and the text compact, so that the parsed content gives the hashed text again.
+  content["state"] = to_json(manifest.state);
   const std::string text = content.dump();
   return fmt::format("{{\"xxh3\":\"{}\",\"content\":{}}}\n", hex(hash_of(text)), text);
 }
 
+namespace {
+
+// The content as it was written, in a text that manifest_text wrote: what stands behind the hash. Hashed as it is, so
+// that no other way to write the same numbers passes.
+std::string_view content_text(std::string_view text) {
+  constexpr size_t before = std::string_view(R"({"xxh3":"0123456789abcdef","content":)").size();
+  while (!text.empty() && text.back() == '\n') text.remove_suffix(1);
+  return text.size() <= before ? std::string_view() : text.substr(before, text.size() - before - 1);
+}
+
+json parse_json(std::string_view text, const std::string& origin) {
+  try {
+    return parse_strict_json(text, origin);
+  } catch (const UserError& error) {
+    throw DamagedCheckpoint(error.what());
+  }
+}
+
+}  // namespace
+
 Manifest parse_manifest(std::string_view text, const std::string& origin) {
-  const json whole = parse_strict_json(text, origin);
+  const json whole = parse_json(text, origin);
   const Members outer(whole, "its outermost value", origin, 2);
   const json& content = outer.at("content");
-  if (outer.to_hash(outer.at("xxh3")) != hash_of(content.dump())) {
-    user_error("{} is damaged: its content does not fit its hash. Was it edited?", origin);
+  if (outer.to_hash(outer.at("xxh3")) != hash_of(content_text(text))) {
+    damaged("{} is damaged: its content does not fit its hash. Was it edited?", origin);
   }
 
   const Members members(content, "its content", origin);
-  const std::string format = members.text("format");
-  const int64_t version = members.number("version");
-  if (format != format_name || version != format_version) {
-    user_error("{} is of format \"{}\" version {}; this program reads \"{}\" version {}.", origin, format, version,
-               format_name, format_version);
+  if (const std::string format = members.text("format"); format != format_name)
+    user_error("{} is of the format \"{}\"; this program reads \"{}\".", origin, format, format_name);
+  if (const int64_t version = members.number("version"); version != format_version) {
+    user_error(
+        "{} has version {} of the format, and this program reads version {}. It was written by {} version of "
+        "Conclave: load it with that one.",
+        origin, version, format_version, version > format_version ? "a newer" : "an older");
   }
-  members.expect_count(9);
+  members.expect_count(6);
   Manifest manifest;
-  manifest.state.step = members.number("step");
-  manifest.state.samples = members.number("samples");
-  manifest.state.seed = members.unsigned_number("seed");
-  for (const auto& [key, value] : members.object("extra").items()) {
-    if (!value.is_string())
-      members.refuse(fmt::format("has {} as extra \"{}\", which must be a string", value.dump(), key));
-    manifest.state.extra.emplace(key, value.get<std::string>());
-  }
+  manifest.state = state_from(members.object("state"), origin);
   manifest.hash_block_bytes = members.unsigned_number("hash_block_bytes");
   read_contents(members, origin, manifest);
-  if (const auto flaw = flaw_of(manifest)) user_error("{} is damaged: {}.", origin, *flaw);
+  if (const auto flaw = flaw_of(manifest)) damaged("{} is damaged: {}.", origin, *flaw);
   return manifest;
 }
 

@@ -47,7 +47,8 @@ std::string piece_name(std::string_view tensor, const Piece& piece);
 
 // JSON, with a hash over all of it: a manifest that was edited or damaged is noticed.
 std::string manifest_text(const Manifest& manifest);
-// UserError naming `origin` (a file), the tensor and the reason, for everything that manifest_text does not write.
+// DamagedCheckpoint naming `origin` (a file), the tensor and the reason, for everything that manifest_text does not
+// write; another UserError when it was written in another version of the format.
 Manifest parse_manifest(std::string_view text, const std::string& origin);
 
 // Why a manifest is not whole; none: it is.

@@ -2,7 +2,7 @@
 // tensors are stored by descending type, so that wide elements come first and stay aligned.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
 
 #include <cstdint>
 #include <optional>

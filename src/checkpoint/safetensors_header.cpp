@@ -35,6 +35,25 @@ std::string text_of(std::span<const int64_t> shape) {
   return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
+uint64_t SafetensorsHeader::checked_length(std::span<const std::byte> first_bytes, uint64_t file_bytes,
+                                           const std::string& origin) {
+  const auto refuse = [&](const std::string& reason) {
+    user_error("{} is not a valid safetensors file: {}.", origin, reason);
+  };
+  if (file_bytes < 8) refuse(fmt::format("it has {} bytes, less than the 8 of the header's length", file_bytes));
+  check_invariant(first_bytes.size() >= 8, "{} bytes of a file of {}", first_bytes.size(), file_bytes);
+  uint64_t header_bytes = 0;
+  for (size_t i = 0; i < 8; ++i) header_bytes |= static_cast<uint64_t>(first_bytes[i]) << (8 * i);
+  if (header_bytes > most_header_bytes) {
+    refuse(fmt::format("its header is said to have {} bytes, more than the format's limit of {}", header_bytes,
+                       most_header_bytes));
+  }
+  if (header_bytes > file_bytes - 8) {
+    refuse(fmt::format("its header is said to have {} bytes, but the file has only {}", header_bytes, file_bytes));
+  }
+  return header_bytes;
+}
+
 int64_t StoredTensor::numel() const {
   return checked_numel(shape).value();
 }

@@ -3,6 +3,7 @@
 // its tensors tile the data.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -31,6 +32,11 @@ struct StoredTensor {
 
 class SafetensorsHeader {
  public:
+  // N, from the first bytes (8, or all of a shorter file) of a file of `file_bytes` bytes. UserError when it cannot be:
+  // nothing need be allocated for a header that does not fit the file.
+  static uint64_t checked_length(std::span<const std::byte> first_bytes, uint64_t file_bytes,
+                                 const std::string& origin);
+
   // Parses the N bytes of JSON of a file of `file_bytes` bytes. `origin` names the file in refusals. UserError for
   // everything that is not a valid header: broken UTF-8 or JSON, a key twice, unknown keys or types, metadata that is
   // not string to string, overflowing shapes, lengths that do not fit shape and type, ranges that do not tile the data

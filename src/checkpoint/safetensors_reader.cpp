@@ -15,21 +15,10 @@ namespace {
 SafetensorsHeader read_header(const File& file) {
   const std::string origin = file.path().string();
   const uint64_t file_bytes = file.size();
-  const auto refuse = [&](const std::string& reason) {
-    user_error("{} is not a valid safetensors file: {}.", origin, reason);
-  };
-  if (file_bytes < 8) refuse(fmt::format("it has {} bytes, less than the 8 of the header's length", file_bytes));
-  std::array<std::byte, 8> length;
-  file.read(0, length);
-  uint64_t header_bytes = 0;
-  for (int i = 0; i < 8; ++i) header_bytes |= static_cast<uint64_t>(length[i]) << (8 * i);
-  if (header_bytes > most_header_bytes) {
-    refuse(fmt::format("its header is said to have {} bytes, more than the format's limit of {}", header_bytes,
-                       most_header_bytes));
-  }
-  if (header_bytes > file_bytes - 8) {
-    refuse(fmt::format("its header is said to have {} bytes, but the file has only {}", header_bytes, file_bytes));
-  }
+  std::array<std::byte, 8> length{};
+  const std::span<std::byte> first_bytes = std::span(length).first(std::min<uint64_t>(file_bytes, 8));
+  file.read(0, first_bytes);
+  const uint64_t header_bytes = SafetensorsHeader::checked_length(first_bytes, file_bytes, origin);
   std::string json(header_bytes, '\0');
   file.read(8, std::as_writable_bytes(std::span(json)));
   return SafetensorsHeader::parse(json, file_bytes, origin);

@@ -2,17 +2,17 @@
 
 #include <ATen/ATen.h>
 
-#include <cstring>
 #include <exception>
 #include <stdexcept>
 #include <string>
 
-#include "base/error.h"
+#include "checkpoint/damaged_checkpoint.h"
+#include "checkpoint/texts.h"
 
 namespace conclave {
 namespace {
 
-enum Kind : int64_t { runtime_failure, user_failure, invariant_failure };
+enum Kind : int64_t { runtime_failure, user_failure, damage, invariant_failure };
 
 struct Failure {
   Kind kind = runtime_failure;
@@ -22,6 +22,8 @@ struct Failure {
 Failure describe(const std::exception_ptr& exception) {
   try {
     std::rethrow_exception(exception);
+  } catch (const DamagedCheckpoint& error) {
+    return {damage, error.what()};
   } catch (const UserError& error) {
     return {user_failure, error.what()};
   } catch (const InvariantError& error) {
@@ -37,15 +39,9 @@ Failure describe(const std::exception_ptr& exception) {
 Failure share(Communicator& ranks, int source, Failure failure) {
   constexpr size_t longest = 4096;
   failure.message.resize(std::min(failure.message.size(), longest));
-  const at::Tensor head =
-      at::tensor({static_cast<int64_t>(failure.kind), static_cast<int64_t>(failure.message.size())}, at::kLong);
-  ranks.broadcast(head, source).wait();
-  const int64_t length = head[1].item<int64_t>();
-  const at::Tensor text = at::zeros({length}, at::kByte);
-  if (ranks.rank() == source) std::memcpy(text.data_ptr(), failure.message.data(), failure.message.size());
-  if (length > 0) ranks.broadcast(text, source).wait();
-  return {static_cast<Kind>(head[0].item<int64_t>()),
-          std::string(static_cast<const char*>(text.data_ptr()), static_cast<size_t>(length))};
+  const at::Tensor kind = at::full({1}, static_cast<int64_t>(failure.kind), at::kLong);
+  ranks.broadcast(kind, source).wait();
+  return {static_cast<Kind>(kind.item<int64_t>()), broadcast_text(ranks, source, failure.message)};
 }
 
 }  // namespace
@@ -66,9 +62,11 @@ void together(Communicator& ranks, const std::function<void()>& work) {
   if (mark == 0) return;
 
   const int failed = ranks.size() - static_cast<int>(mark);
-  const Failure failure = share(ranks, failed, own ? describe(own) : Failure{});
-  if (own) std::rethrow_exception(own);
+  const Failure of_own = own ? describe(own) : Failure{};
+  const Failure failure = share(ranks, failed, of_own);
+  if (own && of_own.kind == failure.kind) std::rethrow_exception(own);
   const std::string message = fmt::format("rank {}: {}", failed, failure.message);
+  if (failure.kind == damage) throw DamagedCheckpoint(message);
   if (failure.kind == user_failure) throw UserError(message);
   if (failure.kind == invariant_failure) throw InvariantError(message);
   throw std::runtime_error(message);

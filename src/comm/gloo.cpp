@@ -29,8 +29,9 @@ std::shared_ptr<GlooDevice> make_gloo_device(const Process& process) {
   }
 }
 
-c10::intrusive_ptr<c10d::Backend> make_gloo_group(const GlooDevice& device, c10::intrusive_ptr<c10d::Store> store,
-                                                  int rank, int size, std::chrono::milliseconds timeout) {
+c10::intrusive_ptr<c10d::Backend> make_gloo_group(const GlooDevice& device,
+                                                  const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
+                                                  std::chrono::milliseconds timeout) {
   auto options = c10d::ProcessGroupGloo::Options::create(timeout);
   options->devices = {device.device};
   options->threads = 1;  // sends and receives are moved by the device's thread; c10d's own collectives are not used

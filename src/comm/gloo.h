@@ -17,7 +17,8 @@ class GlooDevice;  // a bound network address and the thread that moves its data
 std::shared_ptr<GlooDevice> make_gloo_device(const Process& process);
 
 // Connects `size` ranks with each other; `store` is theirs alone. Throws c10d's errors when a rank does not come.
-c10::intrusive_ptr<c10d::Backend> make_gloo_group(const GlooDevice& device, c10::intrusive_ptr<c10d::Store> store,
-                                                  int rank, int size, std::chrono::milliseconds timeout);
+c10::intrusive_ptr<c10d::Backend> make_gloo_group(const GlooDevice& device,
+                                                  const c10::intrusive_ptr<c10d::Store>& store, int rank, int size,
+                                                  std::chrono::milliseconds timeout);
 
 }  // namespace conclave

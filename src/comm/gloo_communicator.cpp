@@ -32,6 +32,7 @@ std::vector<int64_t> offsets_of(const std::vector<int64_t>& splits, int64_t byte
 // The ranks' parts in rank order, where this rank's own lies apart and the others' one after the other in `received`.
 std::vector<const void*> parts_in_order(int rank, int size, const void* own, char* received, int64_t part_bytes) {
   std::vector<const void*> parts;
+  parts.reserve(size);
   for (int source = 0; source < size; ++source)
     parts.push_back(source == rank ? own : received + part_bytes * (source < rank ? source : source - 1));
   return parts;

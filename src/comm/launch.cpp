@@ -19,12 +19,38 @@ namespace conclave {
 namespace {
 
 // torchrun's own entry, without its log and its closing report, which would bury what the ranks said: the first failure
-// is written to descriptor CONCLAVE_LAUNCH_REPORT as "<rank> <exit code, or minus the signal>".
-constexpr const char* launcher_script = R"(
-import logging, os, sys
+// is written to descriptor CONCLAVE_LAUNCH_REPORT as "<rank> <exit code, or minus the signal>". torchrun itself would
+// answer a signal by ending the ranks, for good after half a minute; here the ranks get it, and torchrun waits for
+// them.
+constexpr const char* launcher_script = R"script(
+import logging, os, signal, sys
 logging.disable(logging.CRITICAL)
 report = int(os.environ.pop("CONCLAVE_LAUNCH_REPORT"))
 os.set_inheritable(report, False)
+
+def started_processes():
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                parent = file.read().rpartition(")")[2].split()[1]
+        except OSError:
+            continue  # ended meanwhile
+        if int(parent) == os.getpid():
+            yield int(name)
+
+def pass_on(number, frame):
+    ranks = list(started_processes())
+    if not ranks:
+        os._exit(128 + number)
+    for rank in ranks:
+        try:
+            os.kill(rank, number)
+        except ProcessLookupError:
+            pass
+
+passed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+for number in passed_on:
+    signal.signal(number, pass_on)
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
@@ -36,7 +62,7 @@ except ChildFailedError as error:
     sys.exit(1)
 except SignalException as error:
     sys.exit(128 + error.sigval)
-)";
+)script";
 
 volatile sig_atomic_t launcher_pid = 0;
 volatile sig_atomic_t signal_passed_on = 0;
@@ -46,7 +72,7 @@ void pass_on(int signal) {
   if (launcher_pid > 0) kill(launcher_pid, signal);
 }
 
-// SIGINT and SIGTERM go to the launcher, and through it to the ranks, for as long as this lives.
+// The signals that a run answers go to the launcher, and through it to the ranks, for as long as this lives.
 class SignalsPassedOn {
  public:
   SignalsPassedOn() {
@@ -55,22 +81,19 @@ class SignalsPassedOn {
     sigemptyset(&action.sa_mask);
     sigaction(SIGINT, &action, &interrupt_);
     sigaction(SIGTERM, &action, &terminate_);
+    sigaction(SIGUSR1, &action, &user_);
   }
   ~SignalsPassedOn() {
     sigaction(SIGINT, &interrupt_, nullptr);
     sigaction(SIGTERM, &terminate_, nullptr);
+    sigaction(SIGUSR1, &user_, nullptr);
     launcher_pid = 0;
     signal_passed_on = 0;
   }
 
  private:
-  struct sigaction interrupt_, terminate_;
+  struct sigaction interrupt_, terminate_, user_;
 };
-
-std::string choose_python(const LaunchOptions& options) {
-  if (!options.python.empty()) return options.python;
-  return std::filesystem::exists(CONCLAVE_PYTHON) ? CONCLAVE_PYTHON : "python3";
-}
 
 // torchrun replaces "$name" in the ranks' arguments, and "$$" by "$".
 std::string without_macros(const std::string& argument) {
@@ -80,9 +103,13 @@ std::string without_macros(const std::string& argument) {
 }
 
 std::vector<std::string> launcher_command(const LaunchOptions& options) {
-  std::vector<std::string> command{choose_python(options), "-c",
-                                   launcher_script,        "--standalone",
-                                   "--no-python",          fmt::format("--nproc-per-node={}", options.ranks)};
+  std::vector<std::string> command{options.python.empty() ? default_python() : options.python,
+                                   "-c",
+                                   launcher_script,
+                                   "--standalone",
+                                   "--no-python",
+                                   fmt::format("--nproc-per-node={}", options.ranks),
+                                   "--signals-to-handle=SIGHUP,SIGQUIT"};  // the others are passed on, see above
   command.push_back(options.command[0]);
   for (size_t word = 1; word < options.command.size(); ++word) command.push_back(without_macros(options.command[word]));
   return command;
@@ -120,6 +147,7 @@ int explain(const std::string& report, int launcher_code, const std::string& pyt
   int rank = 0, code = 0;
   if (std::sscanf(report.c_str(), "%d %d", &rank, &code) == 2) {
     if (code > 0) return code;
+    if (-code == signal_passed_on) return 128 + signal_passed_on;
     spdlog::error("rank {} is lost: signal {} ({}) ended it.", rank, -code, strsignal(-code));
     return exit_peer_lost;
   }
@@ -131,6 +159,10 @@ int explain(const std::string& report, int launcher_code, const std::string& pyt
 }
 
 }  // namespace
+
+std::string default_python() {
+  return std::filesystem::exists(CONCLAVE_PYTHON) ? CONCLAVE_PYTHON : "python3";
+}
 
 int launch_local_ranks(const LaunchOptions& options) {
   check_invariant(options.ranks >= 1 && !options.command.empty(), "launching {} ranks of {} words", options.ranks,

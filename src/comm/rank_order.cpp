@@ -3,8 +3,10 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <type_traits>
 
 #include "base/error.h"
 
@@ -28,9 +30,9 @@ T widen(T value) {
 template <class T, class Wide>
 T narrow(Wide value) {
   if constexpr (std::is_same_v<T, Bf16>) {
-    const uint32_t bits = std::bit_cast<uint32_t>(value);
+    const auto bits = std::bit_cast<uint32_t>(value);
     const uint32_t rounded = bits + 0x7fff + ((bits >> 16) & 1);  // to nearest, ties to even
-    return {static_cast<uint16_t>(value != value ? 0x7fc0 : rounded >> 16)};
+    return {static_cast<uint16_t>(std::isnan(value) ? 0x7fc0 : rounded >> 16)};
   } else {
     return value;
   }
@@ -45,13 +47,15 @@ Wide add(Wide a, Wide b) {
 }
 template <class Wide>
 Wide larger(Wide a, Wide b) {
-  return a > b || a != a ? a : b;  // a != a: NaN
+  if constexpr (std::is_floating_point_v<Wide>)
+    if (std::isnan(a)) return a;
+  return a > b ? a : b;
 }
 
 template <class T>
 void reduce_block(T* out, std::span<const void* const> parts, int64_t begin, int64_t count, Reduction reduction) {
   using Wide = decltype(widen(T{}));
-  Wide result[block];
+  std::array<Wide, block> result;
   const T* first = static_cast<const T*>(parts[0]) + begin;
   for (int64_t i = 0; i < count; ++i) result[i] = widen(first[i]);
   for (const void* part : parts.subspan(1)) {

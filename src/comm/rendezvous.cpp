@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -28,11 +29,12 @@ std::string source_address_towards(const std::string& host) {
     if (socket_fd < 0) continue;
     sockaddr_storage own{};
     socklen_t length = sizeof own;
-    char text[NI_MAXHOST];
+    std::array<char, NI_MAXHOST> text{};
     if (::connect(socket_fd, entry->ai_addr, entry->ai_addrlen) == 0 &&
         ::getsockname(socket_fd, reinterpret_cast<sockaddr*>(&own), &length) == 0 &&
-        getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0)
-      address = text;
+        getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text.data(), text.size(), nullptr, 0, NI_NUMERICHOST) ==
+            0)
+      address = text.data();
     ::close(socket_fd);
   }
   freeaddrinfo(found);
@@ -75,7 +77,7 @@ std::string describe_store(const Process& process) {
 
 std::string address_for_peers(const Process& process) {
   if (process.is_one_host()) return "127.0.0.1";
-  const std::string address = source_address_towards(process.master_address);
+  std::string address = source_address_towards(process.master_address);
   if (address.starts_with("127.") || address == "::1")
     user_error(
         "MASTER_ADDR is \"{}\", which on this host is the loopback address {}: ranks of other hosts cannot reach it. "

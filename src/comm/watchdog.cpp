@@ -258,7 +258,7 @@ struct Watchdog::Shared {
 
   std::optional<Failure> find_overdue() {
     for (const auto& overdue : supervised)
-      if (const auto failure = overdue()) return failure;
+      if (auto failure = overdue()) return failure;
     return {};
   }
 

@@ -24,7 +24,7 @@ void quieten_c10d() {
 
 }  // namespace
 
-World::World(Process process, WorldOptions options) : process_(std::move(process)), options_(std::move(options)) {
+World::World(Process process, WorldOptions options) : process_(std::move(process)), options_(options) {
   quieten_c10d();
   if (options_.device.is_cuda()) {
     std::string why_not;

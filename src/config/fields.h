@@ -99,6 +99,9 @@ void describe(AnyJob& job, Visitor&& visitor) {
                 "ranks that divide the experts among them; divides the model's experts and the world size");
   visitor.field("parallel.hybrid_shard_degree", job.parallel.hybrid_shard_degree, size_of_at_least(0),
                 "ranks that divide parameters and optimizer state among them; 0: the whole world; 1: no sharding");
+  visitor.field(
+      "parallel.elastic", job.parallel.elastic, Anything{},
+      "true: the degrees are the most; another world size takes the nearest that fit, and micro-steps to suit");
   visitor.field("parallel.prefetch_units", job.parallel.prefetch_units, size_of_at_least(0),
                 "units gathered ahead of the one that computes");
   visitor.field("parallel.reshard_after_forward", job.parallel.reshard_after_forward, Anything{},
@@ -125,13 +128,28 @@ void describe(AnyJob& job, Visitor&& visitor) {
 
   visitor.section("moe", "routing and its losses");
   visitor.field("moe.moe_load_balancing", job.moe.moe_load_balancing,
-                Choices<LoadBalancing>{{{"aux_loss", LoadBalancing::aux_loss}, {"none", LoadBalancing::none}},
-                                       {"sinkhorn", "balanced", "bias"}},
-                "how tokens are spread over the experts");
+                Choices<LoadBalancing>{{{"aux_loss", LoadBalancing::aux_loss},
+                                        {"none", LoadBalancing::none},
+                                        {"sinkhorn", LoadBalancing::sinkhorn},
+                                        {"balanced", LoadBalancing::balanced},
+                                        {"bias", LoadBalancing::bias}},
+                                       {}},
+                "how tokens are spread over the experts: aux_loss by a loss; sinkhorn, bias by the choice itself; "
+                "balanced: round-robin, for benchmarks; none: not at all");
   visitor.field("moe.moe_aux_loss_coeff", job.moe.moe_aux_loss_coeff, at_least(0),
                 "strength of aux_loss; null: the model's own router_aux_loss_coef");
+  visitor.field(
+      "moe.aux_loss_scope", job.moe.aux_loss_scope,
+      Choices<AuxLossTokens>{{{"all_ranks", AuxLossTokens::all_ranks}, {"rank", AuxLossTokens::rank}}, {}},
+      "whose tokens of a micro-step aux_loss is taken over; rank: each rank's own, averaged: depends on the layout");
   visitor.field("moe.moe_z_loss_coeff", job.moe.moe_z_loss_coeff, at_least(0),
                 "strength of the loss that keeps router logits small; 0: none");
+  visitor.field("moe.sinkhorn_tolerance", job.moe.sinkhorn_tolerance, more_than(0),
+                "sinkhorn ends when every expert's demand is the mean up to this share of it");
+  visitor.field("moe.sinkhorn_iterations", job.moe.sinkhorn_iterations, size_of_at_least(1),
+                "the most iterations of sinkhorn, each one all-reduce of a few numbers a layer");
+  visitor.field("moe.bias_update_rate", job.moe.bias_update_rate, more_than(0),
+                "by which a step raises or lowers an expert's selection bias under moe_load_balancing: bias");
   visitor.field("moe.dispatcher", job.moe.dispatcher,
                 Choices<DispatcherKind>{{{"all_to_all", DispatcherKind::all_to_all}}, {"all_gather"}},
                 "how tokens reach the ranks of their experts");
@@ -178,10 +196,22 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.section("checkpoint", "states a job can resume from");
   visitor.field("checkpoint.every", job.checkpoint.every, at_least(0), "steps between checkpoints; 0: none");
   visitor.field("checkpoint.keep", job.checkpoint.keep, at_least(1), "newest checkpoints kept");
-  visitor.field("checkpoint.async", job.checkpoint.async, Only{"false", "a step waits until its checkpoint is on disk"},
-                "writes checkpoints while the next steps run");
+  visitor.field("checkpoint.keep_every", job.checkpoint.keep_every, at_least(0),
+                "checkpoints of every so many steps are kept for good; 0: none");
+  visitor.field("checkpoint.async", job.checkpoint.async, Anything{},
+                "true: written from a copy in host memory while the next steps run; false: the step waits");
   visitor.field("checkpoint.resume", job.checkpoint.resume, NotEmpty{},
                 "auto: from the newest checkpoint of output_dir, if any; never; or the path of a checkpoint folder");
+  visitor.field("checkpoint.verify", job.checkpoint.verify, Anything{},
+                "on loading, all data is compared with its hashes");
+  visitor.field("checkpoint.on_damage", job.checkpoint.on_damage,
+                Choices<OnDamage>{{{"fall_back", OnDamage::fall_back}, {"stop", OnDamage::stop}}, {}},
+                "when the newest checkpoint is damaged: go on from the newest that is not, or stop");
+  visitor.field("checkpoint.allow_changed", job.checkpoint.allow_changed, Anything{},
+                "keys (section.key, with commas between them) whose change does not stop a resumed run; null: none");
+  visitor.field("checkpoint.export_every", job.checkpoint.export_every, at_least(0),
+                "steps between exports to a Hugging Face folder in output_dir/export; 0: none");
+  visitor.field("checkpoint.export_keep", job.checkpoint.export_keep, at_least(0), "newest exports kept; 0: all");
 
   visitor.section("validation", "loss on the held-back data");
   visitor.field("validation.every", job.validation.every, at_least(0), "steps between validations; 0: none");

@@ -14,10 +14,12 @@ namespace conclave {
 
 enum class Device { automatic, cpu, cuda };
 enum class ActivationCheckpointing { none, selective, full };
-enum class LoadBalancing { none, aux_loss };
+enum class LoadBalancing { none, aux_loss, sinkhorn, balanced, bias };
+enum class AuxLossTokens { all_ranks, rank };
 enum class DispatcherKind { all_to_all };
 enum class Precision { automatic, fp32, bf16 };
 enum class ScheduleKind { cosine, linear, constant };
+enum class OnDamage { fall_back, stop };
 
 struct RunConfig {
   std::string name = "conclave";
@@ -47,6 +49,7 @@ struct DataConfig {
 struct ParallelConfig {
   int64_t expert_parallel_degree = 1;
   int64_t hybrid_shard_degree = 0;    // 0: the whole world
+  bool elastic = false;               // the degrees above are the most: on another world the nearest that fit are taken
   int64_t prefetch_units = 1;         // units gathered ahead of the one that computes; 0: none
   ReshardRule reshard_after_forward;  // which units do not stay gathered from forward to backward
 };
@@ -62,8 +65,12 @@ struct MemoryConfig {
 
 struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
-  std::optional<double> moe_aux_loss_coeff;  // default: the model's own router_aux_loss_coef
+  std::optional<double> moe_aux_loss_coeff;                 // default: the model's own router_aux_loss_coef
+  AuxLossTokens aux_loss_scope = AuxLossTokens::all_ranks;  // whose tokens of a micro-step aux_loss is taken over
   double moe_z_loss_coeff = 0.0;
+  double sinkhorn_tolerance = 0.01;  // of an expert's demand, relative to the mean
+  int64_t sinkhorn_iterations = 50;  // at most
+  double bias_update_rate = 0.001;   // by which a step changes an expert's selection bias
   DispatcherKind dispatcher = DispatcherKind::all_to_all;
   bool global_token_shuffle = false;          // only false in this version
   std::optional<double> capacity_factor;      // only null in this version: dropless
@@ -96,8 +103,14 @@ struct ScheduleConfig {
 struct CheckpointConfig {
   int64_t every = 0;            // steps between checkpoints; 0 saves nothing
   int64_t keep = 2;             // newest checkpoints kept
-  bool async = false;           // only false in this version: a step waits until its checkpoint is on the disk
+  int64_t keep_every = 0;       // checkpoints of every so many steps are kept for good; 0: none
+  bool async = true;            // written while the next steps run
   std::string resume = "auto";  // auto: the newest of output_dir, if any; never; or the path of a checkpoint folder
+  bool verify = true;           // on loading, hashes are compared
+  OnDamage on_damage = OnDamage::fall_back;
+  std::optional<std::string> allow_changed;  // keys, with commas between them, whose change does not stop a resumed run
+  int64_t export_every = 0;                  // steps between exports to a Hugging Face folder; 0: none
+  int64_t export_keep = 0;                   // newest exports kept; 0: all
 };
 
 struct ValidationConfig {

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "config/field_values.h"
 #include "config/fields.h"
+#include "config/job_difference.h"
 
 namespace conclave {
 namespace {
@@ -34,7 +35,7 @@ struct PresenceFinder {
   void section(const char*, const char*) {}
 
   template <class T, class Rule>
-  void field(const char* key, const T& value, const Rule& rule, const char* meaning) {
+  void field(const char* key, const T& value, const Rule&, const char* meaning) {
     if (key != wanted) return;
     help = meaning;
     if constexpr (IsOptional<T>::value) {
@@ -61,6 +62,22 @@ std::optional<std::string> mistake_in_batch_size(const Job& job, int world_size)
       fmt::format("Use {}.", nearest), job.origins.of("data.global_batch_size"));
 }
 
+const char* balancing_word(LoadBalancing rule) {
+  switch (rule) {
+    case LoadBalancing::none:
+      return "none";
+    case LoadBalancing::aux_loss:
+      return "aux_loss";
+    case LoadBalancing::sinkhorn:
+      return "sinkhorn";
+    case LoadBalancing::balanced:
+      return "balanced";
+    case LoadBalancing::bias:
+      return "bias";
+  }
+  return "";
+}
+
 std::string default_note(const Job& job, const char* key) {
   return job.origins.of(key).empty() ? " (the default)" : "";
 }
@@ -70,7 +87,7 @@ std::string default_note(const Job& job, const char* key) {
 std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known) {
   std::vector<std::string> mistakes;
   // `keys`: what the rule looks at; the place of the first that was given stands in the message.
-  const auto refuse_if = [&](bool broken, std::vector<const char*> keys, const std::string& problem,
+  const auto refuse_if = [&](bool broken, const std::vector<const char*>& keys, const std::string& problem,
                              const std::string& remedy) {
     std::string place;
     for (const char* key : keys) {
@@ -104,11 +121,30 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
       fmt::format("memory.offload_folder is {}, but memory.activation_offloading is false, which does not use it.",
                   job.memory.offload_folder.value_or("").string()),
       "Set memory.offload_folder to null, or memory.activation_offloading to true.");
-  refuse_if(job.moe.moe_load_balancing == LoadBalancing::none && job.moe.moe_aux_loss_coeff.value_or(0) > 0,
-            {"moe.moe_aux_loss_coeff", "moe.moe_load_balancing"},
-            fmt::format("moe.moe_aux_loss_coeff is {}, but moe.moe_load_balancing is none, which does not use it.",
-                        job.moe.moe_aux_loss_coeff.value_or(0)),
-            "Set moe.moe_aux_loss_coeff to null, or moe.moe_load_balancing to aux_loss.");
+  const MoeConfig& moe = job.moe;
+  // A key that only one balancing rule uses, given beside another rule.
+  const auto refuse_unless_rule = [&](LoadBalancing rule, const char* rule_word, const char* key, bool given,
+                                      const std::string& value, const char* neutral) {
+    refuse_if(given && moe.moe_load_balancing != rule, {key, "moe.moe_load_balancing"},
+              fmt::format("{} is {}, but moe.moe_load_balancing is {}, which does not use it.", key, value,
+                          balancing_word(moe.moe_load_balancing)),
+              fmt::format("Set {} to {}, or moe.moe_load_balancing to {}.", key, neutral, rule_word));
+  };
+  const MoeConfig defaults;
+  refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.moe_aux_loss_coeff",
+                     moe.moe_aux_loss_coeff.value_or(0) > 0, fmt::format("{}", moe.moe_aux_loss_coeff.value_or(0)),
+                     "null");
+  refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_scope",
+                     moe.aux_loss_scope != defaults.aux_loss_scope, "rank", "all_ranks");
+  refuse_unless_rule(LoadBalancing::sinkhorn, "sinkhorn", "moe.sinkhorn_tolerance",
+                     moe.sinkhorn_tolerance != defaults.sinkhorn_tolerance, fmt::format("{}", moe.sinkhorn_tolerance),
+                     "its default, 0.01");
+  refuse_unless_rule(LoadBalancing::sinkhorn, "sinkhorn", "moe.sinkhorn_iterations",
+                     moe.sinkhorn_iterations != defaults.sinkhorn_iterations,
+                     fmt::format("{}", moe.sinkhorn_iterations), "its default, 50");
+  refuse_unless_rule(LoadBalancing::bias, "bias", "moe.bias_update_rate",
+                     moe.bias_update_rate != defaults.bias_update_rate, fmt::format("{}", moe.bias_update_rate),
+                     "its default, 0.001");
   refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
             fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
             "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");
@@ -117,6 +153,14 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   refuse_if(resume != "auto" && resume != "never" && !std::filesystem::is_directory(resume, unreadable),
             {"checkpoint.resume"}, fmt::format("checkpoint.resume is {}, but there is no such folder.", resume),
             "Use auto, never or the path of a checkpoint folder.");
+  if (known("checkpoint.allow_changed")) {
+    if (const std::string mistake = mistake_in_allowed_keys(job); !mistake.empty()) mistakes.push_back(mistake);
+  }
+  refuse_if(
+      job.parallel.elastic && !job.data.global_batch_size, {"parallel.elastic", "data.global_batch_size"},
+      "parallel.elastic is true, but there is no data.global_batch_size: a step would mean something else on each "
+      "number of ranks.",
+      "Give data.global_batch_size, the sequences of a step over all ranks.");
   if (known("data.global_batch_size") && known("data.micro_batch_size")) {
     if (const auto mistake = mistake_in_batch_size(job, 1)) mistakes.push_back(*mistake);
   }

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <system_error>
@@ -18,30 +19,16 @@ using nlohmann::json;
 
 constexpr int64_t largest_size = std::numeric_limits<int32_t>::max();  // so that products of two sizes cannot overflow
 
-json read_json(const std::filesystem::path& file_or_folder, std::filesystem::path& file) {
-  std::error_code unreadable;
-  file = file_or_folder;
-  if (std::filesystem::is_directory(file_or_folder, unreadable)) {
-    file /= "config.json";
-    if (!std::filesystem::exists(file, unreadable))
-      throw UserError(mistake(fmt::format("the folder {} holds no config.json.", file_or_folder.string()),
-                              "Give a Hugging Face config.json of a Mixtral, or a folder that holds one.", ""));
-  }
-  std::ifstream stream(file);
-  if (!stream.is_open() || stream.peek() == std::ifstream::traits_type::eof())
-    throw UserError(
-        mistake(fmt::format("the model config {} {}.", file.string(),
-                            stream.is_open() ? "is empty or cannot be read" : "does not exist or cannot be read"),
-                "Give a Hugging Face config.json of a Mixtral, or a folder that holds one.", ""));
+json parse_object(const std::string& text, const std::string& origin) {
   try {
-    json content = json::parse(stream);
+    json content = json::parse(text);
     if (content.is_object()) return content;
   } catch (const json::exception& error) {
-    const std::string_view text = error.what();  // begins with "[json.exception....] "
-    throw UserError(mistake(fmt::format("the model config is not valid JSON: {}.", text.substr(text.find("] ") + 2)),
-                            "", file.string()));
+    const std::string_view reason = error.what();  // begins with "[json.exception....] "
+    throw UserError(mistake(
+        fmt::format("the model config is not valid JSON: {}.", reason.substr(reason.find("] ") + 2)), "", origin));
   }
-  throw UserError(mistake("the model config is not a JSON object.", "", file.string()));
+  throw UserError(mistake("the model config is not a JSON object.", "", origin));
 }
 
 // Takes values out of the file and collects what is wrong with them. A value that is refused keeps the caller's
@@ -212,9 +199,26 @@ void check_fit(Keys& keys, const ModelConfig& config, bool has_head_dim) {
 }  // namespace
 
 ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
-  std::filesystem::path file;
-  const json content = read_json(file_or_folder, file);
-  Keys keys(content, file.string());
+  std::error_code unreadable;
+  std::filesystem::path file = file_or_folder;
+  if (std::filesystem::is_directory(file_or_folder, unreadable)) {
+    file /= "config.json";
+    if (!std::filesystem::exists(file, unreadable))
+      throw UserError(mistake(fmt::format("the folder {} holds no config.json.", file_or_folder.string()),
+                              "Give a Hugging Face config.json of a Mixtral, or a folder that holds one.", ""));
+  }
+  std::ifstream stream(file);
+  if (!stream.is_open() || stream.peek() == std::ifstream::traits_type::eof())
+    throw UserError(
+        mistake(fmt::format("the model config {} {}.", file.string(),
+                            stream.is_open() ? "is empty or cannot be read" : "does not exist or cannot be read"),
+                "Give a Hugging Face config.json of a Mixtral, or a folder that holds one.", ""));
+  return parse_model_config({std::istreambuf_iterator<char>(stream), {}}, file.string());
+}
+
+ModelConfig parse_model_config(const std::string& text, const std::string& origin) {
+  const json content = parse_object(text, origin);
+  Keys keys(content, origin);
   check_architecture(keys);
   if (!keys.mistakes().empty())
     refuse_if_any(keys.mistakes());  // of another architecture nothing else means what it says

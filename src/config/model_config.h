@@ -42,6 +42,9 @@ struct ModelConfig {
 // One error holds all the mistakes. Keys that say nothing of the model's arithmetic are not looked at.
 ModelConfig read_model_config(const std::filesystem::path& file_or_folder);
 
+// The same of the text of a config.json; `origin` names it in refusals.
+ModelConfig parse_model_config(const std::string& text, const std::string& origin);
+
 // A complete config.json of a MixtralForCausalLM that Transformers 4 and 5 read, and read_model_config reads back
 // equal. `dtype`: that of the weights beside it, as Transformers names it ("float32", "bfloat16").
 std::string hugging_face_config_json(const ModelConfig& config, std::string_view dtype);

@@ -84,20 +84,34 @@ std::string ReshardRule::text() const {
   return fmt::format("{}{}", prefix, fmt::join(parts, ", "));
 }
 
+namespace {
+
+bool is_in(const std::vector<std::string>& names, const std::string& name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+// For a unit `name` of the exception that the model does not have.
+std::string remedy_of(const ReshardRule::Units& exception, const std::string& name,
+                      const std::vector<std::string>& units) {
+  if (exception.first && is_in(units, unit_name(exception, 0))) {
+    int64_t last = 0;
+    while (is_in(units, unit_name(exception, last + 1))) ++last;
+    return fmt::format("Its last one is {}.", unit_name(exception, last));
+  }
+  const auto nearest = nearest_name(name, units);
+  return nearest ? fmt::format("Did you mean {}?", *nearest) : fmt::format("Its units are {}.", fmt::join(units, ", "));
+}
+
+}  // namespace
+
 std::optional<RuleMistake> mistake_in(const ReshardRule& rule, const std::vector<std::string>& units,
                                       const std::vector<std::string>& used_once) {
-  const auto is_in = [](const std::vector<std::string>& names, const std::string& name) {
-    return std::find(names.begin(), names.end(), name) != names.end();
-  };
   for (const ReshardRule::Units& exception : rule.exceptions()) {
     const int64_t first = exception.first.value_or(0);
     for (int64_t number = first; number <= std::max(first, exception.last); ++number) {
       const std::string name = unit_name(exception, number);
       if (!is_in(units, name)) {
-        const auto nearest = nearest_name(name, units);
-        return RuleMistake{fmt::format("the model has no unit {}", name),
-                           nearest ? fmt::format("Did you mean {}?", *nearest)
-                                   : fmt::format("Its units are {}.", fmt::join(units, ", "))};
+        return RuleMistake{fmt::format("the model has no unit {}", name), remedy_of(exception, name, units)};
       }
       if (is_in(used_once, name))
         return RuleMistake{fmt::format("{} is used once in a micro-step, and there is nothing to keep it for", name),

@@ -120,8 +120,8 @@ void IndexedTokens::read_header() {
     const auto expected = static_cast<unsigned char>(magic[j]);
     if (found != expected)
       refuse(index_, j,
-             "found 0x{:02x}, expected 0x{:02x} of \"MMIDIDX\\0\\0\". This is no .idx file of Megatron's format.",
-             found, expected);
+             R"(found 0x{:02x}, expected 0x{:02x} of "MMIDIDX\0\0". This is no .idx file of Megatron's format.)", found,
+             expected);
   }
   if (bytes.size() < header_bytes)
     refuse(index_, bytes.size(), "the file ends here, expected a header of {} bytes. It is truncated.", header_bytes);
@@ -260,7 +260,7 @@ void IndexedTokens::read(int64_t first_token, std::span<int64_t> out) const {
     for (int64_t j = 0; j < count; ++j) {
       Token token;
       std::memcpy(&token, source + j * static_cast<int64_t>(sizeof(Token)), sizeof(Token));
-      out[j] = token;
+      out[j] = static_cast<int64_t>(token);
       highest = std::max(highest, static_cast<uint64_t>(out[j]));
     }
   });

@@ -62,7 +62,7 @@ double squares_of_elements(const float* x, int64_t count) {
 #else
   const hn::ScalableTag<double> d;
   const hn::Rebind<float, decltype(d)> narrow;
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   const auto widened = [=](int64_t i) HWY_ATTR { return hn::PromoteTo(d, hn::LoadU(narrow, x + i)); };
   auto s0 = hn::Zero(d), s1 = s0, s2 = s0, s3 = s0;
   int64_t i = 0;

@@ -44,10 +44,11 @@ ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t exper
 
 void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse);
 
-Routing route(const at::Tensor& logits_TE, int64_t top_k);
-RoutingStatistics routing_statistics(const Routing& routing);
-void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const at::Tensor& grad_weight_TK,
-                    const at::Tensor& probability_gradient_E, double z_coefficient);
+Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& selection_bias_E);
+Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK);
+RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options);
+void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
+                    const at::Tensor& grad_weight_TK, const at::Tensor& probability_gradient_E, double z_coefficient);
 
 void embedding_forward(at::Tensor out_TH, const at::Tensor& table_VH, const at::Tensor& tokens_T);
 void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH, const at::Tensor& tokens_T);

@@ -99,7 +99,7 @@ void gradient_rows(double* loss, const at::Tensor& logits_CV, const int64_t* tar
     const float target_logit = element(row + targets[r]);
     const double sum = sum_exp<keep>(row, vocabulary, maximum);
     loss[r] = std::log(sum) + maximum - target_logit;
-    const float factor = static_cast<float>(scale / sum);
+    const auto factor = static_cast<float>(scale / sum);
     for_lanes(vocabulary, [=](auto d, size_t i) HWY_ATTR {
       const auto x = load(d, row + i);
       store(hn::Mul(keep ? x : shifted_exp(d, x, maximum), hn::Set(d, factor)), d, row + i);
@@ -135,7 +135,7 @@ namespace {
 
 // The targets, seen to lie in [0, V) or to be -100: a row is written at its target.
 const int64_t* checked_targets(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
-  const int64_t* targets = targets_C.const_data_ptr<int64_t>();
+  const auto* targets = targets_C.const_data_ptr<int64_t>();
   for (int64_t r = 0; r < targets_C.size(0); ++r) {
     check_invariant((targets[r] >= 0 && targets[r] < logits_CV.size(1)) || targets[r] == -100,
                     "cross_entropy: target {} of row {} is outside the vocabulary of {}", targets[r], r,

@@ -1,43 +1,68 @@
-// The top-k softmax router of Mixtral, in fp32: probabilities over all experts, the k largest, renormalized to sum 1.
+// The top-k router in fp32: a score of every expert for every token, the k best experts, their scores as routing
+// weights. Mixtral's is softmax scores renormalized over the chosen; the other options are what further families need.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 namespace conclave {
 
-struct Routing {
-  at::Tensor probability_TE;       // fp32: softmax of the logits
-  at::Tensor logsumexp_T;          // fp32: of the logits
-  at::Tensor expert_of_choice_TK;  // int32, by descending probability; equal probabilities: the lower expert first
-  at::Tensor weight_TK;            // fp32: the chosen probabilities, divided by their sum
+enum class RouterScores {
+  softmax,  // over all experts
+  sigmoid,  // of each logit alone (DeepSeek-V3)
 };
 
-// What balancing needs to know of the tokens of this rank.
+struct RouterOptions {
+  int64_t top_k = 2;
+  RouterScores scores = RouterScores::softmax;
+  bool renormalize = true;  // divide the chosen scores by their sum
+  double scale = 1.0;       // of the weights, after renormalization
+  // Group-limited choice (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): experts form `groups` equal groups of
+  // neighbours; only experts of the `top_groups` best groups can be chosen, a group being as good as the sum of its two
+  // best experts.
+  int64_t groups = 1;
+  int64_t top_groups = 1;
+};
+
+struct Routing {
+  at::Tensor score_TE;             // fp32: softmax or sigmoid of the logits
+  at::Tensor logsumexp_T;          // fp32: of the logits
+  at::Tensor expert_of_choice_TK;  // int32; when chosen here: by descending score, of equal ones the lower expert first
+  at::Tensor weight_TK;            // fp32: the chosen scores, renormalized if asked, times the scale
+};
+
+// What balancing needs to know of the tokens of this rank. An expert's probability is its score, divided by the sum of
+// the token's scores where that is not 1 by itself (sigmoid).
 struct RoutingStatistics {
   at::Tensor count_E;               // double: choices that fell on each expert
   at::Tensor probability_sum_E;     // double: sum over tokens of each expert's probability
   double logsumexp_square_sum = 0;  // sum over tokens of logsumexp^2 (z-loss: Zoph et al., "ST-MoE", 2022)
 };
 
-// logits [T,E], fp32 or bf16.
-Routing route(const at::Tensor& logits_TE, int64_t top_k);
+// logits [T,E], fp32 or bf16. selection_bias [E] fp32 is added to the scores for choosing, not for weighing; undefined
+// for none.
+Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& selection_bias_E = {});
+
+// The same with choices made elsewhere: expert_of_choice [T,K] int32, each token's experts distinct.
+Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK);
 
 // Sums in token order within fixed blocks, so that the result does not depend on threads. On the CPU whatever the
 // routing's device.
-RoutingStatistics routing_statistics(const Routing& routing);
+RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options);
 
-// grad_logits [T,E] (dtype of the logits) from the gradient of the renormalized weights, plus what the balancing losses
-// add:
+// grad_logits [T,E] (dtype of the logits) from the gradient of the weights, plus what the balancing losses add:
 //   probability_gradient [E] fp32: d loss / d probability[t,e], the same for every token (the aux loss); undefined for
-//   none; z_coefficient: d loss / d (logsumexp[t]^2), the same for every token (the z-loss).
-void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const at::Tensor& grad_weight_TK,
-                    const at::Tensor& probability_gradient_E, double z_coefficient);
+//   none; z_coefficient: d loss / d (logsumexp[t]^2), the same for every token (the z-loss); 0 with sigmoid scores,
+//   which no logsumexp normalizes.
+// Choices are constants: no gradient flows through which experts were chosen, nor into a selection bias.
+void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
+                    const at::Tensor& grad_weight_TK, const at::Tensor& probability_gradient_E, double z_coefficient);
 
 namespace reference {
-Routing route(const at::Tensor& logits_TE, int64_t top_k);
-RoutingStatistics routing_statistics(const Routing& routing);
-void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const at::Tensor& grad_weight_TK,
-                    const at::Tensor& probability_gradient_E, double z_coefficient);
+Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& selection_bias_E = {});
+Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK);
+RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options);
+void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
+                    const at::Tensor& grad_weight_TK, const at::Tensor& probability_gradient_E, double z_coefficient);
 }  // namespace reference
 
 }  // namespace conclave

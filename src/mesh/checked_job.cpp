@@ -19,6 +19,30 @@ void check_reshard_rule(const Job& job, const ModelConfig& model) {
                            found->remedy, job.origins.of("parallel.reshard_after_forward"))});
 }
 
+// The largest micro-batch of at most the job's whose micro-steps fit into a step; the job's own where none does.
+int64_t fitting_micro_batch(const Job& job, int world_size) {
+  for (int64_t size = job.data.micro_batch_size; size >= 1; --size)
+    if (*job.data.global_batch_size % (size * world_size) == 0) return size;
+  return job.data.micro_batch_size;
+}
+
+// Returns what it changed, in words.
+std::vector<std::string> fit_to_world(Job& job, int world_size, int64_t num_experts) {
+  const ParallelConfig asked = job.parallel;
+  const int64_t asked_micro_batch = job.data.micro_batch_size;
+  job.parallel = fitting_degrees(asked, world_size, num_experts);
+  job.data.micro_batch_size = fitting_micro_batch(job, world_size);
+  std::vector<std::string> changes;
+  const auto tell = [&](const char* key, int64_t was, int64_t is) {
+    if (was != is)
+      changes.push_back(fmt::format("parallel.elastic: {} is {} on {} ranks instead of {}", key, is, world_size, was));
+  };
+  tell("parallel.expert_parallel_degree", asked.expert_parallel_degree, job.parallel.expert_parallel_degree);
+  tell("parallel.hybrid_shard_degree", asked.hybrid_shard_degree, job.parallel.hybrid_shard_degree);
+  tell("data.micro_batch_size", asked_micro_batch, job.data.micro_batch_size);
+  return changes;
+}
+
 }  // namespace
 
 CheckedJob check_job(Job job, int world_size) {
@@ -27,6 +51,8 @@ CheckedJob check_job(Job job, int world_size) {
 }
 
 CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
+  std::vector<std::string> fitted;
+  if (job.parallel.elastic) fitted = fit_to_world(job, world_size, model.num_local_experts);
   Layout layout(world_size, job.parallel, model.num_local_experts, job.origins);
   const int64_t micro_steps = micro_steps_per_step(job, world_size);
   if (job.data.sequence_length > model.max_position_embeddings)
@@ -34,7 +60,7 @@ CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
                job.data.sequence_length, model.max_position_embeddings, job.model.config.string(),
                model.max_position_embeddings);
   check_reshard_rule(job, model);
-  return {std::move(job), model, layout, micro_steps};
+  return {std::move(job), model, layout, micro_steps, std::move(fitted)};
 }
 
 }  // namespace conclave

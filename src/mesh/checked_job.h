@@ -13,6 +13,7 @@ struct CheckedJob {
   ModelConfig model;
   Layout layout;
   int64_t micro_steps = 1;
+  std::vector<std::string> fitted;  // what parallel.elastic changed, in words
 
   // Of one micro-step and one rank.
   int64_t tokens_per_rank() const { return job.data.micro_batch_size * job.data.sequence_length; }

@@ -1,5 +1,6 @@
 #include "mesh/layout.h"
 
+#include <algorithm>
 #include <functional>
 
 #include "base/error.h"
@@ -140,6 +141,16 @@ AxisGroup Layout::group(Axis axis, int rank) const {
   const int first = rank - group.index * stride(axis);
   for (int index = 0; index < degree(axis); ++index) group.ranks.push_back(first + index * stride(axis));
   return group;
+}
+
+ParallelConfig fitting_degrees(ParallelConfig parallel, int world_size, int64_t num_experts) {
+  int64_t& expert = parallel.expert_parallel_degree;
+  expert = std::min<int64_t>(expert, world_size);
+  while (expert > 1 && (world_size % expert != 0 || num_experts % expert != 0)) --expert;
+  int64_t& shard = parallel.hybrid_shard_degree;
+  shard = std::min<int64_t>(shard, world_size);
+  while (shard > 1 && (world_size % shard != 0 || !nest(shard, expert))) --shard;
+  return parallel;
 }
 
 std::string describe(const Layout& layout) {

@@ -47,6 +47,10 @@ class Layout {
   int expert_shard_;
 };
 
+// Of the degrees that fit the world and the model, the largest that are at most those given: for a job whose number of
+// ranks changes. A shard degree of 0, the whole world, stays.
+ParallelConfig fitting_degrees(ParallelConfig parallel, int world_size, int64_t num_experts);
+
 // The arithmetic, for people: each degree by name, the products, and the share of the parameters that a rank holds.
 std::string describe(const Layout& layout);
 

@@ -1,12 +1,11 @@
 #include "metrics/progress_line.h"
 
 #include <fmt/core.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+
+#include "metrics/terminal.h"
 
 namespace conclave {
 namespace {
@@ -18,13 +17,6 @@ std::string grouped(double value) {
   const size_t first = digits.front() == '-' ? 1 : 0;
   for (size_t end = digits.size(); end > first + 3; end -= 3) digits.insert(end - 3, 1, ',');
   return digits;
-}
-
-std::string duration(double seconds) {
-  const auto whole = static_cast<int64_t>(std::lround(std::max(seconds, 0.0)));
-  const int64_t days = whole / 86400;
-  const std::string clock = fmt::format("{:02}:{:02}:{:02}", whole / 3600 % 24, whole / 60 % 60, whole % 60);
-  return days > 0 ? fmt::format("{}d {}", days, clock) : clock;
 }
 
 // " (moments 46 %, parameters 23 %, gradients 23 %)": the three that take most.
@@ -39,12 +31,6 @@ std::string largest_shares(std::vector<std::pair<std::string, int64_t>> memory_o
   for (const auto& [category, bytes] : memory_of)
     text += fmt::format("{}{} {:.0f} %", text.empty() ? " (" : ", ", category, 100 * static_cast<double>(bytes) / sum);
   return text + ")";
-}
-
-size_t terminal_columns(int descriptor) {
-  winsize size{};
-  if (::ioctl(descriptor, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return std::numeric_limits<size_t>::max();
-  return size.ws_col;
 }
 
 }  // namespace
@@ -72,7 +58,7 @@ ProgressLine::ProgressLine(int64_t steps, int64_t log_every, std::FILE* out)
     : steps_(steps),
       log_every_(std::max<int64_t>(log_every, 1)),
       out_(out),
-      on_terminal_(::isatty(::fileno(out)) == 1),
+      on_terminal_(is_terminal(out)),
       time_left_(steps) {}
 
 ProgressLine::~ProgressLine() {
@@ -84,9 +70,7 @@ void ProgressLine::show(const Progress& progress) {
   if (!on_terminal_ && progress.step % log_every_ != 0 && progress.step != steps_) return;
   std::string line = format_progress(progress, steps_, seconds_left);
   if (on_terminal_) {
-    // A line that wraps could not be taken back by a carriage return. "\x1b[K" clears what a longer line before left.
-    line.resize(std::min(line.size(), terminal_columns(::fileno(out_)) - 1));
-    print("\r" + line + "\x1b[K");
+    rewrite_line(out_, std::move(line));
     line_open_ = true;
   } else {
     print(line + "\n");

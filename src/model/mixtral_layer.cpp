@@ -8,8 +8,9 @@
 
 namespace conclave {
 
-MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, Dispatcher& dispatcher, LayerOptions options)
-    : config_(config), index_(index), dispatcher_(dispatcher), options_(options) {}
+MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection, Dispatcher& dispatcher,
+                           LayerOptions options)
+    : config_(config), index_(index), selection_(selection), dispatcher_(dispatcher), options_(options) {}
 
 AttentionShape MixtralLayer::attention_shape(const MicroBatch& batch) const {
   return {batch.batch,      batch.sequence,        config_.num_attention_heads, config_.num_key_value_heads,
@@ -61,11 +62,18 @@ at::Tensor MixtralLayer::normed_expert_input(Mode mode, const LayerWeights& weig
   return normed_TH;
 }
 
-void MixtralLayer::compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const {
+void MixtralLayer::compute_dispatch(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH,
+                                    const MicroBatch& batch, LayerState& state) const {
   at::Tensor logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
   linear_forward(logits_TE, normed_TH, weights.router_EH);
   MemoryScope scope(MemoryCategory::activations);
-  state.routing = route(logits_TE, config_.num_experts_per_tok);
+  const at::Tensor& kept_choice_TK = state.routing.expert_of_choice_TK;
+  if (kept_choice_TK.defined())
+    state.routing = route_to(logits_TE, selection_.options(), kept_choice_TK);
+  else if (mode == Mode::training)
+    state.routing = selection_.route_in_training(index_, logits_TE, {batch.sample_of_B, batch.sequence});
+  else
+    state.routing = selection_.route_in_evaluation(index_, logits_TE);
   state.plan = dispatcher_.plan(state.routing.expert_of_choice_TK);
   state.rows = dispatcher_.dispatch(state.plan, normed_TH, state.routing.weight_TK);
 }
@@ -73,7 +81,7 @@ void MixtralLayer::compute_dispatch(const LayerWeights& weights, const at::Tenso
 at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                              LayerState& state) const {
   compute_attention(weights, batch, rotary, state);
-  compute_dispatch(weights, normed_expert_input(mode, weights, batch, state), state);
+  compute_dispatch(mode, weights, normed_expert_input(mode, weights, batch, state), batch, state);
   const bool keep = mode == Mode::training && options_.checkpointing == ActivationCheckpointing::none;
   if (!keep) {  // nobody reads them any more
     state.qkv_TM.reset();
@@ -91,7 +99,7 @@ at::Tensor MixtralLayer::forward(const LayerWeights& weights, at::Tensor input_T
                                  const RotaryTable& rotary, LayerState& state, RoutingStatistics& statistics) const {
   state.input_TH = std::move(input_TH);
   at::Tensor output_TH = run(Mode::training, weights, batch, rotary, state);
-  statistics = routing_statistics(state.routing);
+  statistics = routing_statistics(state.routing, selection_.options());
   if (options_.checkpointing == ActivationCheckpointing::none) return output_TH;
   LayerState kept;
   kept.input_TH = state.input_TH;
@@ -100,6 +108,8 @@ at::Tensor MixtralLayer::forward(const LayerWeights& weights, at::Tensor input_T
     kept.routing = state.routing;
     kept.plan = std::move(state.plan);
     kept.rows = state.rows;
+  } else {
+    kept.routing.expert_of_choice_TK = state.routing.expert_of_choice_TK;
   }
   state = std::move(kept);
   return output_TH;
@@ -110,7 +120,7 @@ at::Tensor MixtralLayer::evaluate(const LayerWeights& weights, at::Tensor input_
   LayerState state;
   state.input_TH = std::move(input_TH);
   at::Tensor output_TH = run(Mode::evaluation, weights, batch, rotary, state);
-  statistics = routing_statistics(state.routing);
+  statistics = routing_statistics(state.routing, selection_.options());
   return output_TH;
 }
 
@@ -120,7 +130,7 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
   if (!state.qkv_TM.defined()) compute_attention(weights, batch, rotary, state);
 
   if (!state.rows.row_RH.defined())
-    compute_dispatch(weights, normed_expert_input(Mode::training, weights, batch, state), state);
+    compute_dispatch(Mode::training, weights, normed_expert_input(Mode::training, weights, batch, state), batch, state);
   const ExpertWeights experts{weights.gate_up_LJH, weights.down_LHI};
 
   // Experts and their routing.
@@ -135,8 +145,8 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
   }
   at::Tensor normed_TH = normed_expert_input(Mode::training, weights, batch, state);
   at::Tensor grad_logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
-  route_backward(grad_logits_TE, state.routing, grad_dispatch.weight_TK, router_loss.probability_E,
-                 router_loss.logsumexp_square);
+  route_backward(grad_logits_TE, state.routing, selection_.options(), grad_dispatch.weight_TK,
+                 router_loss.probability_E, router_loss.logsumexp_square);
   linear_backward_weight(gradients.router_EH.tensor, grad_logits_TE, normed_TH, gradients.router_EH.accumulate);
   linear_backward_input_add(grad_dispatch.token_TH, grad_logits_TE, weights.router_EH);
   apply_jitter(grad_dispatch.token_TH, batch);

@@ -11,6 +11,7 @@
 #include "model/layer_slots.h"
 #include "model/micro_batch.h"
 #include "moe/dispatcher.h"
+#include "moe/expert_selection.h"
 
 namespace conclave {
 
@@ -26,7 +27,8 @@ struct LayerState {
   at::Tensor hidden_TH;  // the residual stream between attention and experts
   at::Tensor gate_up_RJ;
 
-  // Kept by `none` and `selective`: so recomputation neither routes nor communicates.
+  // Kept by `none` and `selective`: so recomputation neither routes nor communicates. Of the routing, `full` keeps the
+  // choices: a few bytes a token, and balancing rules that ask other ranks are asked once.
   at::Tensor hidden_rstd_T;
   Routing routing;
   DispatchPlan plan;
@@ -48,8 +50,9 @@ struct LayerOptions {
 
 class MixtralLayer {
  public:
-  // `dispatcher` outlives the layer.
-  MixtralLayer(const ModelConfig& config, int64_t index, Dispatcher& dispatcher, LayerOptions options);
+  // `selection` and `dispatcher` outlive the layer.
+  MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection, Dispatcher& dispatcher,
+               LayerOptions options);
 
   // The output [T,H]. `state` receives what backward needs, by policy; `statistics` what balancing needs.
   at::Tensor forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
@@ -71,12 +74,14 @@ class MixtralLayer {
   // What router and experts see: hidden normalized, with jitter in training. The same bits every time.
   at::Tensor normed_expert_input(Mode mode, const LayerWeights& weights, const MicroBatch& batch,
                                  LayerState& state) const;
-  void compute_dispatch(const LayerWeights& weights, const at::Tensor& normed_TH, LayerState& state) const;
+  void compute_dispatch(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                        LayerState& state) const;
   void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
   AttentionShape attention_shape(const MicroBatch& batch) const;
 
   ModelConfig config_;
   int64_t index_;
+  ExpertSelection& selection_;
   Dispatcher& dispatcher_;
   LayerOptions options_;
 };

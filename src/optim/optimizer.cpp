@@ -14,7 +14,7 @@ std::vector<double> Optimizer::gradient_squares(Communicator& world, at::Device 
   squares = squares.to(device);
   world.all_reduce(squares).wait();
   squares = squares.to(at::kCPU);
-  const double* sum = squares.const_data_ptr<double>();
+  const auto* sum = squares.const_data_ptr<double>();
   return {sum, sum + units_.size()};
 }
 

@@ -86,7 +86,9 @@ void LayerMemory::compute_attention(State& state) {
 void LayerMemory::compute_dispatch(const RoutedRows& rows, State& state) {
   ledger_.now_doing.part = "dispatch";
   const Block logits_TE = hold(workspace, tokens_ * experts_ * item_);
-  state.routing = hold(activations, tokens_ * (experts_ + 1) * fp32 + tokens_ * top_k_ * (int32 + fp32));
+  if (!state.has_choices) state.choices = hold(activations, tokens_ * top_k_ * int32);
+  state.has_choices = true;
+  state.routing = hold(activations, tokens_ * (experts_ + 1 + top_k_) * fp32);
   const int64_t sent = tokens_ * top_k_;
   state.plan = hold(activations, 3 * sent * int32 + (alone_ ? 0 : 2 * rows.received * int32));
   Block messages;
@@ -151,6 +153,8 @@ LayerMemory::Block LayerMemory::forward(Block input_TH, const RoutedRows& rows, 
   if (checkpointing == ActivationCheckpointing::none) return output_TH;
   State kept;
   kept.input_TH = std::move(state.input_TH);
+  kept.choices = std::move(state.choices);
+  kept.has_choices = true;
   if (checkpointing == ActivationCheckpointing::selective) {
     kept.hidden_rstd_T = std::move(state.hidden_rstd_T);
     kept.routing = std::move(state.routing);

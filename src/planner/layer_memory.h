@@ -20,10 +20,12 @@ class LayerMemory {
     Block hidden_TH;
     Block gate_up_RJ;
     Block hidden_rstd_T;
-    Block routing;  // probabilities, logsumexp, choices, weights
+    Block routing;  // scores, logsumexp, weights
+    Block choices;  // of experts: kept by every policy
     Block plan;     // row orders
     Block row_RH;
     Block weight_R;
+    bool has_choices = false;
     bool has_attention = false;
     bool has_rows = false;
     bool has_gate_up = false;

@@ -25,14 +25,21 @@ class MemoryObserver : public StepObserver {
         first_(rank.units.size()),
         states_(rank.layers()) {
     doing("setting up", 0);
-    int64_t elements = 0;
+    int64_t elements = 0, saved = 0;
     for (size_t unit = 0; unit < rank.units.size(); ++unit) {
       groups_[unit].resize(rank.units[unit].groups.size());
-      for (const PlannedGroup& group : rank.units[unit].groups) elements += group.shard_numel;
+      for (const PlannedGroup& group : rank.units[unit].groups) {
+        elements += group.shard_numel;
+        saved += group.shard_numel / group.replica_degree;
+      }
     }
     kept_.push_back(ledger_.hold(parameters, elements * fp32));
     kept_.push_back(ledger_.hold(moments, 2 * elements * fp32));
     kept_.push_back(ledger_.hold(gradients, elements * fp32));
+    // Replicas share the writing. From a GPU the copies go to memory of the host, which is not what is planned.
+    const CheckpointConfig& checkpoints = rank.job.job.checkpoint;
+    if (checkpoints.every > 0 && checkpoints.async && rank.backend != Backend::cuda_nccl)
+      kept_.push_back(ledger_.hold(checkpoint, 3 * saved * fp32));
     const int64_t sequence = rank.job.job.data.sequence_length;
     kept_.push_back(ledger_.hold(workspace, sequence * rank.job.model.head_dim * fp32));  // rotary tables
   }

@@ -46,10 +46,10 @@ class TrafficObserver : public StepObserver {
     exchange(bytes.gradients_back);
   }
 
-  // Choices of each expert by layer, probability of each expert, logsumexp^2, tokens; in double.
+  // Choices of each expert by layer, probability of each expert, aux loss, logsumexp^2, tokens; in double.
   void begin_balance() override {
     const int64_t experts = rank_.job.model.num_local_experts;
-    over_world(static_cast<int64_t>(rank_.layers()) * experts + experts + 2);
+    over_world(static_cast<int64_t>(rank_.layers()) * experts + experts + 3);
   }
   void loss_sum() override { over_world(1); }
   void gradient_norm() override { over_world(static_cast<int64_t>(rank_.units.size())); }

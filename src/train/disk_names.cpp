@@ -55,4 +55,14 @@ std::vector<DiskNames> mixtral_disk_names(const ModelConfig& config) {
   return names;
 }
 
+HuggingFaceExportOptions hugging_face_export_options(const ModelConfig& config, at::ScalarType dtype) {
+  HuggingFaceExportOptions options;
+  options.dtype = dtype;
+  options.config_json = hugging_face_config_json(config, dtype == at::kBFloat16 ? "bfloat16"
+                                                         : dtype == at::kHalf   ? "float16"
+                                                                                : "float32");
+  options.generation_config_json = hugging_face_generation_config_json(config);
+  return options;
+}
+
 }  // namespace conclave

@@ -4,6 +4,7 @@
 #include "kernels/embedding.h"
 #include "memory/memory_category.h"
 #include "memory/scratch_file.h"
+#include "moe/sinkhorn_selection.h"
 
 namespace conclave {
 namespace {
@@ -26,6 +27,25 @@ std::unique_ptr<OffloadMedium> make_offload_medium(const Job& job, at::Device de
   return std::make_unique<ScratchFile>(job.memory.offload_folder.value_or(job.run.output_dir));
 }
 
+std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeConfig& moe) {
+  const ModelConfig& config = model.config();
+  const RouterOptions router{.top_k = config.num_experts_per_tok};
+  switch (moe.moe_load_balancing) {
+    case LoadBalancing::sinkhorn:
+      return std::make_unique<SinkhornSelection>(
+          router, SinkhornOptions{moe.sinkhorn_tolerance, moe.sinkhorn_iterations}, model.axes().world());
+    case LoadBalancing::balanced:
+      return std::make_unique<RoundRobinSelection>(router);
+    case LoadBalancing::bias:
+      return std::make_unique<BiasedSelection>(router, moe.bias_update_rate, config.num_hidden_layers,
+                                               config.num_local_experts, model.options().device);
+    case LoadBalancing::none:
+    case LoadBalancing::aux_loss:
+      break;
+  }
+  return std::make_unique<TopKSelection>(router);
+}
+
 }  // namespace
 
 ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients)
@@ -35,11 +55,14 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficie
       schedule_(units_,
                 {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
                 clock_),
+      selection_(make_selection(model, job.moe)),
       dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_)),
       head_(model.config(), job.memory.loss_chunk_tokens),
-      coefficients_(coefficients) {
+      coefficients_(coefficients),
+      aux_loss_scope_(job.moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank
+                                                                    : AuxLossScope::all_ranks) {
   for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
-    layers_.emplace_back(model.config(), layer, *dispatcher_, layer_options(model.config(), job));
+    layers_.emplace_back(model.config(), layer, *selection_, *dispatcher_, layer_options(model.config(), job));
   if (job.memory.activation_offloading)
     offloaded_ = std::make_unique<ActivationStore>(make_offload_medium(job, model.options().device),
                                                    model.config().num_hidden_layers,
@@ -115,7 +138,7 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     if (offloaded_) offloaded_->put(static_cast<int64_t>(layer), std::move(states[layer].input_TH));
   }
   // Summed over the ranks while the head computes.
-  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device);
+  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_scope_);
 
   // The head goes forward and backward at once; what was its input is now the gradient.
   {
@@ -160,7 +183,9 @@ at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Bala
     hidden_TH = layers_[layer].evaluate(weights, std::move(hidden_TH), batch, rotary_, statistics[layer]);
     schedule_.end(layer + 1);
   }
-  balance = BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device).finish();
+  balance =
+      BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_scope_)
+          .finish();
   return hidden_TH;
 }
 

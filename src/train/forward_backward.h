@@ -12,6 +12,7 @@
 #include "model/mixtral_head.h"
 #include "model/mixtral_layer.h"
 #include "moe/balancing.h"
+#include "moe/expert_selection.h"
 #include "sharding/unit_schedule.h"
 #include "train/parallel_model.h"
 
@@ -58,6 +59,9 @@ class ForwardBackward {
   // Null without activation_offloading.
   const ActivationStore* offloaded() const { return offloaded_.get(); }
 
+  // The balancing rule's part in the choice of experts, and what it carries from step to step.
+  ExpertSelection& selection() { return *selection_; }
+
   StepClock& clock() { return clock_; }
 
  private:
@@ -74,10 +78,12 @@ class ForwardBackward {
   std::vector<Unit*> units_;
   StepClock clock_;
   UnitSchedule schedule_;
+  std::unique_ptr<ExpertSelection> selection_;
   std::unique_ptr<Dispatcher> dispatcher_;
   std::vector<MixtralLayer> layers_;
   MixtralHead head_;
   Coefficients coefficients_;
+  AuxLossScope aux_loss_scope_;
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

@@ -13,7 +13,10 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
             [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); }),
       model_(checked_.model, axes_,
              {compute_dtype(checked_.job.precision.compute, world.device()),
-              checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device()}) {}
+              checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device()}) {
+  for (const std::string& change : checked_.fitted) spdlog::info(change);
+  if (world.device().is_cuda()) host_world_.emplace(axes_.world(), world.device());
+}
 
 void start_parameters(ParallelJob& job) {
   const auto& folder = job.job().model.init_from;

@@ -2,8 +2,11 @@
 // first, so that a mistake is refused before any rank allocates.
 #pragma once
 
-#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
 
+#include "checkpoint/host_tensors.h"
 #include "comm/world.h"
 #include "config/job_file.h"
 #include "mesh/checked_job.h"
@@ -25,6 +28,8 @@ class ParallelJob {
   at::Device device() const { return model_.options().device; }
   World& world() { return world_; }
   Axes& axes() { return axes_; }
+  // The world axis, for CPU tensors.
+  Communicator& host_world() { return host_world_ ? *host_world_ : axes_.world(); }
   ParallelModel& model() { return model_; }
   int rank() const { return world_.rank(); }
   bool is_first() const { return world_.rank() == 0; }
@@ -49,6 +54,7 @@ class ParallelJob {
   CheckedJob checked_;
   World& world_;
   Axes axes_;
+  std::optional<HostTensors> host_world_;  // where the axes take tensors of a device only
   ParallelModel model_;
 };
 

@@ -1,6 +1,6 @@
 #include "train/parallel_model.h"
 
-#include "checkpoint/hugging_face_export.h"
+#include "checkpoint/checkpoint_writer.h"
 #include "checkpoint/hugging_face_reader.h"
 #include "config/mixtral_parameters.h"
 #include "train/disk_names.h"
@@ -79,19 +79,15 @@ void ParallelModel::initialize(uint64_t seed) {
 
 void ParallelModel::load_hugging_face(const std::filesystem::path& folder) {
   const std::vector<DiskNames> names = mixtral_disk_names(config_);
-  conclave::load_hugging_face(folder, names, slices(Quantity::parameter, Replicas::all));
+  const HuggingFaceReader reader(folder, names);
+  for (const TensorSlice& slice : slices(Quantity::parameter, Replicas::all)) reader.load(slice);
 }
 
-void ParallelModel::save_hugging_face(const std::filesystem::path& folder, at::ScalarType dtype,
-                                      const std::optional<std::filesystem::path>& tokenizer_folder) {
+void ParallelModel::save_hugging_face(const std::filesystem::path& folder, const HuggingFaceExportOptions& options,
+                                      Communicator& host_world) {
   const std::vector<DiskNames> names = mixtral_disk_names(config_);
-  HuggingFaceExportOptions options;
-  options.dtype = dtype;
-  options.config_json = hugging_face_config_json(config_, dtype == at::kBFloat16 ? "bfloat16" : "float32");
-  options.generation_config_json = hugging_face_generation_config_json(config_);
-  options.tokenizer_folder = tokenizer_folder;
-  HuggingFaceExport out(folder, names, options, axes_.world());
-  for (const TensorSlice& slice : slices(Quantity::parameter, Replicas::once)) out.write(slice);
+  HuggingFaceExport out(folder, names, options, host_world);
+  for (const TensorSlice& slice : slices(Quantity::parameter, Replicas::shared)) out.write(slice);
   out.finish();
 }
 
@@ -101,11 +97,15 @@ std::vector<TensorSlice> ParallelModel::slices(Quantity quantity, Replicas repli
     for (FlatParameter& group : unit.groups()) {
       if (replicas == Replicas::once && group.replica_axis().rank() != 0) continue;
       const at::Tensor& shard = quantity_of(group, quantity);
+      std::vector<TensorSlice> of_group;
       for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
         const ParameterDeclaration& parameter = group.parameters()[slice.parameter];
-        slices.push_back(
+        of_group.push_back(
             {parameter.name, parameter.shape, slice.begin, shard.narrow(0, slice.shard_offset, slice.numel)});
       }
+      if (replicas == Replicas::shared)
+        of_group = share_among_replicas(of_group, group.replica_axis().rank(), group.replica_axis().size());
+      slices.insert(slices.end(), of_group.begin(), of_group.end());
     }
   }
   return slices;

@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "checkpoint/hugging_face_export.h"
 #include "checkpoint/tensor_slice.h"
 #include "config/model_config.h"
 #include "optim/optimizer.h"
@@ -30,13 +31,14 @@ class ParallelModel {
   void allocate_training_state();
   void initialize(uint64_t seed);
   void load_hugging_face(const std::filesystem::path& folder);
-  void save_hugging_face(const std::filesystem::path& folder, at::ScalarType dtype,
-                         const std::optional<std::filesystem::path>& tokenizer_folder);
+  // `host_world`: all ranks; takes CPU tensors.
+  void save_hugging_face(const std::filesystem::path& folder, const HuggingFaceExportOptions& options,
+                         Communicator& host_world);
 
   enum class Quantity { parameter, exp_avg, exp_avg_sq, gradient };
-  // This rank's ranges of every parameter, as views of the shards. With `once`, of ranks that hold the same range only
-  // the first of the replica axis gets it.
-  enum class Replicas { all, once };
+  // This rank's ranges of every parameter, as views of the shards. Of ranks that hold the same range, along the replica
+  // axis, each gets it with `all`, only the first with `once`, and each a part of its own with `shared`.
+  enum class Replicas { all, once, shared };
   std::vector<TensorSlice> slices(Quantity quantity, Replicas replicas);
   std::vector<OptimizerUnit> optimizer_units();
 

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <filesystem>
+#include <map>
 #include <optional>
+#include <string>
+#include <vector>
 
+#include "checkpoint/agreed_load.h"
 #include "train/parallel_job.h"
 
 namespace conclave {
@@ -23,24 +27,31 @@ inline std::filesystem::path tensorboard_folder(const Job& job) {
 
 // Where a run stands.
 struct TrainingPosition {
-  int64_t step = 0;     // finished steps
-  int64_t updates = 0;  // of AdamW: steps that were not skipped
+  int64_t step = 0;              // finished steps
+  int64_t updates = 0;           // of AdamW: steps that were not skipped
+  int64_t skipped_in_a_row = 0;  // the newest steps that were skipped
   std::string data_fingerprint;
+  std::map<std::string, std::vector<double>> values;  // see CheckpointState
 };
 
-// Collective; returns the checkpoint's folder.
-std::filesystem::path save_training_state(ParallelJob& job, const TrainingPosition& position);
+// What a checkpoint of the run at `position` says of it.
+CheckpointState checkpoint_state(ParallelJob& job, const TrainingPosition& position);
 
-// The checkpoint that the job's checkpoint.resume means; none: start from the beginning. UserError when it says `never`
-// and the folder holds checkpoints that the run would mix with its own.
-std::optional<std::filesystem::path> checkpoint_to_resume(const Job& job);
+// This rank's part of what is saved (replicas divide it among them), or of what is loaded: parameters and moments.
+std::vector<TensorSlice> slices_to_save(ParallelJob& job);
 
-// Loads parameters and moments. UserError when the checkpoint is of another model, seed, sequence length or batch size,
-// or of other data.
-TrainingPosition load_training_state(ParallelJob& job, const std::filesystem::path& checkpoint,
-                                     const std::string& data_fingerprint);
+// Collective. Loads what the job's checkpoint.resume means, parameters and moments; none: start from the beginning.
+// UserError when it says `never` and the folder holds checkpoints that the run would mix with its own; when the job
+// differs from the checkpoint's in a key that matters (see job_difference.h), or its data does; when every checkpoint
+// is damaged, or the newest is and checkpoint.on_damage says stop.
+std::optional<TrainingPosition> resume(ParallelJob& job, const std::string& data_fingerprint);
 
-// Loads parameters alone: for evaluation and export, whatever the data.
-TrainingPosition load_parameters(ParallelJob& job, const std::filesystem::path& checkpoint);
+// The state of a checkpoint of a model from elsewhere: of a run that has not begun, on whatever data.
+CheckpointState state_of_imported(const ModelConfig& model);
+
+// Collective. Loads parameters alone, for evaluation and export, whatever the data: of `checkpoint`, or of the newest
+// of the run that is not damaged. Returns the checkpoint's values (see CheckpointState). UserError when there is none.
+std::map<std::string, std::vector<double>> load_parameters(ParallelJob& job,
+                                                           const std::optional<std::filesystem::path>& checkpoint);
 
 }  // namespace conclave

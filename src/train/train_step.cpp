@@ -85,6 +85,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
     report.not_finite = fmt::format("gradient of {}", fmt::join(units, ", "));
   } else {
     optimizer_.update(lr, update, report.gradient_norm);
+    forward_backward_.selection().finish_step(report.count_LE);
   }
 }
 

@@ -3,18 +3,22 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <utility>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "checkpoint/verdict.h"
 #include "config/mixtral_parameters.h"
 #include "config/model_flops.h"
 #include "data/fingerprint.h"
 #include "memory/memory_category.h"
 #include "metrics/running_memory.h"
 #include "optim/learning_rate.h"
+#include "train/checkpoint_values.h"
 #include "train/compute_precision.h"
+#include "train/run_export.h"
 
 namespace conclave {
 namespace {
@@ -46,7 +50,9 @@ void put_aside(const std::filesystem::path& file) {
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
       training_(open_training(job)),
-      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}) {
+      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
+      writer_(checkpoints_folder(job.job()), job.host_world(),
+              Retention{job.job().checkpoint.keep, job.job().checkpoint.keep_every}) {
   if (job.job().data.validation) validation_ = open_validation(job);
   start();
 }
@@ -54,16 +60,20 @@ Trainer::Trainer(ParallelJob& job)
 void Trainer::start() {
   const Job& job = job_.job();
   const std::string data_fingerprint = fingerprint(training_->set());
-  const auto checkpoint = checkpoint_to_resume(job);
+  if (job.checkpoint.every > 0)
+    together(job_.host_world(), [&] {
+      if (job_.is_first()) prepare_checkpoint_folder(checkpoints_folder(job));
+    });
   job_.model().allocate_parameters();
   job_.model().allocate_training_state();
-  position_.data_fingerprint = data_fingerprint;
-  if (checkpoint) {
-    position_ = load_training_state(job_, *checkpoint, data_fingerprint);
-    spdlog::info("going on after step {} from {}", position_.step, checkpoint->string());
+  if (const auto position = resume(job_, data_fingerprint)) {
+    position_ = *position;
+    restore(forward_backward_.selection(), position_.values);
+    spdlog::info("going on after step {}", position_.step);
   } else {
     start_parameters(job_);
   }
+  position_.data_fingerprint = data_fingerprint;
 
   spdlog::info(
       "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} "
@@ -83,11 +93,11 @@ void Trainer::start() {
   progress_ = std::make_unique<ProgressLine>(job.run.steps, job.metrics.log_every, stdout);
 }
 
-void Trainer::run() {
+ExitCode Trainer::run() {
   const Job& job = job_.job();
   if (position_.step >= job.run.steps) {
     spdlog::info("all {} steps are done already; raise run.steps to train on", job.run.steps);
-    return;
+    return exit_success;
   }
   TrainStep train_step(job_, forward_backward_);
   BatchLoader loader(training_, {job.data.micro_batch_size, job_.micro_steps(), job_.world().size(), job_.rank()},
@@ -99,26 +109,53 @@ void Trainer::run() {
     const StepReport step_report = train_step.run(loader, position_.updates + 1, lr);
     const double seconds = seconds_since(start);
     position_.step = step;
-    if (step_report.not_finite.empty()) ++position_.updates;
 
     last_validation_.reset();
     if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
       validate(step);
-    report(step, step_report, lr, seconds);
-    if (!step_report.not_finite.empty()) {
+    const Agreed agreed = report(step, step_report, lr, seconds);
+    count_skipped(step, step_report);
+
+    const bool is_last = step == job.run.steps;
+    if (writer_.saving() && !agreed.saving_is_busy)
+      save_step(SaveKind::periodic, [&] {
+        if (const auto saved = writer_.go_on()) tell(*saved);
+      });
+    if (job.checkpoint.every > 0 && (is_last || agreed.stop_signal != 0))
+      save(SaveKind::last);
+    else if (job.checkpoint.every > 0 && step % job.checkpoint.every == 0)
+      save(SaveKind::periodic);
+    if (agreed.stop_signal != 0 && !is_last) {
       if (progress_) progress_->end_line();
-      if (job_.is_first())
-        spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
-      if (++skipped_in_a_row_ >= job.optimizer.max_skipped_steps)
-        throw std::runtime_error(
-            fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
-                        skipped_in_a_row_, step, step_report.not_finite));
-    } else {
-      skipped_in_a_row_ = 0;
+      spdlog::info("{} ended the run after step {}; {}", name_of_signal(agreed.stop_signal), step,
+                   job.checkpoint.every > 0 ? "the same command goes on from there"
+                                            : "nothing was saved, for checkpoint.every is 0");
+      return exit_code_of_stop(agreed.stop_signal);
     }
-    if (job.checkpoint.every > 0 && (step % job.checkpoint.every == 0 || step == job.run.steps)) save(step);
+    if (job.checkpoint.export_every > 0 && (is_last || step % job.checkpoint.export_every == 0)) {
+      if (progress_) progress_->end_line();
+      export_run(job_, step);
+      if (const auto lost = lost_in_export(checkpoint_values(forward_backward_.selection())))
+        spdlog::warn("step {}: {}", step, *lost);
+    }
   }
   if (progress_) progress_->end_line();
+  return exit_success;
+}
+
+void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
+  if (step_report.not_finite.empty()) {
+    ++position_.updates;
+    position_.skipped_in_a_row = 0;
+    return;
+  }
+  if (progress_) progress_->end_line();
+  if (job_.is_first()) spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
+  if (++position_.skipped_in_a_row < job_.job().optimizer.max_skipped_steps) return;
+  if (writer_.saving()) finish_saving(SaveKind::periodic);
+  throw std::runtime_error(
+      fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
+                  position_.skipped_in_a_row, step, step_report.not_finite));
 }
 
 void Trainer::validate(int64_t step) {
@@ -128,15 +165,59 @@ void Trainer::validate(int64_t step) {
                last_validation_->targets);
 }
 
-void Trainer::save(int64_t step) {
-  const std::filesystem::path saved = save_training_state(job_, position_);
-  if (!job_.is_first()) return;
-  progress_->end_line();
-  spdlog::info("step {}: saved {}", step, saved.string());
-  prune_checkpoints(checkpoints_folder(job_.job()), job_.job().checkpoint.keep);
+void Trainer::save(SaveKind kind) {
+  if (const auto before = writer_.saving()) {
+    if (progress_) progress_->end_line();
+    spdlog::info("step {}: waiting for the checkpoint of step {}, which is still being written", position_.step,
+                 *before);
+    finish_saving(SaveKind::periodic);
+  }
+  const bool behind = kind == SaveKind::periodic && job_.job().checkpoint.async;
+  position_.values = checkpoint_values(forward_backward_.selection());
+  save_step(kind, [&] {
+    writer_.begin(checkpoint_state(job_, position_), slices_to_save(job_),
+                  behind ? SliceSource::host_copy : SliceSource::as_it_is);
+  });
+  if (!behind && writer_.saving()) finish_saving(kind);
 }
 
-void Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
+void Trainer::finish_saving(SaveKind kind) {
+  save_step(kind, [&] { tell(writer_.finish()); });
+}
+
+void Trainer::save_step(SaveKind kind, const std::function<void()>& part) {
+  const auto start = std::chrono::steady_clock::now();
+  const auto count = [&] { save_stall_seconds_ += seconds_since(start); };
+  const int64_t step = writer_.saving().value_or(position_.step);
+  try {
+    part();
+    count();
+  } catch (const PeerLostError&) {
+    throw;
+  } catch (const InvariantError&) {
+    throw;
+  } catch (const std::exception& error) {  // the machine's: a full or failing disk; the same kind on all ranks
+    if (kind == SaveKind::last)
+      throw std::runtime_error(fmt::format(
+          "step {}, the last of this run, was not saved: {}. Older checkpoints are as they were.", step, error.what()));
+    count();
+    ++failed_saves_;
+    if (progress_) progress_->end_line();
+    if (job_.is_first())
+      spdlog::warn("step {} was not saved: {}. Training goes on; older checkpoints are as they were.", step,
+                   error.what());
+  }
+}
+
+void Trainer::tell(const FinishedSave& saved) {
+  last_save_ = saved;
+  if (!job_.is_first()) return;
+  progress_->end_line();
+  spdlog::info("step {}: saved {} ({:.2f} GB in {:.1f} s)", saved.step, saved.path.string(),
+               static_cast<double>(saved.bytes) / 1e9, saved.seconds);
+}
+
+Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
   const MemoryReport memory = memory_report();
   const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
   // The rank that needs most memory, and the rank that waited longest, are what limits the run.
@@ -146,9 +227,15 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
                                   seconds_in(Phase::reduce),
                                   seconds_in(Phase::dispatch),
                                   seconds_in(Phase::data),
-                                  seconds_in(Phase::offload)};
+                                  seconds_in(Phase::offload),
+                                  static_cast<double>(signals_.received()),
+                                  static_cast<double>(writer_.is_busy()),
+                                  save_stall_seconds_};
   extremes = job_.max_over_world(std::move(extremes));
-  if (!job_.is_first()) return;
+  const Agreed agreed{static_cast<int>(extremes[7]), extremes[8] != 0};
+  save_stall_seconds_ = 0;
+  const std::optional<FinishedSave> saved = std::exchange(last_save_, std::nullopt);
+  if (!job_.is_first()) return agreed;
 
   const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
   MetricsRecord record = {{"loss", step_report.loss},
@@ -180,6 +267,13 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
     record.emplace_back(fmt::format("memory/{}", name), memory.at_peak.of[category]);
     progress.memory_of.emplace_back(name, memory.at_peak.of[category]);
   }
+  record.emplace_back("save_stall_seconds", extremes[9]);  // waiting for checkpoints since the record before
+  if (saved) {                                             // a checkpoint was finished since then
+    record.emplace_back("saved_step", saved->step);
+    record.emplace_back("save_seconds", saved->seconds);
+    record.emplace_back("save_bytes", saved->bytes);
+  }
+  if (failed_saves_ > 0) record.emplace_back("failed_saves", failed_saves_);
   if (last_validation_) record.emplace_back("validation_loss", last_validation_->lm_loss);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
@@ -193,6 +287,7 @@ void Trainer::report(int64_t step, const StepReport& step_report, double lr, dou
   progress.expert_imbalance = step_report.expert_imbalance;
   progress.peak_memory_bytes = static_cast<int64_t>(extremes[0]);
   progress_->show(progress);
+  return agreed;
 }
 
 }  // namespace conclave

@@ -1,14 +1,17 @@
 // A training run from its job to its last checkpoint.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 
+#include "checkpoint/checkpoint_writer.h"
 #include "metrics/metrics_log.h"
 #include "metrics/progress_line.h"
 #include "metrics/tensorboard.h"
 #include "train/evaluation.h"
 #include "train/run_folder.h"
+#include "train/stop_signals.h"
 #include "train/train_step.h"
 
 namespace conclave {
@@ -19,21 +22,38 @@ class Trainer {
   // initialization. `job` outlives it.
   explicit Trainer(ParallelJob& job);
 
-  // All remaining steps. Collective.
-  void run();
+  // All remaining steps, or those until a signal asks to stop (see StopSignals), which the code tells. Collective.
+  ExitCode run();
 
  private:
+  // What all ranks know at the end of a step: what they need to do the same next.
+  struct Agreed {
+    int stop_signal = 0;          // that some rank has received; 0: none
+    bool saving_is_busy = false;  // some rank's thread still writes
+  };
+
   void start();
-  void report(int64_t step, const StepReport& step_report, double lr, double seconds);
+  Agreed report(int64_t step, const StepReport& step_report, double lr, double seconds);
+  void count_skipped(int64_t step, const StepReport& step_report);
   void validate(int64_t step);
-  void save(int64_t step);
+  // A checkpoint of the step just done: of every so many steps, or the one that the run ends with.
+  enum class SaveKind { periodic, last };
+  void save(SaveKind kind);
+  void finish_saving(SaveKind kind);
+  void tell(const FinishedSave& saved);
+  // Runs a part of a save, counting its time. What goes wrong with a periodic one is told, and training goes on.
+  void save_step(SaveKind kind, const std::function<void()>& part);
 
   ParallelJob& job_;
   std::shared_ptr<const SampleStream> training_;
   std::shared_ptr<const SampleStream> validation_;  // null without data.validation
   TrainingPosition position_;
   ForwardBackward forward_backward_;
-  int64_t skipped_in_a_row_ = 0;
+  CheckpointWriter writer_;
+  StopSignals signals_;
+  double save_stall_seconds_ = 0;  // that training waited for checkpoints, since the last report
+  int64_t failed_saves_ = 0;
+  std::optional<FinishedSave> last_save_;            // done since the last report
   std::optional<EvaluationResult> last_validation_;  // of the step being reported
 
   // Rank 0's alone.

@@ -11,7 +11,8 @@ import subprocess
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from small_job import MODEL, PATIENCE_SECONDS, PROGRAM, VOCAB, SmallJob, random_documents, write_tokens
+from ranks import PATIENCE_SECONDS
+from small_job import MODEL, PROGRAM, VOCAB, SmallJob, random_documents, write_tokens
 
 
 def refusals(ended):
@@ -49,7 +50,9 @@ KEYS = [
     ("too-small", {"run.steps": 0}, ["run.steps is 0", "at least 1"]),
     ("too-large", {"optimizer.beta1": 1.0}, ["optimizer.beta1 is 1", "less than 1"]),
     ("no-choice", {"schedule.kind": "cosin"}, ["schedule.kind", "cosin", "cosine, linear or constant"]),
-    ("not-in-this-version", {"moe.moe_load_balancing": "sinkhorn"}, ["sinkhorn", "not supported in this version", "aux_loss"]),
+    ("not-in-this-version", {"moe.dispatcher": "all_gather"}, ["all_gather", "not supported in this version", "all_to_all"]),
+    ("unused-by-the-rule", {"moe.moe_load_balancing": "bias", "moe.moe_aux_loss_coeff": 0.1},
+     ["moe.moe_aux_loss_coeff is 0.1", "moe.moe_load_balancing is bias", "does not use it"]),
     ("contradiction", {"memory.activation_offloading": True}, ["memory.activation_offloading", "memory.activation_checkpointing is none"]),
     ("unused", {"memory.offload_folder": "/tmp"}, ["memory.offload_folder is /tmp", "memory.activation_offloading is false"]),
     ("no-such-unit", {"parallel.reshard_after_forward": "all but layer.1"},
@@ -103,7 +106,7 @@ def test_not_yaml(tmp_path):
     assert "not valid YAML" in ended.stderr and "line " in ended.stderr
 
 
-@pytest.mark.parametrize("command", ["train", "validate", "eval", "export"])
+@pytest.mark.parametrize("command", ["train", "validate", "eval"])
 def test_every_command_refuses_alike(command, tmp_path):
     assert_refused(SmallJob(tmp_path, {"run.stepz": 2}).run(command=command), "unknown key run.stepz")
 
@@ -163,8 +166,7 @@ def weights(tmp_path_factory):
     """A Hugging Face folder of the small model."""
     job = SmallJob(tmp_path_factory.mktemp("weights"), {"run.steps": 1, "checkpoint.every": 1})
     job.must_run()
-    job.must_run(command="export", arguments=["--output", job.folder / "weights"])
-    return job.folder / "weights"
+    return job.must_export(job.folder / "weights")
 
 
 GATE = "model.layers.1.block_sparse_moe.gate.weight"
@@ -307,7 +309,6 @@ def test_a_run_does_not_go_on_with_another_model(stopped_job):
     pytest.param(["train", "job.yaml", "--ranks", "0"], "--ranks", id="no-ranks"),
     pytest.param(["train", "job.yaml", "--ranks", "two"], "--ranks", id="ranks-not-a-number"),
     pytest.param(["train", "job.yaml", "--set"], "--set", id="set-nothing"),
-    pytest.param(["export", "job.yaml", "--dtype", "fp8"], "fp8", id="dtype"),
     pytest.param(["data"], "subcommand", id="data-nothing"),
 ])
 def test_a_mistake_in_the_command_line(arguments, fact, tmp_path):

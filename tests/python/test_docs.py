@@ -53,7 +53,7 @@ def helper_of(words: list[str]) -> tuple[list[str], list[str]]:
     """(the command whose --help explains the line, the words that are its arguments)."""
     for i, word in enumerate(words):
         if word == "build/conclave":
-            names = words[i + 1 : i + (3 if words[i + 1] in ("data", "bench") else 2)]
+            names = words[i + 1 : i + (3 if words[i + 1] in ("bench", "ckpt", "data") else 2)]
             return [word, *names], words[i + 1 + len(names) :]
         if word == "conclave.data":
             return [sys.executable, "-m", word, words[i + 1]], words[i + 2 :]

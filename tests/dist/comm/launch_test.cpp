@@ -58,24 +58,39 @@ TEST(Launch, names_a_killed_rank) {
   EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << "torchrun's report must not bury it: " << said;
 }
 
-// Oracle: each rank leaves a file when SIGTERM reaches it.
-TEST(Launch, passes_sigterm_on) {
+class LaunchSignal : public ::testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(, LaunchSignal, ::testing::Values(SIGTERM, SIGUSR1));
+
+// Oracle: each rank leaves a file when the signal reaches it, and ends with a code of its own.
+TEST_P(LaunchSignal, is_passed_on_to_ranks_that_end_by_themselves) {
   const auto folder = std::filesystem::temp_directory_path() / ("conclave_launch_" + std::to_string(getpid()));
   std::filesystem::create_directories(folder);
-  const std::string script = "trap 'touch " + folder.string() + "/ended.$RANK; exit 0' TERM; touch " + folder.string() +
+  // Like a rank of a run: what comes after the first signal does nothing more.
+  const std::string script = "trap 'trap \"\" TERM USR1; touch " + folder.string() +
+                             "/ended.$RANK; sleep 1; exit 4' TERM USR1; touch " + folder.string() +
                              "/started.$RANK; while :; do sleep 0.1; done";
   const pid_t launcher = fork();  // a process of its own, which may be signalled
   if (launcher == 0) std::_Exit(launch_local_ranks(shell(2, script)));
   for (int tries = 0; tries < 600 && !(exists(folder / "started.0") && exists(folder / "started.1")); ++tries)
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
-  kill(launcher, SIGTERM);
+  kill(launcher, GetParam());
+  int status = 0;
+  waitpid(launcher, &status, 0);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 4);
+  EXPECT_TRUE(exists(folder / "ended.0"));
+  EXPECT_TRUE(exists(folder / "ended.1"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Launch, says_that_a_signal_it_passed_on_ended_the_ranks) {
+  const pid_t launcher = fork();
+  if (launcher == 0)
+    std::_Exit(launch_local_ranks(shell(2, "kill -TERM " + std::to_string(getpid()) + "; exec sleep 60")));
   int status = 0;
   waitpid(launcher, &status, 0);
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 128 + SIGTERM);
-  EXPECT_TRUE(exists(folder / "ended.0"));
-  EXPECT_TRUE(exists(folder / "ended.1"));
-  std::filesystem::remove_all(folder);
 }
 
 TEST(Launch, refuses_a_python_that_is_not_there) {

@@ -3,10 +3,12 @@
 // is bit for bit: no tolerance.
 #include <ATen/ATen.h>
 
+#include "comm/local_communicator.h"
 #include "dist/world.h"
 #include "moe/all_to_all_dispatcher.h"
 #include "moe/balancing.h"
 #include "moe/local_dispatcher.h"
+#include "moe/sinkhorn_selection.h"
 
 namespace conclave {
 namespace {
@@ -86,14 +88,18 @@ at::Tensor rows_of_experts(const std::vector<Results>& alone, int64_t first, int
   return at::cat(parts);
 }
 
+AxisGroup everyone(const World& world) {
+  AxisGroup group{{}, world.rank()};
+  for (int rank = 0; rank < world.size(); ++rank) group.ranks.push_back(rank);
+  return group;
+}
+
 class Dispatch : public ::testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(Worlds, Dispatch, ::testing::Values(2, 3, 4));
 
 TEST_P(Dispatch, between_ranks_equals_dispatch_on_one_rank) {
   run_ranks(GetParam(), [](World& world) {
-    AxisGroup everyone{{}, world.rank()};
-    for (int rank = 0; rank < world.size(); ++rank) everyone.ranks.push_back(rank);
-    const auto expert_axis = world.communicator(everyone, "expert");
+    const auto expert_axis = world.communicator(everyone(world), "expert");
     for (const Routes routes : all_routes)
       for (const int64_t local : {1, 3})
         for (const int64_t top_k : {1, 2})
@@ -133,9 +139,7 @@ TEST_P(Dispatch, between_ranks_equals_dispatch_on_one_rank) {
 // by a maximum over the ranks of the value and of its negative.
 TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
   run_ranks(GetParam(), [](World& world) {
-    AxisGroup everyone{{}, world.rank()};
-    for (int rank = 0; rank < world.size(); ++rank) everyone.ranks.push_back(rank);
-    const auto all = world.communicator(everyone, "world");
+    const auto all = world.communicator(everyone(world), "world");
     constexpr int64_t experts = 7, layers = 2, top_k = 2;
     std::vector<RoutingStatistics> own, sum;
     int64_t own_tokens = 0, tokens = 0;
@@ -144,7 +148,9 @@ TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
       for (int rank = 0; rank < world.size(); ++rank) {
         const int64_t count = rank == 1 ? 0 : 5 + rank;
         at::Generator generator = at::detail::createCPUGenerator(seed + static_cast<uint64_t>(10 * rank + layer));
-        const RoutingStatistics statistics = routing_statistics(route(at::randn({count, experts}, generator), top_k));
+        const RouterOptions router{.top_k = top_k};
+        const RoutingStatistics statistics =
+            routing_statistics(route(at::randn({count, experts}, generator), router), router);
         sum[layer].count_E += statistics.count_E;
         sum[layer].probability_sum_E += statistics.probability_sum_E;
         sum[layer].logsumexp_square_sum += statistics.logsumexp_square_sum;
@@ -169,6 +175,67 @@ TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
     const at::Tensor extremes = at::cat({values, -values});
     all->all_reduce(extremes, Reduction::max).wait();
     EXPECT_TRUE(extremes.equal(at::cat({values, -values})));
+  });
+}
+
+// Oracle: each rank's loss by the formula over its own tokens, in one process, then the mean over the ranks (one of
+// which has none). Equal but for the order of sums in double.
+TEST_P(Dispatch, balance_of_each_rank_is_the_mean_of_their_own) {
+  run_ranks(GetParam(), [](World& world) {
+    const auto all = world.communicator(everyone(world), "world");
+    constexpr int64_t experts = 5, layers = 2, top_k = 2;
+    const RouterOptions router{.top_k = top_k};
+    double expected = 0;
+    std::vector<RoutingStatistics> own;
+    at::Tensor own_count_E;
+    double own_rows = 0;
+    for (int rank = 0; rank < world.size(); ++rank) {
+      const int64_t count = rank == 1 ? 0 : 6 + rank;
+      std::vector<RoutingStatistics> statistics;
+      at::Tensor count_E = at::zeros({experts}, at::kDouble), probability_E = at::zeros({experts}, at::kDouble);
+      for (int64_t layer = 0; layer < layers; ++layer) {
+        at::Generator generator = at::detail::createCPUGenerator(seed + static_cast<uint64_t>(10 * rank + layer));
+        statistics.push_back(routing_statistics(route(at::randn({count, experts}, generator), router), router));
+        count_E += statistics.back().count_E;
+        probability_E += statistics.back().probability_sum_E;
+      }
+      const auto rows = static_cast<double>(layers * count);
+      if (count > 0) expected += experts * (count_E * probability_E).sum().item<double>() / rows / rows / world.size();
+      if (rank == world.rank()) {
+        own = statistics;
+        own_count_E = count_E;
+        own_rows = rows;
+      }
+    }
+    const auto tokens = static_cast<int64_t>(own_rows) / layers;
+    const Balance balance = BalanceReduction(*all, own, tokens, at::kCPU, AuxLossScope::each_rank).finish();
+    EXPECT_NEAR(balance.aux_loss, expected, 1e-13 * expected);
+    const at::Tensor gradient_E =
+        tokens == 0 ? at::zeros({experts}, at::kDouble) : own_count_E * (experts / own_rows / own_rows / world.size());
+    EXPECT_TRUE(at::allclose(balance.aux_gradient_E.to(at::kDouble), gradient_E, 1e-6, 0));
+  });
+}
+
+// Oracle: one rank that has all tokens. Not a bit may differ: demands are summed in integers.
+TEST_P(Dispatch, sinkhorn_chooses_alike_on_any_number_of_ranks) {
+  run_ranks(GetParam(), [](World& world) {
+    const auto all = world.communicator(everyone(world), "world");
+    LocalCommunicator alone("world");
+    for (const int64_t experts : {2, 8, 33})
+      for (const int64_t top_k : {1, 2}) {
+        SCOPED_TRACE(fmt::format("seed {}, E={} K={}", seed, experts, top_k));
+        at::Generator generator = at::detail::createCPUGenerator(seed);
+        std::vector<at::Tensor> parts;
+        for (int rank = 0; rank < world.size(); ++rank)  // rank 1 has no token
+          parts.push_back(at::randn({rank == 1 ? 0 : 20 + rank, experts}, generator) - at::arange(experts) * 0.5);
+        SinkhornSelection between({.top_k = top_k}, {}, *all);
+        SinkhornSelection single({.top_k = top_k}, {}, alone);
+        const at::Tensor expected = single.route_in_training(0, at::cat(parts), {}).expert_of_choice_TK;
+        const at::Tensor actual = between.route_in_training(0, parts[world.rank()], {}).expert_of_choice_TK;
+        int64_t begin = 0;
+        for (int rank = 0; rank < world.rank(); ++rank) begin += parts[rank].size(0);
+        EXPECT_TRUE(actual.equal(expected.narrow(0, begin, actual.size(0))));
+      }
   });
 }
 

@@ -65,7 +65,7 @@ std::vector<TensorSlice> slices_of(int shard, int shards, bool filled) {
 }
 
 CheckpointState state_at(int64_t step) {
-  return {step, step * 32, 0xfedcba9876543210ull, {{"schedule", "cosine"}, {"text", "\"\xc3\xa4\"\n"}}};
+  return {.step = step, .samples = step * 32, .seed = 7, .job = {{"schedule.kind", "cosine"}}};
 }
 
 std::vector<std::string> save(
@@ -384,24 +384,24 @@ TEST(Checkpoint, without_space_all_ranks_fail_and_the_older_checkpoint_stays) {
 TEST(Checkpoint, pruning_keeps_the_newest_whole_ones) {
   const TestFolder folder;
   for (int64_t step = 1; step <= 6; ++step) ASSERT_EQ(save(folder.path(), step, {1}), no_failures(1));
-  prune_checkpoints(folder.path(), 4);
+  prune_checkpoints(folder.path(), {.newest = 4});
   EXPECT_EQ(entries_of(folder.path()),
             (std::vector<std::string>{"latest", "step-00000003", "step-00000004", "step-00000005", "step-00000006"}));
   // Damaged ones do not count, and those newer than the last one kept stay to be looked at.
   std::filesystem::remove(folder / "step-00000006" / manifest_file_name);
   std::filesystem::remove(folder / "step-00000005" / manifest_file_name);
-  prune_checkpoints(folder.path(), 1);
+  prune_checkpoints(folder.path(), {.newest = 1});
   EXPECT_EQ(entries_of(folder.path()),
             (std::vector<std::string>{"latest", "step-00000004", "step-00000005", "step-00000006"}));
   // The one that a job would resume from stays, even when `latest` was set back to it.
   ASSERT_EQ(save(folder.path(), 7, {1}), no_failures(1));
   set_latest(folder.path(), "step-00000004");
-  prune_checkpoints(folder.path(), 1);
+  prune_checkpoints(folder.path(), {.newest = 1});
   EXPECT_EQ(entries_of(folder.path()), (std::vector<std::string>{"latest", "step-00000004", "step-00000007"}));
   // Nothing whole is left: nothing is removed.
   std::filesystem::remove(folder / "step-00000004" / manifest_file_name);
   std::filesystem::remove(folder / "step-00000007" / manifest_file_name);
-  prune_checkpoints(folder.path(), 1);
+  prune_checkpoints(folder.path(), {.newest = 1});
   EXPECT_EQ(entries_of(folder.path()).size(), 3u);
 }
 
@@ -433,8 +433,9 @@ TEST(Verdict, all_ranks_learn_of_the_lowest_rank_that_failed) {
       throw;
     }
   });
-  EXPECT_EQ(failures, (std::vector<std::string>{"rank 1: wrong value", "wrong value", "later", "rank 1: wrong value"}));
-  EXPECT_EQ(kinds, (std::vector<std::string>{"user", "user", "", "user"}));
+  EXPECT_EQ(failures, (std::vector<std::string>{"rank 1: wrong value", "wrong value", "rank 1: wrong value",
+                                                "rank 1: wrong value"}));
+  EXPECT_EQ(kinds, (std::vector<std::string>{"user", "user", "user", "user"}));  // rank 2's own was of another kind
 }
 
 }  // namespace

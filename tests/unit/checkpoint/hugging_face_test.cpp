@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -79,7 +80,8 @@ void expect_loads(const std::filesystem::path& folder) {
   for (int ranks : {1, 2, 3, 5, 7, 48}) {
     for (int rank = 0; rank < ranks; ++rank) {
       const std::vector<TensorSlice> loaded = slices_of(rank, ranks, false);
-      load_hugging_face(folder, model(), loaded);
+      const HuggingFaceReader reader(folder, model());
+      for (const TensorSlice& slice : loaded) reader.load(slice);
       const std::vector<TensorSlice> expected = slices_of(rank, ranks, true);
       for (size_t i = 0; i < loaded.size(); ++i) {
         EXPECT_TRUE(loaded[i].data.equal(expected[i].data)) << loaded[i].name << ", rank " << rank << " of " << ranks;
@@ -89,7 +91,7 @@ void expect_loads(const std::filesystem::path& folder) {
 }
 
 std::string refusal(const std::filesystem::path& folder) {
-  return message_of<UserError>([&] { load_hugging_face(folder, model(), slices_of(0, 1, false)); });
+  return message_of<UserError>([&] { HuggingFaceReader reader(folder, model()); });
 }
 
 // Divides tensors over two shards and writes the index, changed by `edit`.
@@ -128,6 +130,58 @@ TEST(HuggingFaceImport, shards_with_an_index) {
   const TestFolder folder;
   write_sharded(folder.path(), per_expert_form());
   expect_loads(folder.path());
+}
+
+// What this process has asked the kernel to read so far.
+int64_t bytes_read() {
+  std::ifstream counters("/proc/self/io");
+  std::string key;
+  int64_t value = 0;
+  while (counters >> key >> value) {
+    if (key == "rchar:") return value;
+  }
+  throw std::runtime_error("/proc/self/io has no rchar");
+}
+
+// Oracle: the kernel's count of bytes read, against the bytes of the rank's elements on disk and the files' headers.
+// The slack is for the reading of the counter itself.
+TEST(HuggingFaceImport, a_rank_reads_the_bytes_it_needs_and_the_headers) {
+  const int64_t rows = 4096, width = 32;
+  std::vector<DiskNames> model = {{"experts", {4, rows, width}, {}, {}},
+                                  {"dense", {rows, width}, {{"dense", {rows, width}}}, {}}};
+  for (int expert = 0; expert < 4; ++expert)
+    model[0].parts.push_back({fmt::format("expert.{}", expert), {rows, width}});
+  for (at::ScalarType type : {at::kDouble, at::kFloat, at::kBFloat16, at::kHalf, at::kFloat8_e4m3fn}) {
+    const TestFolder folder;
+    NamedTensors tensors = {{"dense", at::ones({rows, width}).to(type)}};
+    for (const DiskTensor& part : model[0].parts) tensors.emplace_back(part.name, at::ones({rows, width}).to(type));
+    write_sharded(folder.path(), tensors);
+    int64_t headers = static_cast<int64_t>(std::filesystem::file_size(folder / index_file_name));
+    for (const char* file : {"model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"}) {
+      const SafetensorsReader reader(folder / file);
+      headers += static_cast<int64_t>(reader.tensors().front().begin);
+    }
+    for (int ranks : {1, 2, 3, 8}) {
+      for (int rank = 0; rank < ranks; ++rank) {
+        std::vector<TensorSlice> slices;
+        int64_t elements = 0;
+        for (const DiskNames& parameter : model) {
+          const int64_t count = checked_numel(parameter.shape).value();
+          const int64_t begin = count * rank / ranks, end = count * (rank + 1) / ranks;
+          slices.push_back({parameter.parameter, parameter.shape, begin, at::zeros({end - begin})});
+          elements += end - begin;
+        }
+        const int64_t before = bytes_read();
+        const HuggingFaceReader reader(folder.path(), model);
+        for (const TensorSlice& slice : slices) reader.load(slice);
+        const int64_t read = bytes_read() - before;
+        const int64_t needed = headers + elements * static_cast<int64_t>(c10::elementSize(type));
+        EXPECT_GE(read, needed);
+        EXPECT_LE(read, needed + 1024) << c10::toString(type) << ", rank " << rank << " of " << ranks;
+        for (const TensorSlice& slice : slices) EXPECT_TRUE(slice.data.eq(1).all().item<bool>());
+      }
+    }
+  }
 }
 
 TEST(HuggingFaceImport, harmless_tensors_are_ignored) {
@@ -223,6 +277,7 @@ TEST(HuggingFaceImport, a_folder_without_safetensors_is_refused) {
 HuggingFaceExportOptions export_options() {
   HuggingFaceExportOptions options;
   options.config_json = "{\"model_type\": \"mixtral\"}\n";
+  options.overwrite = Overwrite::replace;
   return options;
 }
 
@@ -319,16 +374,26 @@ TEST(HuggingFaceExport, an_older_export_is_replaced_whole) {
   expect_loads(folder / "export");
 }
 
+TEST(HuggingFaceExport, an_older_export_is_not_replaced_unless_told) {
+  const TestFolder folder;
+  HuggingFaceExportOptions options = export_options();
+  options.overwrite = Overwrite::refuse;
+  ASSERT_EQ(export_model(folder / "export", 2, options), no_failures(2));
+  options.config_json = "{}\n";
+  EXPECT_THAT(export_model(folder / "export", 2, options), Each(HasSubstr("--overwrite")));
+  EXPECT_EQ(read_bytes(folder / "export" / "config.json"), export_options().config_json);
+}
+
 TEST(HuggingFaceExport, a_folder_with_anything_else_is_refused_untouched) {
   const TestFolder folder;
   std::filesystem::create_directory(folder / "export");
   write_bytes(folder / "export" / "thesis.tex", "years of work");
   EXPECT_THAT(export_model(folder / "export", 2, export_options()),
-              Each(AllOf(HasSubstr("thesis.tex"), HasSubstr("Choose another folder"))));
+              Each(AllOf(HasSubstr("thesis.tex"), HasSubstr("Choose another"))));
   EXPECT_EQ(entries_of(folder / "export"), std::vector<std::string>{"thesis.tex"});
   EXPECT_EQ(entries_of(folder.path()), std::vector<std::string>{"export"});
   write_bytes(folder / "file", "");
-  EXPECT_THAT(export_model(folder / "file", 2, export_options()), Each(HasSubstr("not a folder")));
+  EXPECT_THAT(export_model(folder / "file", 2, export_options()), Each(HasSubstr("something else has that name")));
   HuggingFaceExportOptions options = export_options();
   options.tokenizer_folder = folder / "absent";
   EXPECT_THAT(export_model(folder / "new", 2, options), Each(HasSubstr("cannot copy the tokenizer")));

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <xxhash.h>
 
 #include <nlohmann/json.hpp>
 
@@ -17,7 +18,17 @@ using testing::HasSubstr;
 // Ten fp32 elements in two files; blocks of 16 elements.
 Manifest good() {
   Manifest manifest;
-  manifest.state = {12, 384, 5, {{"a", "b"}}};
+  manifest.state = {.step = 12,
+                    .samples = 384,
+                    .seed = 0xfedcba9876543210ull,
+                    .updates = 11,
+                    .skipped_in_a_row = 1,
+                    .data_fingerprint = "0123456789abcdef",
+                    .job = {{"optimizer.lr", "1.0e-3"}, {"run.name", "\"\xc3\xa4\"\n"}},
+                    .model_config = "{\"hidden_size\": 32}",
+                    .layout = {{"world", 2}},
+                    .versions = {{"conclave", "0.1.0"}},
+                    .values = {{"bias", {0.1f, -1.0, 3e38f, 1e-45f}}, {"none", {}}}};
   manifest.hash_block_bytes = 64;
   manifest.files = {{"rank-00000.safetensors", 200}, {"rank-00001.safetensors", 300}};
   manifest.tensors["t"] = {
@@ -83,6 +94,21 @@ TEST(Manifest, pieces_must_cover_each_tensor_within_the_files) {
   }
 }
 
+TEST(Manifest, of_another_version_says_which_program_reads_it) {
+  const auto of_version = [](const std::string& version) {
+    // The hash of the edited content, computed here: what another version would have written.
+    std::string text = manifest_text(good());
+    const std::string own = "\"version\":2";
+    text.replace(text.find(own), own.size(), "\"version\":" + version);
+    const std::string content = nlohmann::json::parse(text)["content"].dump();
+    return refusal(
+        fmt::format(R"({{"xxh3":"{:016x}","content":{}}})", XXH3_64bits(content.data(), content.size()), content));
+  };
+  EXPECT_THAT(of_version("3"),
+              AllOf(HasSubstr("version 3"), HasSubstr("reads version 2"), HasSubstr("a newer version")));
+  EXPECT_THAT(of_version("1"), AllOf(HasSubstr("version 1"), HasSubstr("an older version")));
+}
+
 // Every single byte of the text matters: changed, it is refused (white space after the value aside).
 TEST(Manifest, no_changed_byte_passes) {
   const std::string text = manifest_text(good());
@@ -105,7 +131,7 @@ TEST(Manifest, other_contents_are_refused_by_what_they_lack) {
   EXPECT_THAT(with([](auto& j) { j.erase("xxh3"); }), HasSubstr("has 1 keys instead of 2"));
   EXPECT_THAT(with([](auto& j) { j["more"] = 1; }), HasSubstr("has 3 keys instead of 2"));
   EXPECT_THAT(with([](auto& j) { j["xxh3"] = "xyz"; }), HasSubstr("16 hexadecimal digits"));
-  EXPECT_THAT(with([](auto& j) { j["content"]["version"] = 2; }), HasSubstr("does not fit its hash"));
+  EXPECT_THAT(with([](auto& j) { j["content"]["version"] = 3; }), HasSubstr("does not fit its hash"));
   EXPECT_THAT(refusal("[]"), HasSubstr("is not an object"));
   EXPECT_THAT(refusal(R"({"xxh3":"0","xxh3":"0"})"), HasSubstr("key \"xxh3\" twice"));
 }

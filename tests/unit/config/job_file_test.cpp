@@ -27,7 +27,7 @@ data:
   sequence_length: 33
   micro_batch_size: 3
   global_batch_size: 12
-parallel: {expert_parallel_degree: 2, hybrid_shard_degree: 4, prefetch_units: 0, reshard_after_forward: false}
+parallel: {expert_parallel_degree: 2, hybrid_shard_degree: 4, elastic: true, prefetch_units: 0, reshard_after_forward: false}
 memory:
   activation_checkpointing: selective
   activation_offloading: true
@@ -35,9 +35,11 @@ memory:
   offload_folder: scratch
   loss_chunk_tokens: 77
 moe:
-  moe_load_balancing: none
+  moe_load_balancing: sinkhorn
   moe_aux_loss_coeff: 0
   moe_z_loss_coeff: 1e-3
+  sinkhorn_tolerance: 0.5
+  sinkhorn_iterations: 7
   dispatcher: all_to_all
   global_token_shuffle: false
   capacity_factor: null
@@ -46,7 +48,8 @@ moe:
 precision: {compute: bf16, reduce: bf16}
 optimizer: {lr: 3e-4, beta1: 0.8, beta2: 0.9, eps: 1e-6, weight_decay: 0.05, grad_clip: 2, max_skipped_steps: 9}
 schedule: {kind: linear, warmup_steps: 4, min_lr: 2e-5}
-checkpoint: {every: 6, keep: 8, async: false, resume: never}
+checkpoint: {every: 6, keep: 8, keep_every: 24, async: false, resume: never, verify: false, on_damage: stop, allow_changed: "optimizer.lr, run.steps",
+  export_every: 11, export_keep: 12}
 validation: {every: 13, batches: 14}
 metrics: {tensorboard: false, log_every: 15}
 )";
@@ -98,16 +101,16 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e);
   }
   {
-    const auto& [a, b, c, d] = job.parallel;
-    count.expect_described(a, b, c, d);
+    const auto& [a, b, c, d, e] = job.parallel;
+    count.expect_described(a, b, c, d, e);
   }
   {
     const auto& [a, b, c, d, e] = job.memory;
     count.expect_described(a, b, c, d, e);
   }
   {
-    const auto& [a, b, c, d, e, f, g, h] = job.moe;
-    count.expect_described(a, b, c, d, e, f, g, h);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l] = job.moe;
+    count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l);
   }
   {
     const auto& [a, b] = job.precision;
@@ -122,8 +125,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c);
   }
   {
-    const auto& [a, b, c, d] = job.checkpoint;
-    count.expect_described(a, b, c, d);
+    const auto& [a, b, c, d, e, f, g, h, i, j] = job.checkpoint;
+    count.expect_described(a, b, c, d, e, f, g, h, i, j);
   }
   {
     const auto& [a, b] = job.validation;
@@ -158,6 +161,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.data.global_batch_size, 12);
   EXPECT_EQ(job.parallel.expert_parallel_degree, 2);
   EXPECT_EQ(job.parallel.hybrid_shard_degree, 4);
+  EXPECT_TRUE(job.parallel.elastic);
   EXPECT_EQ(job.parallel.prefetch_units, 0);
   EXPECT_EQ(job.parallel.reshard_after_forward.text(), "false");
   EXPECT_EQ(job.memory.activation_checkpointing, ActivationCheckpointing::selective);
@@ -165,7 +169,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.memory.activation_loading_horizon, 5);
   EXPECT_EQ(job.memory.offload_folder, "scratch");
   EXPECT_EQ(job.memory.loss_chunk_tokens, 77);
-  EXPECT_EQ(job.moe.moe_load_balancing, LoadBalancing::none);
+  EXPECT_EQ(job.moe.moe_load_balancing, LoadBalancing::sinkhorn);
   EXPECT_EQ(job.moe.moe_aux_loss_coeff, 0.0);
   EXPECT_EQ(job.moe.moe_z_loss_coeff, 1e-3);
   EXPECT_EQ(job.moe.router_jitter_noise, 0.01);
@@ -183,7 +187,12 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.schedule.min_lr, 2e-5);
   EXPECT_EQ(job.checkpoint.every, 6);
   EXPECT_EQ(job.checkpoint.keep, 8);
+  EXPECT_EQ(job.checkpoint.keep_every, 24);
+  EXPECT_FALSE(job.checkpoint.async);
   EXPECT_EQ(job.checkpoint.resume, "never");
+  EXPECT_FALSE(job.checkpoint.verify);
+  EXPECT_EQ(job.checkpoint.on_damage, OnDamage::stop);
+  EXPECT_EQ(job.checkpoint.allow_changed, "optimizer.lr, run.steps");
   EXPECT_EQ(job.validation.every, 13);
   EXPECT_EQ(job.validation.batches, 14);
   EXPECT_FALSE(job.metrics.tensorboard);
@@ -199,7 +208,8 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-// The file above leaves no key at its default, so a key that is not printed or not read back is seen.
+// The file above leaves no key at its default, so a key that is not printed or not read back is seen. Keys that only
+// another balancing rule than its own uses are looked at one by one.
 TEST(JobFile, every_key_is_printed_and_reads_back) {
   const TemporaryFile file("job.yaml", every_key);
   const std::string printed = print_job(read_job(file.path()));
@@ -214,10 +224,17 @@ TEST(JobFile, every_key_is_printed_and_reads_back) {
   const Job job;
   describe(job, described);
   const size_t one_value = described.only.size() + 1;  // and the dispatcher has one choice
-  EXPECT_EQ(changed, described.keys.size() - one_value);
-  EXPECT_THAT(described.only,
-              testing::UnorderedElementsAre("run.deterministic", "moe.global_token_shuffle", "moe.capacity_factor",
-                                            "moe.drop_policy", "checkpoint.async"));
+  const std::vector<std::vector<std::string>> of_another_rule = {
+      {"moe.aux_loss_scope=rank"}, {"moe.bias_update_rate=0.5", "moe.moe_load_balancing=bias"}};
+  EXPECT_EQ(changed, described.keys.size() - one_value - of_another_rule.size());
+  for (const std::vector<std::string>& overrides : of_another_rule) {
+    const std::string with = print_job(job_from_overrides(overrides));
+    EXPECT_NE(with, print_job(Job())) << overrides[0];
+    const std::string value = overrides[0].substr(overrides[0].find('=') + 1);
+    EXPECT_THAT(with, testing::HasSubstr(overrides[0].substr(4, overrides[0].find('=') - 4) + ": " + value));
+  }
+  EXPECT_THAT(described.only, testing::UnorderedElementsAre("run.deterministic", "moe.global_token_shuffle",
+                                                            "moe.capacity_factor", "moe.drop_policy"));
 }
 
 TEST(JobFile, json_is_yaml) {

@@ -111,12 +111,6 @@ TEST(JobRefusal, wrong_choices) {
 }
 
 TEST(JobRefusal, known_but_not_in_this_version) {
-  for (const std::string rule : {"sinkhorn", "balanced", "bias"}) {
-    EXPECT_EQ(refusal_of_overrides({"moe.moe_load_balancing=" + rule}),
-              "moe.moe_load_balancing is " + rule +
-                  ", which is not supported in this version; use aux_loss or none.   " +
-                  "(--set moe.moe_load_balancing=" + rule + ")");
-  }
   EXPECT_EQ(refusal_of_overrides({"moe.dispatcher=all_gather"}),
             "moe.dispatcher is all_gather, which is not supported in this version; use all_to_all.   "
             "(--set moe.dispatcher=all_gather)");
@@ -134,10 +128,6 @@ TEST(JobRefusal, known_but_not_in_this_version) {
   EXPECT_EQ(refusal_of_overrides({"moe.drop_policy=probs"}),
             "moe.drop_policy is probs, which is not supported in this version (no token is dropped); use null.   "
             "(--set moe.drop_policy=probs)");
-  EXPECT_EQ(refusal_of_overrides({"checkpoint.async=true"}),
-            "checkpoint.async is true, which is not supported in this version (a step waits until its checkpoint is on "
-            "disk); "
-            "use false.   (--set checkpoint.async=true)");
   EXPECT_EQ(refusal_of_overrides({"parallel.tensor_parallel_degree=2"}),
             "parallel.tensor_parallel_degree is 2, which is not supported in this version (ranks do not divide single "
             "matrices); use 1.   (--set parallel.tensor_parallel_degree=2)");
@@ -213,6 +203,22 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
   EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: none, moe_aux_loss_coeff: 0.01}\n"),
             "moe.moe_aux_loss_coeff is 0.01, but moe.moe_load_balancing is none, which does not use it.\n"
             "       Set moe.moe_aux_loss_coeff to null, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: sinkhorn, aux_loss_scope: rank}\n"),
+            "moe.aux_loss_scope is rank, but moe.moe_load_balancing is sinkhorn, which does not use it.\n"
+            "       Set moe.aux_loss_scope to all_ranks, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
+  EXPECT_EQ(
+      refusal_of_job("moe: {bias_update_rate: 0.01}\n"),
+      "moe.bias_update_rate is 0.01, but moe.moe_load_balancing is aux_loss, which does not use it.\n"
+      "       Set moe.bias_update_rate to its default, 0.001, or moe.moe_load_balancing to bias.   (job.yaml, line 3)");
+  EXPECT_EQ(
+      refusal_of_job("moe: {moe_load_balancing: balanced, sinkhorn_iterations: 9, sinkhorn_tolerance: 0.1}\n"),
+      "moe.sinkhorn_tolerance is 0.1, but moe.moe_load_balancing is balanced, which does not use it.\n"
+      "       Set moe.sinkhorn_tolerance to its default, 0.01, or moe.moe_load_balancing to sinkhorn.   (job.yaml, "
+      "line 3)\n"
+      "error: moe.sinkhorn_iterations is 9, but moe.moe_load_balancing is balanced, which does not use it.\n"
+      "       Set moe.sinkhorn_iterations to its default, 50, or moe.moe_load_balancing to sinkhorn.   (job.yaml, "
+      "line 3)");
+  EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: sinkhorn, sinkhorn_iterations: 9}\n"), "accepted");
   EXPECT_EQ(refusal_of_job("validation: {every: 10}\n"),
             "validation.every is 10, but there is no data.validation.\n"
             "       Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.   (job.yaml, "
@@ -230,7 +236,8 @@ TEST(JobRefusal, all_mistakes_at_once_in_the_order_of_the_file) {
       "optimizer.beta1 is 2, but it must be at least 0 and less than 1.   (job.yaml, line 4)\n"
       "error: optimizer.lr is x, but it must be a number.   (job.yaml, line 5)\n"
       "error: unknown key moe.a_thing.\n"
-      "       The keys of moe are moe_load_balancing, moe_aux_loss_coeff, moe_z_loss_coeff, dispatcher, "
+      "       The keys of moe are moe_load_balancing, moe_aux_loss_coeff, aux_loss_scope, moe_z_loss_coeff, "
+      "sinkhorn_tolerance, sinkhorn_iterations, bias_update_rate, dispatcher, "
       "global_token_shuffle, capacity_factor, drop_policy, router_jitter_noise, smp_moe, moe_all_to_all_dispatcher, "
       "random_seed.   (job.yaml, line 6)\n"
       "error: run is given twice, in lines 1 and 7.\n"

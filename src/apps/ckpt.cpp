@@ -1,0 +1,83 @@
+// conclave ckpt: look at, check and convert checkpoints.
+#include "apps/ckpt.h"
+
+#include <fmt/core.h>
+
+#include <iostream>
+
+#include "apps/command.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "checkpoint/checkpoint_folder.h"
+
+namespace conclave {
+
+std::filesystem::path checkpoints_folder_of(const std::filesystem::path& given) {
+  if (!list_checkpoints(given).empty()) return given;
+  const std::filesystem::path inner = given / "checkpoints";
+  if (std::filesystem::is_directory(inner)) return inner;
+  if (std::filesystem::is_directory(given) && given.filename() == inner.filename()) return given;
+  user_error("{} holds no checkpoints. Give a run's folder (run.output_dir), or the checkpoints folder in it.",
+             given.string());
+}
+
+std::filesystem::path checkpoint_of(const std::filesystem::path& given) {
+  if (!std::filesystem::is_directory(given)) user_error("there is no folder {}.", given.string());
+  if (std::filesystem::exists(given / manifest_file_name)) return given;
+  if (list_checkpoints(given).empty() && !std::filesystem::is_directory(given / "checkpoints"))
+    user_error("{} is not a checkpoint: it has no {}.", given.string(), manifest_file_name);
+  const std::filesystem::path folder = checkpoints_folder_of(given);
+  const std::optional<std::filesystem::path> newest = newest_checkpoint(folder);
+  if (!newest) user_error("{} holds no checkpoint that is whole.", folder.string());
+  spdlog::info("the newest checkpoint: {}", newest->string());
+  return *newest;
+}
+
+ModelConfig model_of(const CheckpointReader& checkpoint) {
+  const std::string& text = checkpoint.state().model_config;
+  if (text.empty())
+    user_error("checkpoint {} does not say which model it is of: its manifest holds no model config.",
+               checkpoint.path().string());
+  return parse_model_config(text,
+                            fmt::format("the model config in {}", (checkpoint.path() / manifest_file_name).string()));
+}
+
+void OutputOptions::report(const std::string& what, uint64_t bytes, double seconds) const {
+  if (quiet) return;
+  fmt::print("{} {}: {} in {:.1f} s, {}/s\n", what, output.string(), byte_count(bytes), seconds,
+             byte_count(static_cast<uint64_t>(static_cast<double>(bytes) / std::max(seconds, 1e-9))));
+}
+
+void add_output_options(CLI::App& command, OutputOptions& options, const std::string& name, const std::string& help) {
+  command.add_option(name, options.output, help)->required();
+  command.add_flag("--overwrite", options.overwrite,
+                   "replace the folder if it is there: the old one stays until the new one is whole");
+  command.add_flag("--quiet", options.quiet, "no progress and no report");
+}
+
+void add_ckpt(CLI::App& app, int& exit_code) {
+  CLI::App* ckpt = app.add_subcommand("ckpt", "look at, check and convert checkpoints: no ranks, no GPU");
+  ckpt->require_subcommand(1);
+  ckpt->preparse_callback([](size_t) { set_up_logging(0, 1); });
+  ckpt->footer(
+      "What is there?            conclave ckpt list runs/mine\n"
+      "Is it undamaged?          conclave ckpt verify runs/mine/checkpoints/step-00000100\n"
+      "For Transformers:         conclave ckpt export runs/mine model --tokenizer tokenizer\n"
+      "From Transformers:        conclave ckpt import model runs/mine/checkpoints/step-00000000\n\n"
+      "Where a checkpoint is asked for, a run's folder means its newest one. Nothing that exists is overwritten unless "
+      "--overwrite says so. Exit codes: 0 done; 1 failure, or: verify found damage, diff found differences; 2 a "
+      "mistake "
+      "in the input.");
+  add_ckpt_list(*ckpt);
+  add_ckpt_show(*ckpt);
+  add_ckpt_verify(*ckpt, exit_code);
+  add_ckpt_diff(*ckpt, exit_code);
+  add_ckpt_export(*ckpt);
+  add_ckpt_import(*ckpt);
+  add_ckpt_reshard(*ckpt);
+  add_ckpt_average(*ckpt);
+  add_ckpt_prune(*ckpt);
+  add_ckpt_dcp(*ckpt);
+}
+
+}  // namespace conclave

@@ -1,0 +1,91 @@
+// conclave ckpt export and import: between checkpoints and Hugging Face folders.
+#include <fmt/core.h>
+
+#include <memory>
+
+#include "apps/ckpt.h"
+#include "base/error.h"
+#include "checkpoint/checkpoint_rewrite.h"
+#include "train/checkpoint_values.h"
+#include "train/disk_names.h"
+#include "train/run_folder.h"
+
+namespace conclave {
+
+void add_ckpt_export(CLI::App& ckpt) {
+  struct Options {
+    std::filesystem::path checkpoint;
+    std::string dtype = "fp32";
+    uint64_t max_shard_bytes = 5'000'000'000;
+    std::string tokenizer;
+    OutputOptions output;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      ckpt.add_subcommand("export", "write a checkpoint's parameters as a Hugging Face folder that Transformers loads");
+  command->add_option("checkpoint", options->checkpoint, "a checkpoint's folder, or a run's")->required();
+  add_output_options(*command, options->output, "output", "the Hugging Face folder to write");
+  command->add_option("--dtype", options->dtype, "of the weights on disk: rounded to nearest")
+      ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
+      ->capture_default_str();
+  command
+      ->add_option("--max-shard-size", options->max_shard_bytes,
+                   "the most data in a file, for example 500MB; a larger tensor has a file to itself")
+      ->transform(CLI::AsSizeValue(true))
+      ->check(CLI::PositiveNumber)
+      ->default_str("5GB");
+  command->add_option("--tokenizer", options->tokenizer, "a folder whose tokenizer files are copied along");
+  command->callback([options] {
+    CheckpointReader from(checkpoint_of(options->checkpoint));
+    if (const auto lost = lost_in_export(from.state().values)) fmt::print(stderr, "warning: {}\n", *lost);
+    const ModelConfig model = model_of(from);
+    const std::vector<DiskNames> names = mixtral_disk_names(model);
+    const at::ScalarType dtype = options->dtype == "bf16"   ? at::kBFloat16
+                                 : options->dtype == "fp16" ? at::kHalf
+                                                            : at::kFloat;
+    HuggingFaceExportOptions target = hugging_face_export_options(model, dtype);
+    target.max_shard_bytes = options->max_shard_bytes;
+    if (!options->tokenizer.empty()) target.tokenizer_folder = options->tokenizer;
+    target.overwrite = options->output.when_there();
+    const uint64_t bytes = bytes_of_export(names);
+    double seconds = 0;
+    {
+      ByteProgress progress("export", bytes, options->output.progress());
+      export_checkpoint(from, names, options->output.output, target, [&](uint64_t more) { progress.add(more); });
+      seconds = progress.seconds();
+    }
+    options->output.report("wrote", bytes, seconds);
+  });
+}
+
+void add_ckpt_import(CLI::App& ckpt) {
+  struct Options {
+    std::filesystem::path hugging_face;
+    OutputOptions output;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command =
+      ckpt.add_subcommand("import", "write a Hugging Face folder as a checkpoint at step 0, with moments of zero");
+  command->add_option("folder", options->hugging_face, "a Hugging Face folder: config.json and safetensors files")
+      ->required();
+  add_output_options(*command, options->output, "output",
+                     "the checkpoint's folder to write; as RUN/checkpoints/step-00000000 a run begins with it");
+  command->footer(
+      "Any float type, and the names of Transformers 4 and 5. A run does not need this: model.init_from reads the "
+      "folder itself, each rank its part. It makes checkpoints of models from elsewhere, to compare or to average.");
+  command->callback([options] {
+    const ModelConfig model = read_model_config(options->hugging_face);
+    const std::vector<DiskNames> names = mixtral_disk_names(model);
+    const uint64_t bytes = bytes_of_import(names);
+    double seconds = 0;
+    {
+      ByteProgress progress("import", bytes, options->output.progress());
+      import_hugging_face(options->hugging_face, names, state_of_imported(model), options->output.output,
+                          options->output.when_there(), [&](uint64_t more) { progress.add(more); });
+      seconds = progress.seconds();
+    }
+    options->output.report("wrote", bytes, seconds);
+  });
+}
+
+}  // namespace conclave

@@ -1,0 +1,39 @@
+// A Python module of this project as a child process that data is streamed to and from, through its standard input and
+// output; what it says on standard error is seen by the user.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace conclave {
+
+class PythonPipe {
+ public:
+  // Runs `python -m <module> <arguments>`. std::runtime_error on failure, like everything below: also when the child
+  // has ended too early.
+  PythonPipe(const std::string& module, const std::vector<std::string>& arguments);
+  ~PythonPipe();  // ends a child that was not waited for
+  PythonPipe(const PythonPipe&) = delete;
+  PythonPipe& operator=(const PythonPipe&) = delete;
+
+  void write(std::span<const std::byte> bytes);
+  void write_line(const std::string& line);
+  void read(std::span<std::byte> bytes);
+  std::string read_line();  // without its line feed
+  // Closes the child's input and waits for it.
+  void finish();
+
+ private:
+  [[noreturn]] void fail(const std::string& what);
+  int wait();
+
+  pid_t child_ = -1;
+  int to_child_ = -1;
+  int from_child_ = -1;
+};
+
+}  // namespace conclave

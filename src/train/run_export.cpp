@@ -1,0 +1,41 @@
+#include "train/run_export.h"
+
+#include "base/error.h"
+#include "base/log.h"
+#include "checkpoint/checkpoint_folder.h"
+#include "train/disk_names.h"
+
+namespace conclave {
+namespace {
+
+void remove_older(const std::filesystem::path& folder, int64_t keep) {
+  std::vector<std::filesystem::path> exports = list_checkpoints(folder);  // named alike
+  while (static_cast<int64_t>(exports.size()) > keep) {
+    remove_checkpoint(exports.front());
+    exports.erase(exports.begin());
+  }
+}
+
+}  // namespace
+
+void export_run(ParallelJob& job, int64_t step) {
+  const Job& settings = job.job();
+  HuggingFaceExportOptions options = hugging_face_export_options(job.model_config(), at::kFloat);
+  options.tokenizer_folder = settings.model.init_from;
+  options.overwrite = Overwrite::replace;
+  const std::filesystem::path folder = exports_folder(settings) / checkpoint_name(step);
+  try {
+    job.model().save_hugging_face(folder, options, job.host_world());
+    if (job.is_first() && settings.checkpoint.export_keep > 0)
+      remove_older(exports_folder(settings), settings.checkpoint.export_keep);
+    spdlog::info("step {}: exported {}", step, folder.string());
+  } catch (const PeerLostError&) {
+    throw;
+  } catch (const InvariantError&) {
+    throw;
+  } catch (const std::exception& error) {  // the same kind on all ranks
+    if (job.is_first()) spdlog::warn("step {} was not exported: {}. Training goes on.", step, error.what());
+  }
+}
+
+}  // namespace conclave
