@@ -37,6 +37,17 @@ const char* meaning_of(MemoryCategory category) {
   return "everything else, short-lived";
 }
 
+std::vector<std::string> assumptions_of(const Plan& plan) {
+  std::vector<std::string> lines = assumptions_of_time(plan.device);
+  const MoeConfig& moe = plan.job.job.moe;
+  if (moe.moe_load_balancing == LoadBalancing::sinkhorn)
+    lines.push_back(
+        fmt::format("sinkhorn's all-reduces are neither in the traffic nor in the time: up to {} a layer and "
+                    "micro-step (moe.sinkhorn_iterations), each of {} numbers",
+                    moe.sinkhorn_iterations, plan.job.model.num_local_experts + 1));
+  return lines;
+}
+
 constexpr double gib = 1024.0 * 1024 * 1024, mib = 1024.0 * 1024;
 
 std::string size_text(double bytes) {
@@ -136,7 +147,7 @@ std::string time_text(const Plan& plan) {
                       time.tokens_per_second, 100 * time.model_flops_utilization,
                       plan.device.peak_flops(plan.compute_bytes) / 1e12);
   text += "assumed:\n";
-  for (const std::string& assumption : assumptions_of_time(plan.device)) text += fmt::format("  - {}\n", assumption);
+  for (const std::string& assumption : assumptions_of(plan)) text += fmt::format("  - {}\n", assumption);
   return text;
 }
 
@@ -251,7 +262,7 @@ std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& searc
                          {"validation_peak_bytes", plan.evaluation.peak_of.total},
                          {"traffic", traffic},
                          {"time", json_of(plan.time)},
-                         {"assumptions", assumptions_of_time(plan.device)}};
+                         {"assumptions", assumptions_of(plan)}};
   if (search)
     object["search"] = {
         {"fit", json_of(search->fit)}, {"too_large", json_of(search->too_large)}, {"refused", search->refused}};

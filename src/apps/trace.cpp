@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "base/error.h"
 #include "config/job_check.h"
 #include "train/trace.h"
 
@@ -45,7 +46,15 @@ void add_trace(CLI::App& app, int& exit_code) {
                                             "data.sequence_length=1",
                                             "model.config=" + options->request.model.string()};
       overrides.insert(overrides.end(), options->overrides.begin(), options->overrides.end());
-      return job_from_overrides(overrides);
+      Job job = job_from_overrides(overrides);
+      // Logits are those of evaluation; with these rules the gradients would be of other experts' outputs.
+      const LoadBalancing rule = job.moe.moe_load_balancing;
+      if (rule != LoadBalancing::aux_loss && rule != LoadBalancing::none)
+        user_error(
+            "moe.moe_load_balancing chooses other experts in training than trace does, which takes the top k of the "
+            "scores. Use aux_loss or none.   ({})",
+            job.origins.of("moe.moe_load_balancing"));
+      return job;
     };
     exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) { trace(job, options->request); });
   });

@@ -11,7 +11,7 @@ import subprocess
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from ranks import PATIENCE_SECONDS
+from ranks import PATIENCE_SECONDS, run_ranks
 from small_job import MODEL, PROGRAM, VOCAB, SmallJob, random_documents, write_tokens
 
 
@@ -354,3 +354,9 @@ def test_offloading_leaves_nothing_behind_a_killed_run(tmp_path):
     running.kill()
     running.wait()
     assert not list((tmp_path / "scratch").iterdir())
+
+
+@pytest.mark.parametrize("rule", ["sinkhorn", "balanced", "bias"])
+def test_trace_refuses_a_rule_that_chooses_other_experts_in_training(rule, tmp_path):
+    arguments = ["trace", "--model", tmp_path, "--tokens", tmp_path / "tokens", "--out", tmp_path / "out", "--set", f"moe.moe_load_balancing={rule}"]
+    assert_refused(run_ranks(1, arguments), "moe.moe_load_balancing", "Use aux_loss or none", f"--set moe.moe_load_balancing={rule}")

@@ -19,6 +19,12 @@ def plan(*arguments, code=0):
     return done.stderr if code else done.stdout
 
 
+def test_sinkhorn_says_what_is_not_counted():
+    text = plan("examples/mixtral-8x7b.yaml", "--world", 64, "--set", "moe.moe_load_balancing=sinkhorn")
+    assert "up to 50 a layer and micro-step" in text
+    assert "sinkhorn" not in plan("examples/mixtral-8x7b.yaml", "--world", 64)
+
+
 @pytest.mark.parametrize("job, parameters, device", [
     ("examples/mixtral-8x7b.yaml", 46.7e9, "h100-80"),
     ("examples/mixtral-8x22b.yaml", 140.6e9, "h100-80"),
