@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from train_step import ROOT, RESULTS, SHAPES, WORK, BenchmarkError, model_config, processor_name, read_lines, run, summary_of
+from sides import ROOT, RESULTS, SHAPES, WORK, BenchmarkError, model_config, processor_name, read_lines, run, summary_of
 
 from conclave.data.indexed_writer import IndexedWriter, token_type
 from dcp_rival import forget_pages

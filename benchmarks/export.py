@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy
 from safetensors.numpy import save_file
-from train_step import RESULTS, BenchmarkError, processor_name, summary_of
+from sides import RESULTS, BenchmarkError, processor_name, summary_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs/bench/export"

@@ -1,6 +1,6 @@
 """The two sides of the benchmarks, Conclave and its rival, made ready for the same work and started on the same ranks of this machine.
 
-Used by train_step.py and memory.py. What is made (checkpoints, tokens) is in runs/bench, and used again.
+Used by the other benchmarks. What is made (checkpoints, tokens) is in runs/bench, and used again.
 """
 
 import argparse
@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from importlib.metadata import version
@@ -160,3 +161,7 @@ def find_tcmalloc(wanted: str) -> Path | None:
 def processor_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def summary_of(values: list[float]) -> dict:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}

@@ -16,17 +16,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, find_program, find_tcmalloc, footprint_setting, processor_name,
-                   run_conclave, run_rival)
+                   run_conclave, run_rival, summary_of)
 
 # Largest relative differences of the losses that rounding explains. In the first step the parameters are equal, so only the order of sums differs (fp32:
 # 1e-7 seen) and a wrong batch or parameter shows as 1e-3 or more. Then a difference in the last place moves a token to another expert now and then, and
 # the steps amplify that; a wrong rate or gradient shows there.
 FIRST_STEP_TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 TOLERANCE = {"fp32": 1e-3, "bf16": 1e-2}
-
-
-def summary_of(values: list[float]) -> dict:
-    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
 
 
 def largest_difference(left: list[list[dict]], right: list[list[dict]], key: str) -> float:
