@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from sides import ROOT, RESULTS, SHAPES, WORK, BenchmarkError, model_config, processor_name, read_lines, run, summary_of
+from sides import ROOT, RESULTS, SHAPES, WORK, BenchmarkError, exit_code_of, model_config, processor_name, read_lines, run, summary_of
 
 from conclave.data.indexed_writer import IndexedWriter, token_type
 from dcp_rival import forget_pages
@@ -206,13 +206,5 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    try:
-        return measure(parse_options())
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(measure, parse_options()))

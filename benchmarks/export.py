@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy
 from safetensors.numpy import save_file
-from sides import RESULTS, BenchmarkError, processor_name, summary_of
+from sides import RESULTS, BenchmarkError, exit_code_of, processor_name, summary_of
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "runs/bench/export"
@@ -141,14 +141,5 @@ def parse_options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    try:
-        measure(parse_options())
-        return 0
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(measure, parse_options()))

@@ -16,7 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sides import (RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, find_program, find_tcmalloc, footprint_setting, processor_name,
+from sides import (RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, footprint_setting, processor_name,
                    run_conclave, run_rival)
 
 MEBIBYTE = 2**20
@@ -143,13 +143,5 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def main() -> int:
-    try:
-        return measure(parse_options())
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(measure, parse_options()))

@@ -11,6 +11,7 @@ import platform
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -165,3 +166,12 @@ def processor_name() -> str:
 
 def summary_of(values: list[float]) -> dict:
     return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def exit_code_of(measure: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
+    """Runs a benchmark: 0, or 1 with what was seen when a run did not do what it must."""
+    try:
+        return measure(options) or 0
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1

@@ -15,7 +15,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, find_program, find_tcmalloc, footprint_setting, processor_name,
+from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, footprint_setting, processor_name,
                    run_conclave, run_rival, summary_of)
 
 # Largest relative differences of the losses that rounding explains. In the first step the parameters are equal, so only the order of sums differs (fp32:
@@ -154,13 +154,5 @@ def measure(options: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    try:
-        return measure(parse_options())
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code_of(measure, parse_options()))

@@ -62,22 +62,6 @@ std::optional<std::string> mistake_in_batch_size(const Job& job, int world_size)
       fmt::format("Use {}.", nearest), job.origins.of("data.global_batch_size"));
 }
 
-const char* balancing_word(LoadBalancing rule) {
-  switch (rule) {
-    case LoadBalancing::none:
-      return "none";
-    case LoadBalancing::aux_loss:
-      return "aux_loss";
-    case LoadBalancing::sinkhorn:
-      return "sinkhorn";
-    case LoadBalancing::balanced:
-      return "balanced";
-    case LoadBalancing::bias:
-      return "bias";
-  }
-  return "";
-}
-
 std::string default_note(const Job& job, const char* key) {
   return job.origins.of(key).empty() ? " (the default)" : "";
 }
@@ -127,7 +111,7 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
                                       const std::string& value, const char* neutral) {
     refuse_if(given && moe.moe_load_balancing != rule, {key, "moe.moe_load_balancing"},
               fmt::format("{} is {}, but moe.moe_load_balancing is {}, which does not use it.", key, value,
-                          balancing_word(moe.moe_load_balancing)),
+                          values_of(job).at("moe.moe_load_balancing")),
               fmt::format("Set {} to {}, or moe.moe_load_balancing to {}.", key, neutral, rule_word));
   };
   const MoeConfig defaults;
