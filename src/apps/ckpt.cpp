@@ -14,7 +14,7 @@ namespace conclave {
 
 std::filesystem::path checkpoints_folder_of(const std::filesystem::path& given) {
   if (!list_checkpoints(given).empty()) return given;
-  const std::filesystem::path inner = given / "checkpoints";
+  std::filesystem::path inner = given / "checkpoints";
   if (std::filesystem::is_directory(inner)) return inner;
   if (std::filesystem::is_directory(given) && given.filename() == inner.filename()) return given;
   user_error("{} holds no checkpoints. Give a run's folder (run.output_dir), or the checkpoints folder in it.",

@@ -33,15 +33,14 @@ std::vector<std::string> command_of_a_rank() {
   return command;
 }
 
-// Rank 0 speaks for all. Of its own loss it cannot speak: then rank 1 does, or every rank where more are lost with it.
-bool speaks_for_all(int rank, const std::exception& error) {
-  if (rank == 0) return true;
-  if (dynamic_cast<const PeerLostError*>(&error) == nullptr) return false;
-  const std::string_view text = error.what();
-  if (text.starts_with("ranks 0")) return true;
-  return text.starts_with("rank 0 is lost") || text.starts_with("rank 0 did not start")
-             ? rank == 1
-             : text.starts_with("rank 1 could not reach");
+// Rank 0 speaks for all. Of its own loss it cannot speak: then the lowest of those that are left does. What they know
+// of each other was in the store, which rank 0 serves and which may be lost with it; so that a whole host's loss is not
+// passed over in silence, the first rank of every other host speaks too.
+bool speaks_for_all(const Process& process, const std::exception& error) {
+  if (process.rank == 0) return true;
+  const auto* lost = dynamic_cast<const PeerLostError*>(&error);
+  if (lost == nullptr || lost->speaker() == 0) return false;
+  return process.rank == lost->speaker() || process.local_rank == 0;
 }
 
 }  // namespace
@@ -100,7 +99,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     // A mistake that every rank finds is printed by rank 0 alone; one that a single rank finds reaches rank 0 by
     // stop().
     if (world) world->stop(error.what());
-    return report_error(error, speaks_for_all(process.rank, error));
+    return report_error(error, speaks_for_all(process, error));
   }
 }
 

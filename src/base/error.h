@@ -3,8 +3,10 @@
 
 #include <fmt/core.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace conclave {
 
@@ -28,7 +30,19 @@ class UserError : public std::runtime_error {
 // Another rank died or did not answer within the time-out.
 class PeerLostError : public std::runtime_error {
  public:
-  using std::runtime_error::runtime_error;
+  // `lost`: the ranks that are gone or hang, so that none of them can tell the user.
+  explicit PeerLostError(const std::string& text, std::vector<int> lost = {})
+      : std::runtime_error(text), lost_(std::move(lost)) {}
+
+  // The lowest rank that is not lost: the one that tells the user, for all.
+  int speaker() const {
+    int rank = 0;
+    while (std::find(lost_.begin(), lost_.end(), rank) != lost_.end()) ++rank;
+    return rank;
+  }
+
+ private:
+  std::vector<int> lost_;
 };
 
 // Our own bug: an invariant and the values that break it.

@@ -45,7 +45,7 @@ std::optional<LoadedCheckpoint> load_agreed(std::span<const std::filesystem::pat
       damage = error;
     }
   }
-  if (damage) throw *damage;
+  if (damage) throw DamagedCheckpoint(*damage);
   return std::nullopt;
 }
 

@@ -58,6 +58,7 @@ std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path&
   }
   std::sort(found.begin(), found.end());
   std::vector<std::filesystem::path> paths;
+  paths.reserve(found.size());
   for (auto& [step, path] : found) paths.push_back(std::move(path));
   return paths;
 }

@@ -109,8 +109,8 @@ void CheckpointReader::read_piece(const TensorSlice& slice, const ManifestTensor
   const SafetensorsReader& reader = open(piece.file);
   const std::string name = piece_name(slice.name, piece);
   const StoredTensor* stored = reader.find(name);
-  const int64_t element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
-  const uint64_t piece_bytes = static_cast<uint64_t>((piece.end - piece.begin) * element_bytes);
+  const auto element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
+  const auto piece_bytes = static_cast<uint64_t>((piece.end - piece.begin) * element_bytes);
   if (stored == nullptr || stored->begin != piece.offset || stored->end - stored->begin != piece_bytes ||
       stored->dtype != tensor.dtype) {
     damaged(

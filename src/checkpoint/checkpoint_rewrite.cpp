@@ -88,7 +88,9 @@ void average_checkpoints(std::span<const std::filesystem::path> from, const std:
 
   const at::NoGradGuard no_grad;
   CheckpointStream out(to, last.state(), entries_of(manifest), static_cast<int64_t>(manifest.files.size()), overwrite);
-  for (const auto& [name, tensor] : manifest.tensors) {
+  for (const auto& entry : manifest.tensors) {
+    const std::string& name = entry.first;
+    const ManifestTensor& tensor = entry.second;
     for_each_block(readers.front(), name, [&](int64_t begin, const at::Tensor& block) {
       TensorSlice other{name, tensor.shape, begin, block};
       if (!is_parameter(name)) {

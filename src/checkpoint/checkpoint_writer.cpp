@@ -158,7 +158,7 @@ void CheckpointWriter::write_own_file(const std::vector<TensorSlice>& slices) {
       const at::Tensor& data = planned.slices[i]->data;
       Piece& piece = piece_of(planned.part, *planned.slices[i]);
       piece.offset = planned.header.tensors()[i].begin;
-      const int64_t elements_per_block = static_cast<int64_t>(hash_block_bytes_ / data.element_size());
+      const auto elements_per_block = static_cast<int64_t>(hash_block_bytes_ / data.element_size());
       for (int64_t done = 0; done < data.numel(); done += elements_per_block) {
         if (given_up_) throw std::runtime_error("the save was given up");
         const at::Tensor block =

@@ -24,7 +24,7 @@ std::vector<DiskParts::Overlap> DiskParts::overlaps(int64_t begin, int64_t count
   std::vector<Overlap> found;
   const int64_t end = begin + count;
   // The last part that begins at or before `begin`.
-  size_t i = static_cast<size_t>(std::upper_bound(begins_.begin(), begins_.end() - 1, begin) - begins_.begin());
+  auto i = static_cast<size_t>(std::upper_bound(begins_.begin(), begins_.end() - 1, begin) - begins_.begin());
   for (i = i > 0 ? i - 1 : 0; i < parts_.size() && begins_[i] < end; ++i) {
     const int64_t from = std::max(begin, begins_[i]);
     const int64_t to = std::min(end, begins_[i + 1]);

@@ -35,7 +35,7 @@ File File::open_for_reading(const std::filesystem::path& path) {
 File File::open_for_writing(const std::filesystem::path& path) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
   if (descriptor < 0) fail_system(errno, "open for writing", path);
-  return File(path, descriptor);
+  return {path, descriptor};
 }
 
 File File::create(const std::filesystem::path& path, uint64_t bytes) {

@@ -1,7 +1,7 @@
 #include "checkpoint/replace_folder.h"
 
 #include <fcntl.h>
-#include <stdio.h>
+#include <cstdio>
 
 #include <cerrno>
 #include <system_error>

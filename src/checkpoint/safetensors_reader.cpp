@@ -53,7 +53,7 @@ void SafetensorsReader::read(std::string_view name, int64_t begin, const at::Ten
     user_error("tensor \"{}\" in {} is {}, which cannot be read as {}.", name, file_.path().string(),
                name_of(tensor.dtype), c10::toString(out.scalar_type()));
   }
-  const int64_t element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
+  const auto element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
   const uint64_t offset = tensor.begin + static_cast<uint64_t>(begin * element_bytes);
   if (same && out.is_cpu()) {
     file_.read(offset, memory_of(out));

@@ -38,7 +38,7 @@ void write_elements(const File& file, const StoredTensor& tensor, int64_t begin,
   check_invariant(same || converts_on_writing(data.scalar_type(), tensor.dtype),
                   "tensor {} of type {} can be stored as {}", tensor.name, c10::toString(data.scalar_type()),
                   name_of(tensor.dtype));
-  const int64_t element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
+  const auto element_bytes = static_cast<int64_t>(bits_of(tensor.dtype) / 8);
   const uint64_t offset = tensor.begin + static_cast<uint64_t>(begin * element_bytes);
   if (same && data.is_cpu()) {
     file.write(offset, memory_of(data));

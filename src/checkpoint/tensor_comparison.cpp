@@ -24,7 +24,7 @@ void add_block(TensorDifference& difference, const at::Tensor& first, const at::
   if (same_bits(first, second)) return;
   const at::Tensor apart = (first.to(at::kDouble) - second.to(at::kDouble)).abs();
   difference.unequal += apart.ne(0).sum().item<int64_t>();  // NaN is unequal to 0
-  const double largest = apart.max().item<double>();        // NaN where any is
+  const auto largest = apart.max().item<double>();          // NaN where any is
   difference.largest = std::isnan(largest) ? largest : std::max(difference.largest, largest);
   difference.mean += apart.sum().item<double>();  // the sum so far; divided when all is seen
 }
@@ -62,7 +62,9 @@ void check_types(const FiledTensors& tensors) {
 
 FiledTensors tensors_of(CheckpointReader& checkpoint) {
   FiledTensors tensors;
-  for (const auto& [name, tensor] : checkpoint.manifest().tensors) {
+  for (const auto& entry : checkpoint.manifest().tensors) {
+    const std::string& name = entry.first;
+    const ManifestTensor& tensor = entry.second;
     tensors[name] = {tensor.dtype, tensor.shape, [&checkpoint, name, &tensor](int64_t begin, const at::Tensor& out) {
                        const TensorSlice slice{name, tensor.shape, begin, out};
                        checkpoint.load({&slice, 1});

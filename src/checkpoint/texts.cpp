@@ -9,7 +9,7 @@ namespace conclave {
 std::vector<std::string> gather_texts(Communicator& ranks, const std::string& own) {
   const at::Tensor lengths = at::zeros({ranks.size()}, at::kLong);
   ranks.all_gather(lengths, at::full({1}, static_cast<int64_t>(own.size()), at::kLong)).wait();
-  const int64_t longest = lengths.max().item<int64_t>();
+  const auto longest = lengths.max().item<int64_t>();
   if (longest == 0) return std::vector<std::string>(static_cast<size_t>(ranks.size()));
   at::Tensor padded = at::zeros({longest}, at::kByte);
   std::memcpy(padded.data_ptr(), own.data(), own.size());

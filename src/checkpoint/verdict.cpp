@@ -58,7 +58,7 @@ void together(Communicator& ranks, const std::function<void()>& work) {
   // The maximum of (size - rank) over the ranks that failed names the lowest of them; 0: none failed.
   const at::Tensor verdict = at::full({1}, own ? ranks.size() - ranks.rank() : 0, at::kLong);
   ranks.all_reduce(verdict, Reduction::max).wait();
-  const int64_t mark = verdict.item<int64_t>();
+  const auto mark = verdict.item<int64_t>();
   if (mark == 0) return;
 
   const int failed = ranks.size() - static_cast<int>(mark);

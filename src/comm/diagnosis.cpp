@@ -57,6 +57,10 @@ std::vector<int> find_holders(int self, const Operation& failed, const std::vect
   return {holders.begin(), holders.end()};
 }
 
+bool has_left(const Observation& rank) {
+  return rank.report && rank.report->state != RankState::running;
+}
+
 std::string describe_holder(int rank, const Observation& seen, double waited_seconds) {
   if (seen.report && seen.report->state == RankState::finished)
     return fmt::format("rank {} has finished, but others wait for it", rank);
@@ -76,31 +80,33 @@ std::string name_ranks(const std::vector<int>& ranks) {
   return text;
 }
 
-std::string diagnose(int self, const std::vector<Observation>& ranks, const Failure& failure,
-                     const std::function<std::vector<int>(const std::string&)>& ranks_of) {
+Diagnosis diagnose(int self, const std::vector<Observation>& ranks, const Failure& failure,
+                   const std::function<std::vector<int>(const std::string&)>& ranks_of) {
   std::vector<int> lost;
   for (int rank = 0; rank < static_cast<int>(ranks.size()); ++rank)
     if (rank != self && ranks[rank].is_silent) lost.push_back(rank);
-  if (!lost.empty()) return describe_lost(lost, ranks);
+  if (!lost.empty()) return {describe_lost(lost, ranks), lost};
 
   if (failure.operation && failure.timed_out) {
-    std::string text;
-    for (int rank : find_holders(self, *failure.operation, ranks, ranks_of))
-      text += (text.empty() ? "" : "; ") + describe_holder(rank, ranks[rank], failure.waited_seconds);
-    if (!text.empty()) return text;
+    Diagnosis holders;
+    for (int rank : find_holders(self, *failure.operation, ranks, ranks_of)) {
+      holders.text += (holders.text.empty() ? "" : "; ") + describe_holder(rank, ranks[rank], failure.waited_seconds);
+      if (!has_left(ranks[rank])) holders.lost.push_back(rank);
+    }
+    if (!holders.text.empty()) return holders;
     if (failure.peer >= 0)
-      return fmt::format(
-          "rank {} lives and is in the same collective, but its data did not arrive within {:.0f} s: the network or "
-          "that rank is stuck",
-          failure.peer, failure.waited_seconds);
+      return {fmt::format("rank {} lives and is in the same collective, but its data did not arrive within {:.0f} s: "
+                          "the network or that rank is stuck",
+                          failure.peer, failure.waited_seconds),
+              {}};
   }
   for (int rank = 0; rank < static_cast<int>(ranks.size()); ++rank)
-    if (rank != self && ranks[rank].report && ranks[rank].report->state != RankState::running &&
-        (failure.peer < 0 || rank == failure.peer))
-      return describe_holder(rank, ranks[rank], failure.waited_seconds);
+    if (rank != self && has_left(ranks[rank]) && (failure.peer < 0 || rank == failure.peer))
+      return {describe_holder(rank, ranks[rank], failure.waited_seconds), {}};
   if (failure.peer >= 0)
-    return fmt::format("the connection to rank {} broke, although that rank lives: {}", failure.peer, failure.error);
-  return "the transport failed, although every rank lives: " + failure.error;
+    return {fmt::format("the connection to rank {} broke, although that rank lives: {}", failure.peer, failure.error),
+            {}};
+  return {"the transport failed, although every rank lives: " + failure.error, {}};
 }
 
 }  // namespace conclave

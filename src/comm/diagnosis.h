@@ -26,13 +26,19 @@ struct Failure {
   std::string error;  // the transport's words
 };
 
-// One sentence that names the culprits, for example "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all
+// Why the job ends.
+struct Diagnosis {
+  std::string text;       // one sentence that names the culprits
+  std::vector<int> lost;  // the ranks that are gone or hang: they cannot tell the user themselves
+};
+
+// Names the culprits, for example "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all
 // #512 of the expert axis". Silent ranks come first: whatever else is wrong follows from them. After a time-out, those
 // who keep the others waiting: they are found by going from the failed collective to the ranks that have not called it,
 // and from the collectives that those wait in on. Then ranks that have left. If everybody is well, the connection
 // itself failed. `ranks_of`: the ranks of a communicator, by key.
-std::string diagnose(int self, const std::vector<Observation>& ranks, const Failure& failure,
-                     const std::function<std::vector<int>(const std::string& communicator)>& ranks_of);
+Diagnosis diagnose(int self, const std::vector<Observation>& ranks, const Failure& failure,
+                   const std::function<std::vector<int>(const std::string& communicator)>& ranks_of);
 
 // "rank 3" or "ranks 3, 4 and 7".
 std::string name_ranks(const std::vector<int>& ranks);

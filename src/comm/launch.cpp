@@ -1,11 +1,11 @@
 #include "comm/launch.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <cstdlib>
 #include <cstring>
@@ -173,6 +173,7 @@ int launch_local_ranks(const LaunchOptions& options) {
 
   const std::vector<std::string> command = launcher_command(options);
   std::vector<char*> arguments;
+  arguments.reserve(command.size() + 1);
   for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
   arguments.push_back(nullptr);
   const unsigned threads = std::max(1u, std::thread::hardware_concurrency() / options.ranks);

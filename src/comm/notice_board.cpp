@@ -5,6 +5,8 @@
 #include <iterator>
 #include <sstream>
 
+#include "base/error.h"
+
 namespace conclave {
 namespace {
 
@@ -13,6 +15,22 @@ std::string report_key(int rank) {
 }
 std::string ranks_key(const std::string& communicator) {
   return "ranks/" + communicator;
+}
+
+// A line with the lost ranks, then the text.
+std::string encode(const Diagnosis& verdict) {
+  return fmt::format("{}\n{}", fmt::join(verdict.lost, " "), verdict.text);
+}
+
+std::vector<int> decode_ranks(const std::string& text) {
+  std::istringstream in(text);
+  return {std::istream_iterator<int>(in), {}};
+}
+
+Diagnosis decode_verdict(const std::string& text) {
+  const size_t end = text.find('\n');
+  check_invariant(end != std::string::npos, "the verdict in the store is \"{}\"", text);
+  return {text.substr(end + 1), decode_ranks(text.substr(0, end))};
 }
 
 }  // namespace
@@ -38,17 +56,16 @@ void NoticeBoard::write_ranks(const std::string& communicator, const std::vector
 
 std::vector<int> NoticeBoard::ranks_of(const std::string& communicator) {
   if (!store_->check({ranks_key(communicator)})) return {};
-  std::istringstream in(store_->get_to_str(ranks_key(communicator)));
-  return {std::istream_iterator<int>(in), {}};
+  return decode_ranks(store_->get_to_str(ranks_key(communicator)));
 }
 
-std::optional<std::string> NoticeBoard::verdict() {
+std::optional<Diagnosis> NoticeBoard::verdict() {
   if (!store_->check({"verdict"})) return {};
-  return store_->get_to_str("verdict");
+  return decode_verdict(store_->get_to_str("verdict"));
 }
 
-std::string NoticeBoard::write_verdict(const std::string& text) {
-  return store_->compareSet("verdict", "", text);
+Diagnosis NoticeBoard::write_verdict(const Diagnosis& verdict) {
+  return decode_verdict(store_->compareSet("verdict", "", encode(verdict)));
 }
 
 int64_t NoticeBoard::count_started(int more) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "comm/diagnosis.h"
 #include "comm/rank_report.h"
 
 namespace conclave {
@@ -26,8 +27,8 @@ class NoticeBoard {
   std::vector<int> ranks_of(const std::string& communicator);
 
   // Why the job ends, once that is known. The first verdict stands: write_verdict() returns it.
-  std::optional<std::string> verdict();
-  std::string write_verdict(const std::string& text);
+  std::optional<Diagnosis> verdict();
+  Diagnosis write_verdict(const Diagnosis& verdict);
 
   // How many ranks have started, finished, or read the board no more, after `more` of them.
   int64_t count_started(int more);

@@ -64,7 +64,8 @@ c10::intrusive_ptr<c10d::Store> connect_store(const Process& process, std::chron
           process.master_port);
     throw PeerLostError(fmt::format("rank {} could not reach {} within {} s: {}", process.rank, describe_store(process),
                                     std::chrono::duration_cast<std::chrono::seconds>(timeout).count(),
-                                    reason.substr(0, reason.find('\n'))));
+                                    reason.substr(0, reason.find('\n'))),
+                        {0});
   }
   return c10::make_intrusive<c10d::PrefixStore>(
       fmt::format("conclave/{}/{}", process.restart_count, process.world_size), store);

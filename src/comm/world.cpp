@@ -3,6 +3,7 @@
 #include <c10/util/Logging.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
+#include <csignal>
 #include <cstdlib>
 
 #include "base/error.h"
@@ -22,6 +23,15 @@ void quieten_c10d() {
   if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) FLAGS_caffe2_log_level = c10::GLOG_ERROR;
 }
 
+// Gloo writes to its sockets in a way that raises SIGPIPE when the rank at the other end is gone, and that ends a
+// process without a word. Ignored, it is an error of the write, which the watchdog explains. A handler that somebody
+// has set stays.
+void ignore_broken_pipes() {
+  struct sigaction standing {};
+  sigaction(SIGPIPE, nullptr, &standing);
+  if ((standing.sa_flags & SA_SIGINFO) == 0 && standing.sa_handler == SIG_DFL) ::signal(SIGPIPE, SIG_IGN);
+}
+
 }  // namespace
 
 World::World(Process process, WorldOptions options) : process_(std::move(process)), options_(options) {
@@ -33,6 +43,7 @@ World::World(Process process, WorldOptions options) : process_(std::move(process
     plugin->use_device(options_.device.index());
   }
   if (process_.is_single()) return;
+  ignore_broken_pipes();
   if (!options_.device.is_cuda()) gloo_device_ = make_gloo_device(process_);
   store_ = connect_store(process_, options_.timeout);
   watchdog_ = std::make_shared<Watchdog>(store_->clone(), describe_store(process_),

@@ -26,7 +26,7 @@ thread_local MemoryCategory current_category = MemoryCategory::workspace;
 class Account {
  public:
   void add(int64_t bytes, MemoryCategory category) {
-    const int index = static_cast<int>(category);
+    const auto index = static_cast<int>(category);
     std::lock_guard lock(mutex_);
     report_.now.total += bytes;
     report_.now.of[index] += bytes;

@@ -66,7 +66,7 @@ Balance BalanceReduction::finish() {
   }
   balance.aux_loss = aux.value;
   balance.aux_gradient_E = aux.gradient_E.to(device_, at::kFloat);
-  const double rows = static_cast<double>(layers_ * balance.tokens);
+  const auto rows = static_cast<double>(layers_ * balance.tokens);
   balance.z_loss = sums.logsumexp_square.item<double>() / rows;
   balance.z_gradient = 1.0 / rows;
   return balance;

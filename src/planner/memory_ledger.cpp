@@ -29,7 +29,7 @@ void MemoryLedger::Block::free() {
 }
 
 MemoryLedger::Block MemoryLedger::hold(MemoryCategory category, int64_t bytes) {
-  const int index = static_cast<int>(category);
+  const auto index = static_cast<int>(category);
   now_.total += bytes;
   now_.of[index] += bytes;
   peak_of_.of[index] = std::max(peak_of_.of[index], now_.of[index]);

@@ -26,7 +26,7 @@ class TimeObserver : public StepObserver {
     for (Axis axis : {Axis::world, Axis::replica, Axis::shard, Axis::expert_replica, Axis::expert_shard, Axis::expert})
       groups_[axis] = rank.job.layout.group(axis, rank.rank);
     const ForwardFlops flops = forward_flops_per_token(model_, rank.job.job.data.sequence_length);
-    const double layers = static_cast<double>(model_.num_hidden_layers);
+    const auto layers = static_cast<double>(model_.num_hidden_layers);
     // Half of the scores are above the diagonal, and a causal kernel skips them.
     attention_flops_ = tokens_ *
                        (static_cast<double>(flops.attention_projections) +

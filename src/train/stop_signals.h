@@ -2,7 +2,7 @@
 // at once, with 128 + its number.
 #pragma once
 
-#include <signal.h>
+#include <csignal>
 
 #include <array>
 

@@ -63,14 +63,16 @@ def test_a_rank_that_never_comes_is_named(absent, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_of_four_is_named_once(tmp_path):
+@pytest.mark.parametrize("victims", [[2], [0], [1, 2]])
+def test_killed_ranks_of_four_are_named_once(victims, tmp_path):
     job = SmallJob(tmp_path, {**ENDLESS, "parallel.expert_parallel_degree": 2, "parallel.hybrid_shard_degree": 2})
     ranks = job.start(4)
     ranks.wait_until(job.has_steps(3), "step 3")
-    ranks.processes[2].send_signal(signal.SIGKILL)
+    for victim in victims:
+        ranks.processes[victim].send_signal(signal.SIGKILL)
     ended = ranks.wait()
-    assert ended.codes == [3, 3, -signal.SIGKILL, 3], ended.text
-    assert len(ended.error_lines) == 1 and "rank 2 is lost" in ended.error_lines[0], ended.text
+    assert ended.codes == [-signal.SIGKILL if rank in victims else 3 for rank in range(4)], ended.text
+    assert len(ended.error_lines) == 1 and re.search(rf"ranks? {victims[0]}\b.* (is|are) lost", ended.error_lines[0]), ended.text
 
 
 def test_the_launcher_says_which_rank_was_killed(tmp_path):

@@ -45,7 +45,8 @@ void work(World& world, int culprit, const std::function<void()>& fault) {
 void expect_named(const std::vector<RankOutcome>& outcomes, int culprit, const std::string& words) {
   for (int rank = 0; rank < static_cast<int>(outcomes.size()); ++rank) {
     if (rank == culprit) continue;
-    EXPECT_EQ(outcomes[rank].exit_code, exit_peer_lost) << "rank " << rank << ": " << outcomes[rank].text;
+    EXPECT_EQ(outcomes[rank].exit_code, exit_peer_lost)
+        << "rank " << rank << ", signal " << outcomes[rank].signal << ": " << outcomes[rank].text;
     EXPECT_THAT(outcomes[rank].text, HasSubstr(words));
     EXPECT_THAT(outcomes[rank].text, HasSubstr("this rank (" + std::to_string(rank) + ")"));
   }
@@ -172,6 +173,13 @@ TEST(LostRanks, a_rank_that_never_comes_is_named_by_all) {
     EXPECT_THAT(outcomes[rank].text,
                 HasSubstr("rank 2 did not start within 2 s; this is rank " + std::to_string(rank) + " of 3"));
   }
+}
+
+// Gloo writes to the sockets of ranks that may be gone.
+TEST(LostRanks, a_broken_pipe_does_not_end_a_rank) {
+  const auto outcomes = start_ranks(
+      2, [](World& /*world*/) { raise(SIGPIPE); }, quick(std::chrono::seconds(60)));
+  for (const RankOutcome& outcome : outcomes) EXPECT_EQ(outcome.exit_code, exit_success) << "signal " << outcome.signal;
 }
 
 }  // namespace

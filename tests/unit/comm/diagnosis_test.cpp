@@ -41,20 +41,21 @@ Failure timed_out(Operation operation, int peer) {
 TEST(Diagnosis, a_silent_rank_is_lost_whatever_else_happened) {
   const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), silent(rank({{"expert/0", 7}}, expert_7), 5),
                                        rank({})};
-  EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 0, "reset"}, ranks_of),
+  EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 0, "reset"}, ranks_of).text,
             "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
-  EXPECT_EQ(diagnose(2, ranks, {}, ranks_of),
+  EXPECT_EQ(diagnose(2, ranks, {}, ranks_of).text,
             "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all #7 of the expert axis");
 }
 
 TEST(Diagnosis, all_ranks_of_a_lost_host_are_named) {
   const std::vector<Observation> ranks{rank({}), silent(rank({}), 6), silent(rank({}), 5), silent({}, 7)};
-  EXPECT_EQ(diagnose(0, ranks, {}, ranks_of), "ranks 1, 2 and 3 are lost: no heartbeat for 5 s");
+  EXPECT_EQ(diagnose(0, ranks, {}, ranks_of).text, "ranks 1, 2 and 3 are lost: no heartbeat for 5 s");
+  EXPECT_EQ(diagnose(0, ranks, {}, ranks_of).lost, (std::vector<int>{1, 2, 3}));
 }
 
 TEST(Diagnosis, a_rank_that_computes_while_its_group_waits_hangs) {
   const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}}), rank({})};
-  const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of);
+  const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of).text;
   EXPECT_THAT(text, HasSubstr("rank 1 hangs: it lives, but for 300 s"));
   EXPECT_THAT(text, HasSubstr("it was last in no collective, after all_to_all #6 of the expert axis"));
 }
@@ -62,32 +63,38 @@ TEST(Diagnosis, a_rank_that_computes_while_its_group_waits_hangs) {
 TEST(Diagnosis, the_end_of_a_chain_of_waiting_is_to_blame) {
   const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7),
                                        rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3), rank({{"shard/1", 2}})};
-  const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of);
+  const std::string text = diagnose(0, ranks, timed_out(expert_7, 1), ranks_of).text;
   EXPECT_THAT(text, HasSubstr("rank 2 hangs"));
   EXPECT_THAT(text, Not(HasSubstr("rank 1 hangs")));
+  EXPECT_EQ(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of).lost, std::vector<int>{2});
 }
 
 TEST(Diagnosis, ranks_that_wait_for_each_other_end_the_search) {
   const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7),
                                        rank({{"expert/0", 6}, {"shard/1", 3}}, shard_3),
                                        rank({{"shard/1", 2}}, Operation{"shard/1", "all_gather", 2})};
-  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of), HasSubstr("rank 1 lives"));
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of).text, HasSubstr("rank 1 lives"));
 }
 
 TEST(Diagnosis, everyone_in_the_same_collective_blames_the_network) {
   const std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 7}}, expert_7), rank({})};
-  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of),
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of).text,
               HasSubstr("rank 1 lives and is in the same collective, but its data did not arrive"));
-  EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 2, "Connection reset"}, ranks_of),
+  EXPECT_EQ(diagnose(0, ranks, {expert_7, 1, false, 2, "Connection reset"}, ranks_of).text,
             "the connection to rank 1 broke, although that rank lives: Connection reset");
 }
 
 TEST(Diagnosis, a_rank_that_finished_early_is_named) {
   std::vector<Observation> ranks{rank({{"expert/0", 7}}, expert_7), rank({{"expert/0", 6}}), rank({})};
   ranks[1].report->state = RankState::finished;
-  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of),
+  EXPECT_THAT(diagnose(0, ranks, timed_out(expert_7, 1), ranks_of).text,
               HasSubstr("rank 1 has finished, but others wait for it"));
-  EXPECT_THAT(diagnose(0, ranks, {expert_7, 1, false, 2, "closed"}, ranks_of), HasSubstr("rank 1 has finished"));
+  EXPECT_THAT(diagnose(0, ranks, {expert_7, 1, false, 2, "closed"}, ranks_of).text, HasSubstr("rank 1 has finished"));
+}
+
+TEST(Diagnosis, the_lowest_rank_that_is_left_speaks) {
+  EXPECT_EQ(PeerLostError("rank 2 is lost", {2}).speaker(), 0);
+  EXPECT_EQ(PeerLostError("ranks 0, 1 and 3 are lost", {0, 1, 3}).speaker(), 2);
 }
 
 TEST(RankReport, is_read_as_written) {
