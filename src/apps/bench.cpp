@@ -1,139 +1,16 @@
-// conclave bench: where time goes. `step`: real training steps of a job, by unit and phase.
-#include <fmt/core.h>
-
-#include <iostream>
-#include <memory>
-#include <nlohmann/json.hpp>
+// conclave bench: what this machine and a job's steps on it reach.
+#include "apps/bench.h"
 
 #include "apps/command.h"
-#include "config/job_check.h"
-#include "train/step_profile.h"
 
 namespace conclave {
-namespace {
-
-constexpr Phase collectives[] = {Phase::gather, Phase::reduce, Phase::dispatch};
-
-double seconds_in(const StepClock::Times& times, Phase phase) {
-  return times.seconds[static_cast<size_t>(phase)];
-}
-
-double in_flight_in(const StepClock::Times& times, Phase phase) {
-  return times.in_flight[static_cast<size_t>(phase)];
-}
-
-// The share of the time in flight that was not waited for; nothing where nothing travelled.
-std::optional<double> overlapped(const StepClock::Times& times, Phase phase) {
-  const double in_flight = in_flight_in(times, phase);
-  if (in_flight <= 0) return std::nullopt;
-  return std::max(0.0, 1 - seconds_in(times, phase) / in_flight);
-}
-
-void print_row(const std::string& name, const StepClock::Times& times) {
-  std::string row = fmt::format("{:<14}", name);
-  double sum = 0;
-  for (double seconds : times.seconds) {
-    sum += seconds;
-    row += seconds > 0 ? fmt::format("{:>11.4f}", seconds) : fmt::format("{:>11}", "-");
-  }
-  fmt::print("{}{:>11.4f}\n", row, sum);
-}
-
-void print_table(const StepProfile& profile, int ranks, int64_t steps) {
-  fmt::print(
-      "{} steps on {} ranks: median {:.4f} s ({:.4f} to {:.4f}). Rank {} waited the most; the seconds of its median "
-      "step "
-      "by what it did.\n\n",
-      steps, ranks, profile.step_seconds, profile.lowest_step_seconds, profile.highest_step_seconds, profile.rank);
-  std::string header = fmt::format("{:<14}", "unit");
-  for (int phase = 0; phase < phases; ++phase) header += fmt::format("{:>11}", name_of(static_cast<Phase>(phase)));
-  fmt::print("{}{:>11}\n", header, "sum");
-  for (size_t i = 0; i < profile.units.size(); ++i) print_row(profile.units[i], profile.of_unit[i]);
-  print_row("whole step", profile.of_unit.back());
-  print_row("total", profile.total);
-  fmt::print("in no phase: {:.4f} s, {:.2f} % of the step\n\n", profile.unattributed_seconds,
-             100 * profile.unattributed_seconds / profile.step_seconds);
-  for (Phase phase : collectives) {
-    const auto share = overlapped(profile.total, phase);
-    if (!share) continue;
-    fmt::print("{:<9} in flight {:.4f} s, waited for {:.4f} s: {:.0f} % of it behind computation\n", name_of(phase),
-               in_flight_in(profile.total, phase), seconds_in(profile.total, phase), 100 * *share);
-  }
-}
-
-nlohmann::ordered_json json_of(const StepClock::Times& times) {
-  nlohmann::ordered_json object;
-  for (int phase = 0; phase < phases; ++phase) object[name_of(static_cast<Phase>(phase))] = times.seconds[phase];
-  for (Phase phase : collectives) object[fmt::format("{}_in_flight", name_of(phase))] = in_flight_in(times, phase);
-  return object;
-}
-
-void print_json(const StepProfile& profile, int ranks, int64_t steps) {
-  nlohmann::ordered_json object = {{"ranks", ranks},
-                                   {"rank", profile.rank},
-                                   {"steps", steps},
-                                   {"step_seconds", profile.step_seconds},
-                                   {"lowest_step_seconds", profile.lowest_step_seconds},
-                                   {"highest_step_seconds", profile.highest_step_seconds},
-                                   {"unattributed_seconds", profile.unattributed_seconds},
-                                   {"total", json_of(profile.total)}};
-  for (size_t i = 0; i < profile.units.size(); ++i) object["units"][profile.units[i]] = json_of(profile.of_unit[i]);
-  object["whole_step"] = json_of(profile.of_unit.back());
-  for (Phase phase : collectives) {
-    const auto share = overlapped(profile.total, phase);
-    object["overlapped"][name_of(phase)] = share ? nlohmann::ordered_json(*share) : nlohmann::ordered_json();
-  }
-  std::cout << object.dump() << std::endl;
-}
-
-void add_bench_step(CLI::App& bench, int& exit_code) {
-  struct Options {
-    JobOptions job;
-    int ranks = 1;
-    ProfileRequest request;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
-  CLI::App* command = bench.add_subcommand(
-      "step", "training steps of a job: seconds computing and waiting, by unit; writes no checkpoint and no metrics");
-  add_job_options(*command, options->job);
-  add_ranks_option(*command, options->ranks);
-  command->add_option("--steps", options->request.steps, "measured steps")->check(CLI::Range(1, 1'000'000));
-  command->add_option("--untimed", options->request.untimed, "steps before them, not measured")
-      ->check(CLI::Range(0, 1'000'000));
-  command->add_flag("--json", options->json, "print one JSON object");
-  command->footer(
-      "computing  arithmetic of the unit, or of the step as a whole\n"
-      "gather     waiting for its parameters from other ranks\n"
-      "reduce     waiting for sums over the ranks: of its gradients, and of losses and routing statistics\n"
-      "dispatch   waiting for routed rows on their way to experts and back\n"
-      "offload    waiting for layer inputs on their way to the host and back\n"
-      "optimizer  the norm of the gradient and AdamW; data: waiting for the next batch\n\n"
-      "In flight is the time from the start of a collective to the end of the wait for it. Each number is a median "
-      "over the "
-      "steps. On a GPU the host waits for the device wherever a phase ends, so a step takes somewhat longer than in "
-      "training.");
-  command->callback([options, &exit_code] {
-    const auto read = [options] {
-      Job job = read_job(options->job.file, options->job.overrides);
-      require(job, "data.train");
-      return job;
-    };
-    exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
-      const StepProfile profile = profile_steps(job, options->request);
-      if (!job.is_first()) return;
-      const auto print = options->json ? print_json : print_table;
-      print(profile, job.world().size(), options->request.steps);
-    });
-  });
-}
-
-}  // namespace
 
 void add_bench(CLI::App& app, int& exit_code) {
   CLI::App* bench = app.add_subcommand("bench", "measure where time goes");
   bench->require_subcommand(1);
   add_bench_step(*bench, exit_code);
+  add_bench_products(*bench, exit_code);
+  add_bench_collectives(*bench, exit_code);
 }
 
 }  // namespace conclave

@@ -7,15 +7,26 @@ double seconds_between(StepClock::Time start, StepClock::Time end) {
   return std::chrono::duration<double>(end - start).count();
 }
 
+thread_local StepClock* clock_of_kernels = nullptr;
+
 }  // namespace
 
 const char* name_of(Phase phase) {
-  static constexpr std::array<const char*, phases> names = {"computing", "gather",    "reduce", "dispatch",
+  static constexpr std::array<const char*, phases> names = {"computing", "products",  "attention", "permute",
+                                                            "kernels",   "gather",    "reduce",    "dispatch",
                                                             "offload",   "optimizer", "data"};
   return names[static_cast<size_t>(phase)];
 }
 
 StepClock::StepClock(size_t units) : times_(units + 1) {}
+
+StepClock::~StepClock() {
+  if (clock_of_kernels == this) clock_of_kernels = nullptr;
+}
+
+void StepClock::time_kernels() {
+  clock_of_kernels = this;
+}
 
 std::vector<StepClock::Times> StepClock::take() {
   std::vector<Times> taken(times_.size());
@@ -47,6 +58,17 @@ ClockScope::ClockScope(StepClock& clock, Phase phase) : ClockScope(clock, phase,
 
 ClockScope::~ClockScope() {
   clock_.move_to(outer_);
+}
+
+KernelScope::KernelScope(Phase kind) : clock_(clock_of_kernels) {
+  if (clock_ == nullptr) return;
+  outer_ = clock_->place_;
+  if (!outer_ || outer_->phase > Phase::kernels) clock_ = nullptr;
+  if (clock_ != nullptr) clock_->move_to(StepClock::Place{kind, outer_->unit});
+}
+
+KernelScope::~KernelScope() {
+  if (clock_ != nullptr) clock_->move_to(outer_);
 }
 
 double total_seconds(const std::vector<StepClock::Times>& times, Phase phase) {

@@ -13,15 +13,20 @@
 namespace conclave {
 
 enum class Phase : int {
-  computing,
-  gather,    // waiting for parameters of other ranks
-  reduce,    // waiting for sums of gradients and statistics over the ranks
-  dispatch,  // waiting for routed rows
-  offload,   // waiting for layer inputs on their way to the host or back
+  computing,  // what is none of the others
+  // Of computing, the kernels by kind; only where they are asked for (time_kernels).
+  products,   // matrix products
+  attention,  // scores and their softmax, without the projections
+  permute,    // rows put into another order
+  kernels,    // all others
+  gather,     // waiting for parameters of other ranks
+  reduce,     // waiting for sums of gradients and statistics over the ranks
+  dispatch,   // waiting for routed rows
+  offload,    // waiting for layer inputs on their way to the host or back
   optimizer,
   data,  // waiting for the next batch
 };
-inline constexpr int phases = 7;
+inline constexpr int phases = 11;
 
 const char* name_of(Phase phase);
 
@@ -32,6 +37,7 @@ class StepClock {
   // Times of units 0 .. units - 1, and of the step as a whole.
   explicit StepClock(size_t units);
   StepClock(const StepClock&) = delete;
+  ~StepClock();
 
   // What is the step's own: neither of a unit nor lost.
   size_t whole_step() const { return times_.size() - 1; }
@@ -52,8 +58,12 @@ class StepClock {
   // own; that costs speed, so training does without.
   void set_settle(std::function<void()> settle) { settle_ = std::move(settle); }
 
+  // From now on the kernels that this thread calls are phases of their own (KernelScope).
+  void time_kernels();
+
  private:
   friend class ClockScope;
+  friend class KernelScope;
   struct Place {
     Phase phase;
     size_t unit;
@@ -78,6 +88,19 @@ class ClockScope {
 
  private:
   StepClock& clock_;
+  std::optional<StepClock::Place> outer_;
+};
+
+// In a kernel: while it lives, the clock that times this thread's kernels, if there is one, is in `kind`. Kernels of a
+// phase that is no computing (of the optimizer) stay in that phase, and a kernel within another one is its own kind.
+class KernelScope {
+ public:
+  explicit KernelScope(Phase kind);
+  ~KernelScope();
+  KernelScope(const KernelScope&) = delete;
+
+ private:
+  StepClock* clock_;  // null: not timed
   std::optional<StepClock::Place> outer_;
 };
 

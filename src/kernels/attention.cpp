@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 #include "kernels/cuda.h"
@@ -27,6 +28,7 @@ void check_attention(const char* op, const at::Tensor& out_TN, const at::Tensor&
 
 void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
                        const AttentionShape& shape) {
+  const KernelScope timed(Phase::attention);
   check_attention("attention_forward", out_TN, logsumexp_BNS, qkv_TM, shape);
   if (has_cpu_path(qkv_TM)) return cpu::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
   if (cuda::has_flash_attention(qkv_TM, shape)) return cuda::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
@@ -35,6 +37,7 @@ void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Te
 
 void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                         const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape) {
+  const KernelScope timed(Phase::attention);
   constexpr auto op = "attention_backward";
   check_attention(op, out_TN, logsumexp_BNS, qkv_TM, shape);
   check_tensor(op, "grad_out", grad_out_TN, out_TN.sizes(), out_TN.scalar_type());

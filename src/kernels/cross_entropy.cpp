@@ -1,5 +1,6 @@
 #include "kernels/cross_entropy.h"
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
@@ -16,12 +17,14 @@ void check_cross_entropy(const char* op, const at::Tensor& logits_CV, const at::
 }  // namespace
 
 double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
+  const KernelScope timed(Phase::kernels);
   check_cross_entropy("cross_entropy", logits_CV, targets_C);
   if (has_cpu_path(logits_CV)) return cpu::cross_entropy(logits_CV, targets_C);
   return reference::cross_entropy(logits_CV, targets_C);
 }
 
 double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
+  const KernelScope timed(Phase::kernels);
   check_cross_entropy("cross_entropy_with_gradient_", logits_CV, targets_C);
   if (has_cpu_path(logits_CV)) return cpu::cross_entropy_with_gradient_(logits_CV, targets_C, scale);
   return reference::cross_entropy_with_gradient_(logits_CV, targets_C, scale);

@@ -1,11 +1,13 @@
 #include "kernels/embedding.h"
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
 namespace conclave {
 
 void embedding_forward(at::Tensor out_TH, const at::Tensor& table_VH, const at::Tensor& tokens_T) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "embedding_forward";
   check_dims(op, "table", table_VH, 2);
   check_tensor(op, "tokens", tokens_T, {tokens_T.numel()}, at::kLong);
@@ -15,6 +17,7 @@ void embedding_forward(at::Tensor out_TH, const at::Tensor& table_VH, const at::
 }
 
 void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH, const at::Tensor& tokens_T) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "embedding_backward";
   check_dims(op, "grad_out", grad_out_TH, 2);
   check_dims(op, "grad_table", grad_table_VH, 2);

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
@@ -63,24 +64,28 @@ void multiply_add(const at::Tensor& out, const at::Tensor& a, const at::Tensor& 
 }  // namespace
 
 void linear_forward(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
+  const KernelScope timed(Phase::products);
   check_forward("linear_forward", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
   multiply(y_RN, x_RM, w_NM.t());
 }
 
 void linear_forward_add(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
+  const KernelScope timed(Phase::products);
   check_forward("linear_forward_add", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
   multiply_add(y_RN, x_RM, w_NM.t());
 }
 
 void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
+  const KernelScope timed(Phase::products);
   check_forward("linear_backward_input", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
   multiply(grad_x_RM, grad_y_RN, w_NM);
 }
 
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
+  const KernelScope timed(Phase::products);
   check_forward("linear_backward_input_add", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
   multiply_add(grad_x_RM, grad_y_RN, w_NM);
@@ -88,6 +93,7 @@ void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN
 
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
                             bool accumulate) {
+  const KernelScope timed(Phase::products);
   constexpr auto op = "linear_backward_weight";
   check_invariant(grad_y_RN.dim() == 2 && x_RM.dim() == 2, "{}: grad_y and x must be matrices", op);
   check_matrix(op, "grad_y", grad_y_RN, x_RM.size(0), grad_y_RN.size(1));

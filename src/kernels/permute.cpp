@@ -1,6 +1,7 @@
 #include "kernels/permute.h"
 
 #include "base/row_message.h"
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
@@ -11,6 +12,7 @@ int64_t message_bytes(int64_t hidden, at::ScalarType dtype) {
 }
 
 void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor& index_R) {
+  const KernelScope timed(Phase::permute);
   constexpr auto op = "gather_rows";
   check_dims(op, "rows", rows_NH, 2);
   check_tensor(op, "index", index_R, {index_R.numel()}, at::kInt);
@@ -21,6 +23,7 @@ void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor&
 
 void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tensor& row_index_R,
                const at::Tensor& weights, const at::Tensor& weight_index_R) {
+  const KernelScope timed(Phase::permute);
   constexpr auto op = "pack_rows";
   const int64_t count = row_index_R.numel();
   check_dims(op, "rows", rows_NH, 2);
@@ -33,6 +36,7 @@ void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tens
 }
 
 void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& messages_NM, const at::Tensor& index_R) {
+  const KernelScope timed(Phase::permute);
   constexpr auto op = "unpack_rows";
   const int64_t count = index_R.numel();
   check_dims(op, "rows", rows_RH, 2);
@@ -47,6 +51,7 @@ void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& mess
 
 void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Tensor& rows_RH,
                   const at::Tensor& row_of_choice_TK) {
+  const KernelScope timed(Phase::permute);
   constexpr auto op = "combine_rows";
   check_dims(op, "rows", rows_RH, 2);
   check_dims(op, "row_of_choice", row_of_choice_TK, 2);
@@ -60,6 +65,7 @@ void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Te
 
 void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor& messages_RM,
                       const at::Tensor& row_of_choice_TK) {
+  const KernelScope timed(Phase::permute);
   constexpr auto op = "combine_messages";
   check_dims(op, "out", out_TH, 2);
   check_dims(op, "row_of_choice", row_of_choice_TK, 2);
@@ -72,6 +78,7 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
 }
 
 ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
+  const KernelScope timed(Phase::permute);
   constexpr auto op = "order_by_expert";
   check_dims(op, "expert_of_choice", expert_of_choice_TK, 2);
   check_tensor(op, "expert_of_choice", expert_of_choice_TK, expert_of_choice_TK.sizes(), at::kInt);

@@ -1,5 +1,6 @@
 #include "kernels/rms_norm.h"
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
@@ -20,12 +21,14 @@ void check_norm(const char* op, const at::Tensor& y_TH, const at::Tensor& rstd_T
 
 void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor& weight_H,
                       double eps) {
+  const KernelScope timed(Phase::kernels);
   check_norm("rms_norm_forward", y_TH, rstd_T, x_TH, weight_H);
   if (has_cpu_path(x_TH)) return cpu::rms_norm_forward(y_TH, rstd_T, x_TH, weight_H, eps);
   reference::rms_norm_forward(y_TH, rstd_T, x_TH, weight_H, eps);
 }
 
 void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
+  const KernelScope timed(Phase::kernels);
   check_norm("rms_norm_repeat", y_TH, rstd_T, x_TH, weight_H);
   if (has_cpu_path(x_TH)) return cpu::rms_norm_repeat(y_TH, x_TH, rstd_T, weight_H);
   reference::rms_norm_repeat(y_TH, x_TH, rstd_T, weight_H);
@@ -33,6 +36,7 @@ void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& 
 
 void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
                        const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "rms_norm_backward";
   check_norm(op, grad_y_TH, rstd_T, x_TH, weight_H);
   check_tensor(op, "grad_x", grad_x_TH, x_TH.sizes(), x_TH.scalar_type());

@@ -37,7 +37,7 @@ void forward_rows(const at::Tensor& y_TH, const at::Tensor& rstd_T, const at::Te
       const auto v = load(d, x + i);
       return hn::Mul(v, v);
     });
-    const float rstd = static_cast<float>(1 / std::sqrt(static_cast<double>(squares) / hidden + eps));
+    const auto rstd = static_cast<float>(1 / std::sqrt(static_cast<double>(squares) / hidden + eps));
     data<float>(rstd_T)[row] = rstd;
     normalize_row(data<T>(y_TH) + row * hidden, x, data<T>(weight_H), rstd, hidden);
   }

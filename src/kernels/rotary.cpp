@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
@@ -25,6 +26,7 @@ void check_rotary(const char* op, const at::Tensor& qkv_TN, int64_t heads, int64
 }  // namespace
 
 RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta, at::Device device) {
+  const KernelScope timed(Phase::kernels);
   check_invariant(head_dim > 0 && head_dim % 2 == 0, "rotary_table: head_dim {} is not even", head_dim);
   const auto fp32 = at::TensorOptions().dtype(at::kFloat);
   const at::Tensor exponent = at::arange(0, head_dim, 2, fp32) / static_cast<double>(head_dim);
@@ -34,12 +36,14 @@ RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta
 }
 
 void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
+  const KernelScope timed(Phase::kernels);
   check_rotary("rotary_forward_", qkv_TN, heads, head_dim, table);
   if (has_cpu_path(qkv_TN)) return cpu::rotary_(qkv_TN, heads, table, /*inverse=*/false);
   reference::rotary_forward_(qkv_TN, heads, head_dim, table);
 }
 
 void rotary_backward_(at::Tensor grad_qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
+  const KernelScope timed(Phase::kernels);
   check_rotary("rotary_backward_", grad_qkv_TN, heads, head_dim, table);
   if (has_cpu_path(grad_qkv_TN)) return cpu::rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
   reference::rotary_backward_(grad_qkv_TN, heads, head_dim, table);

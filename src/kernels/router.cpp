@@ -1,5 +1,6 @@
 #include "kernels/router.h"
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
@@ -32,6 +33,7 @@ void check_routing(const char* op, const Routing& routing, const RouterOptions& 
 }  // namespace
 
 Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& selection_bias_E) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "route";
   check_dims(op, "logits", logits_TE, 2);
   check_options(op, options, logits_TE.size(1));
@@ -42,6 +44,7 @@ Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const a
 }
 
 Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "route_to";
   check_dims(op, "logits", logits_TE, 2);
   check_options(op, options, logits_TE.size(1));
@@ -51,6 +54,7 @@ Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, cons
 }
 
 RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options) {
+  const KernelScope timed(Phase::kernels);
   check_routing("routing_statistics", routing, options);
   if (has_cpu_path(routing.score_TE)) return cpu::routing_statistics(routing, options);
   return reference::routing_statistics(routing, options);
@@ -58,6 +62,7 @@ RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions
 
 void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
                     const at::Tensor& grad_weight_TK, const at::Tensor& probability_gradient_E, double z_coefficient) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "route_backward";
   check_routing(op, routing, options);
   check_dims(op, "grad_logits", grad_logits_TE, 2);

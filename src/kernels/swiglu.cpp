@@ -1,11 +1,13 @@
 #include "kernels/swiglu.h"
 
+#include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 
 namespace conclave {
 
 void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "swiglu_forward";
   check_dims(op, "out", out_RI, 2);
   const int64_t rows = out_RI.size(0), intermediate = out_RI.size(1);
@@ -18,6 +20,7 @@ void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::T
 
 void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
                      const at::Tensor& grad_out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
+  const KernelScope timed(Phase::kernels);
   constexpr auto op = "swiglu_backward";
   check_dims(op, "grad_out", grad_out_RI, 2);
   const int64_t rows = grad_out_RI.size(0), intermediate = grad_out_RI.size(1);

@@ -71,6 +71,7 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   job.model().allocate_training_state();
   start_parameters(job);
   if (job.device().is_cuda()) forward_backward.clock().set_settle(load_cuda_plugin(nullptr)->synchronize);
+  if (request.kernels) forward_backward.clock().time_kernels();
   TrainStep train_step(job, forward_backward);
   BatchLoader loader(training, {job.job().data.micro_batch_size, job.micro_steps(), job.world().size(), job.rank()});
 
@@ -110,6 +111,7 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     profile.rank = rank;
     if (rank == 0 || waited(profile.total) > waited(slowest.total)) slowest = std::move(profile);
   }
+  slowest.kernels = request.kernels;
   for (const UnitDeclaration& unit : job.model().declarations()) slowest.units.push_back(unit.name);
   return slowest;
 }

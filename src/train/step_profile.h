@@ -11,13 +11,15 @@
 namespace conclave {
 
 struct ProfileRequest {
-  int64_t steps = 10;   // measured ones
-  int64_t untimed = 2;  // before them: the first steps allocate what the later ones use again
+  int64_t steps = 10;    // measured ones
+  int64_t untimed = 2;   // before them: the first steps allocate what the later ones use again
+  bool kernels = false;  // computing by kind of kernel
 };
 
 // Of the rank that waited the most; medians over the measured steps.
 struct StepProfile {
   int rank = 0;
+  bool kernels = false;                   // as asked for
   std::vector<std::string> units;         // names; behind them the step's own times
   std::vector<StepClock::Times> of_unit;  // units + 1
   StepClock::Times total;                 // over all of these

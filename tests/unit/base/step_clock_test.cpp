@@ -71,5 +71,34 @@ TEST(StepClock, settles_before_a_phase_ends) {
   EXPECT_EQ(settled, 3);
 }
 
+TEST(StepClock, kernels_are_phases_of_their_own_where_asked_for) {
+  StepClock clock(1);
+  const auto work = [&] {
+    const ClockScope scope(clock, Phase::computing, 0);
+    {
+      const KernelScope outer(Phase::kernels);
+      pass_time();
+      const KernelScope inner(Phase::products);
+      pass_time();
+    }
+    const ClockScope optimizer(clock, Phase::optimizer);
+    const KernelScope in_another_phase(Phase::kernels);
+    pass_time();
+  };
+  work();
+  auto times = clock.take();
+  EXPECT_GE(seconds(times[0], Phase::computing), 0.004);
+  EXPECT_EQ(seconds(times[0], Phase::products), 0.0);
+
+  clock.time_kernels();
+  work();
+  times = clock.take();
+  EXPECT_GE(seconds(times[0], Phase::kernels), 0.002);
+  EXPECT_GE(seconds(times[0], Phase::products), 0.002);
+  EXPECT_GE(seconds(times[0], Phase::optimizer), 0.002);
+  std::thread([] { const KernelScope of_another_thread(Phase::products); }).join();
+  const KernelScope outside(Phase::products);  // of no unit: nobody's
+}
+
 }  // namespace
 }  // namespace conclave

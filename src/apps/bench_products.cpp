@@ -1,0 +1,81 @@
+// conclave bench products: a step's matrix products alone, the floor under its time.
+#include <fmt/core.h>
+
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "apps/bench.h"
+#include "apps/command.h"
+#include "train/product_benchmark.h"
+
+namespace conclave {
+namespace {
+
+void print_table(const ProductTimes& times) {
+  fmt::print("{:<24}{:>24}{:>7}{:>11}{:>11}{:>11}{:>11}{:>10}\n", "product", "rows x inner -> columns", "times",
+             "forward s", "d input s", "d weight s", "sum s", "GFLOP/s");
+  for (const TimedProduct& product : times.products) {
+    fmt::print("{:<24}{:>24}{:>7}{:>11.4f}{:>11.4f}{:>11.4f}{:>11.4f}{:>10.1f}\n", product.name,
+               fmt::format("{} x {} -> {}", product.rows, product.inner, product.columns), product.times,
+               product.forward, product.input_gradient, product.weight_gradient, product.seconds(),
+               product.operations() / product.seconds() / 1e9);
+  }
+  fmt::print(
+      "\nproducts of a step:                {:.4f} s\n"
+      "one pass of AdamW over its memory: {:.4f} s ({:.2f} GB at {:.1f} GB/s, the rate of a copy)\n"
+      "together:                          {:.4f} s\n",
+      times.seconds(), times.optimizer_seconds(), times.optimizer_bytes / 1e9, times.copy_rate / 1e9,
+      times.seconds() + times.optimizer_seconds());
+}
+
+void print_json(const ProductTimes& times) {
+  nlohmann::ordered_json products;
+  for (const TimedProduct& product : times.products)
+    products.push_back({{"name", product.name},
+                        {"rows", product.rows},
+                        {"inner", product.inner},
+                        {"columns", product.columns},
+                        {"times", product.times},
+                        {"forward", product.forward},
+                        {"input_gradient", product.input_gradient},
+                        {"weight_gradient", product.weight_gradient},
+                        {"flops_per_second", product.operations() / product.seconds()}});
+  const nlohmann::ordered_json object = {{"products", products},
+                                         {"products_seconds", times.seconds()},
+                                         {"optimizer_seconds", times.optimizer_seconds()},
+                                         {"optimizer_bytes", times.optimizer_bytes},
+                                         {"copy_bytes_per_second", times.copy_rate}};
+  std::cout << object.dump() << std::endl;
+}
+
+}  // namespace
+
+void add_bench_products(CLI::App& bench, int& exit_code) {
+  struct Options {
+    JobOptions job;
+    int ranks = 1;
+    int64_t repeats = 20;
+    bool json = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* command = bench.add_subcommand(
+      "products", "the matrix products of a job's step alone, on all ranks at once: the floor under a step's time");
+  add_job_options(*command, options->job);
+  add_ranks_option(*command, options->ranks);
+  command->add_option("--repeats", options->repeats, "of each product; medians count")->check(CLI::Range(1, 100'000));
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->footer(
+      "PyTorch's own products of the shapes of one rank's step, forward and backward, recomputed ones not counted; "
+      "experts get equal shares of the rows. Compare with `conclave bench step` of the same job: what a step takes "
+      "longer is everything else, and the uneven shares of real routing.");
+  command->callback([options, &exit_code] {
+    const auto read = [options] { return read_job(options->job.file, options->job.overrides); };
+    exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
+      const ProductTimes times = time_products(job, options->repeats);
+      if (job.is_first()) (options->json ? print_json : print_table)(times);
+    });
+  });
+}
+
+}  // namespace conclave
