@@ -151,14 +151,31 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("moe.bias_update_rate", job.moe.bias_update_rate, more_than(0),
                 "by which a step raises or lowers an expert's selection bias under moe_load_balancing: bias");
   visitor.field("moe.dispatcher", job.moe.dispatcher,
-                Choices<DispatcherKind>{{{"all_to_all", DispatcherKind::all_to_all}}, {"all_gather"}},
-                "how tokens reach the ranks of their experts");
-  visitor.field("moe.global_token_shuffle", job.moe.global_token_shuffle, Only{"false", "tokens stay in order"},
-                "shuffles tokens over the ranks of an expert group before routing");
-  visitor.field("moe.capacity_factor", job.moe.capacity_factor, Only{"null", "no token is dropped"},
-                "the most tokens of an expert, in shares of the mean; null: no limit");
-  visitor.field("moe.drop_policy", job.moe.drop_policy, Only{"null", "no token is dropped"},
-                "which tokens a full expert drops; null: none");
+                Choices<DispatcherKind>{
+                    {{"all_to_all", DispatcherKind::all_to_all}, {"all_gather", DispatcherKind::all_gather}}, {}},
+                "how tokens reach the ranks of their experts; all_gather: every rank gets all tokens of its expert "
+                "group, for small groups");
+  visitor.field("moe.dispatch_chunks", job.moe.dispatch_chunks, size_of_at_least(1),
+                "the rows of one part of the tokens travel while the experts compute another; null: 2 where an expert "
+                "group spans hosts, else 1");
+  visitor.field("moe.global_token_shuffle", job.moe.global_token_shuffle, Anything{},
+                "tokens change ranks at random within an expert group before they are dispatched, and return after");
+  visitor.field("moe.capacity_factor", job.moe.capacity_factor, more_than(0),
+                "the most tokens of an expert in a micro-step of training, over the mean; null: no limit, no token is "
+                "dropped");
+  visitor.field("moe.drop_policy", job.moe.drop_policy,
+                Choices<DropPolicy>{{{"probability", DropPolicy::probability}, {"position", DropPolicy::position}}, {}},
+                "which tokens a full expert keeps: those of the highest probability or the first; null: probability");
+  visitor.field(
+      "moe.overload", job.moe.overload,
+      Choices<OverloadPolicy>{
+          {{"none", OverloadPolicy::none}, {"chunk", OverloadPolicy::chunk}, {"spill", OverloadPolicy::spill}}, {}},
+      "what a rank with too many tokens does; chunk: takes them one part after the other; spill: lends "
+      "experts to ranks with fewer");
+  visitor.field("moe.max_tokens_per_rank_factor", job.moe.max_tokens_per_rank_factor, at_least(1),
+                "overload: chunk takes at most so many tokens at once, over the mean of the ranks");
+  visitor.field("moe.spill_least_rows", job.moe.spill_least_rows, size_of_at_least(1),
+                "overload: spill lends an expert for so many of its tokens or more");
   visitor.field("moe.router_jitter_noise", job.moe.router_jitter_noise, from_to_below(0, 1),
                 "router inputs are multiplied by 1 +- this in training; null: the model's own");
 

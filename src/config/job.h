@@ -16,7 +16,9 @@ enum class Device { automatic, cpu, cuda };
 enum class ActivationCheckpointing { none, selective, full };
 enum class LoadBalancing { none, aux_loss, sinkhorn, balanced, bias };
 enum class AuxLossTokens { all_ranks, rank };
-enum class DispatcherKind { all_to_all };
+enum class DispatcherKind { all_to_all, all_gather };
+enum class DropPolicy { probability, position };
+enum class OverloadPolicy { none, chunk, spill };
 enum class Precision { automatic, fp32, bf16 };
 enum class ScheduleKind { cosine, linear, constant };
 enum class OnDamage { fall_back, stop };
@@ -65,17 +67,21 @@ struct MemoryConfig {
 
 struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
-  std::optional<double> moe_aux_loss_coeff;                 // default: the model's own router_aux_loss_coef
+  std::optional<double> moe_aux_loss_coeff = {};            // default: the model's own router_aux_loss_coef
   AuxLossTokens aux_loss_scope = AuxLossTokens::all_ranks;  // whose tokens of a micro-step aux_loss is taken over
   double moe_z_loss_coeff = 0.0;
   double sinkhorn_tolerance = 0.01;  // of an expert's demand, relative to the mean
   int64_t sinkhorn_iterations = 50;  // at most
   double bias_update_rate = 0.001;   // by which a step changes an expert's selection bias
   DispatcherKind dispatcher = DispatcherKind::all_to_all;
-  bool global_token_shuffle = false;          // only false in this version
-  std::optional<double> capacity_factor;      // only null in this version: dropless
-  std::optional<std::string> drop_policy;     // only null in this version: dropless
-  std::optional<double> router_jitter_noise;  // default: the model's own
+  std::optional<int64_t> dispatch_chunks = {};  // default: 2 where an expert group spans hosts, else 1
+  bool global_token_shuffle = false;            // tokens change ranks at random before they are dispatched
+  std::optional<double> capacity_factor = {};   // default: no token is dropped
+  std::optional<DropPolicy> drop_policy = {};   // default: probability, where there is a capacity
+  OverloadPolicy overload = OverloadPolicy::none;
+  double max_tokens_per_rank_factor = 1.5;         // of chunk: the most rows at once on a rank, over the mean
+  int64_t spill_least_rows = 256;                  // of spill: the fewest rows an expert's weights travel for
+  std::optional<double> router_jitter_noise = {};  // default: the model's own
 };
 
 struct PrecisionConfig {

@@ -129,6 +129,32 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   refuse_unless_rule(LoadBalancing::bias, "bias", "moe.bias_update_rate",
                      moe.bias_update_rate != defaults.bias_update_rate, fmt::format("{}", moe.bias_update_rate),
                      "its default, 0.001");
+  refuse_if(moe.drop_policy && !moe.capacity_factor, {"moe.drop_policy", "moe.capacity_factor"},
+            fmt::format("moe.drop_policy is {}, but moe.capacity_factor is null: no token is dropped.",
+                        values_of(job).at("moe.drop_policy")),
+            "Set moe.drop_policy to null, or give moe.capacity_factor, for example 1.25.");
+  // A key that only one answer to overload uses, given beside another.
+  const auto refuse_unless_overload = [&](OverloadPolicy policy, const char* word, const char* key, bool given,
+                                          const char* neutral) {
+    refuse_if(given && moe.overload != policy, {key, "moe.overload"},
+              fmt::format("{} is {}, but moe.overload is {}, which does not use it.", key, values_of(job).at(key),
+                          values_of(job).at("moe.overload")),
+              fmt::format("Set {} to its default, {}, or moe.overload to {}.", key, neutral, word));
+  };
+  refuse_unless_overload(OverloadPolicy::chunk, "chunk", "moe.max_tokens_per_rank_factor",
+                         moe.max_tokens_per_rank_factor != defaults.max_tokens_per_rank_factor, "1.5");
+  refuse_unless_overload(OverloadPolicy::spill, "spill", "moe.spill_least_rows",
+                         moe.spill_least_rows != defaults.spill_least_rows, "256");
+  refuse_if(moe.overload != OverloadPolicy::none && moe.dispatcher == DispatcherKind::all_gather,
+            {"moe.overload", "moe.dispatcher"},
+            fmt::format("moe.overload is {}, but moe.dispatcher is all_gather, with which every rank gets all tokens.",
+                        values_of(job).at("moe.overload")),
+            "Set moe.dispatcher to all_to_all, or moe.overload to none.");
+  refuse_if(moe.overload != OverloadPolicy::none && moe.dispatch_chunks.value_or(1) > 1,
+            {"moe.dispatch_chunks", "moe.overload"},
+            fmt::format("moe.dispatch_chunks is {}, but moe.overload is {}, which divides a layer's work by itself.",
+                        moe.dispatch_chunks.value_or(1), values_of(job).at("moe.overload")),
+            "Set moe.dispatch_chunks to 1 or null, or moe.overload to none.");
   refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
             fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
             "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");

@@ -43,7 +43,7 @@ void describe(SmpSettled& settled, Visitor&& visitor) {
                 Only{"1", "ranks do not divide sequences"}, "");
   visitor.field("moe.smp_moe", settled.smp_moe, Only{"true", "there is one MoE layer"}, "");
   visitor.field("moe.moe_all_to_all_dispatcher", settled.moe_all_to_all_dispatcher,
-                Only{"true", "tokens are dispatched by all-to-all"}, "");
+                Only{"true", "the other way is moe.dispatcher: all_gather"}, "");
 }
 
 }  // namespace conclave

@@ -30,8 +30,9 @@ void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Te
 void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor& messages_RM,
                       const at::Tensor& row_of_choice_TK);
 
-// A stable counting sort of the T*K choices by expert: choice_of_row [T*K] int32 (t * K + k, ascending within an
-// expert), row_of_choice [T,K] int32 its inverse, count [E] int64. All on the CPU.
+// A stable counting sort of the T*K choices by expert, where -1 is no expert's: choice_of_row [R] int32 (t * K + k,
+// ascending within an expert), row_of_choice [T,K] int32 its inverse (-1 for a choice without a row), count [E] int64.
+// All on the CPU.
 struct ExpertOrder {
   at::Tensor choice_of_row_R;
   at::Tensor row_of_choice_TK;

@@ -154,21 +154,31 @@ void cpu::combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Te
 }
 
 ExpertOrder cpu::order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
-  check_index("order_by_expert", expert_of_choice_TK, 0, experts);
+  check_index("order_by_expert", expert_of_choice_TK, -1, experts);
   const int64_t choices = expert_of_choice_TK.numel();
   const auto int32 = at::TensorOptions().dtype(at::kInt);
-  ExpertOrder order{at::empty({choices}, int32), at::empty(expert_of_choice_TK.sizes(), int32),
-                    at::empty({experts}, at::TensorOptions().dtype(at::kLong))};
+  ExpertOrder order{
+      {}, at::empty(expert_of_choice_TK.sizes(), int32), at::empty({experts}, at::TensorOptions().dtype(at::kLong))};
   const int32_t* expert = expert_of_choice_TK.const_data_ptr<int32_t>();
   int64_t* count = order.count_E.data_ptr<int64_t>();
   std::fill_n(count, experts, 0);
-  for (int64_t choice = 0; choice < choices; ++choice) ++count[expert[choice]];
+  int64_t rows = 0;
+  for (int64_t choice = 0; choice < choices; ++choice)
+    if (expert[choice] >= 0) {
+      ++count[expert[choice]];
+      ++rows;
+    }
 
   std::vector<int32_t> next(experts);  // the row that the next choice of an expert gets
   for (int64_t e = 1; e < experts; ++e) next[e] = next[e - 1] + static_cast<int32_t>(count[e - 1]);
+  order.choice_of_row_R = at::empty({rows}, int32);
   int32_t* choice_of_row = order.choice_of_row_R.data_ptr<int32_t>();
   int32_t* row_of_choice = order.row_of_choice_TK.data_ptr<int32_t>();
   for (int64_t choice = 0; choice < choices; ++choice) {
+    if (expert[choice] < 0) {
+      row_of_choice[choice] = -1;
+      continue;
+    }
     const int32_t row = next[expert[choice]]++;
     choice_of_row[row] = static_cast<int32_t>(choice);
     row_of_choice[choice] = row;

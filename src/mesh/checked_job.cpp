@@ -45,6 +45,12 @@ std::vector<std::string> fit_to_world(Job& job, int world_size, int64_t num_expe
 
 }  // namespace
 
+int64_t dispatch_chunks(const CheckedJob& job, int64_t ranks_per_host) {
+  if (job.job.moe.dispatch_chunks) return *job.job.moe.dispatch_chunks;
+  const bool spans_hosts = ranks_per_host % job.layout.degree(Axis::expert) != 0;
+  return spans_hosts && job.job.moe.overload == OverloadPolicy::none ? 2 : 1;
+}
+
 CheckedJob check_job(Job job, int world_size) {
   const ModelConfig model = read_model_config(job.model.config);
   return check_job(std::move(job), model, world_size);

@@ -20,6 +20,10 @@ struct CheckedJob {
   int64_t tokens_per_step() const { return tokens_per_rank() * layout.world_size() * micro_steps; }
 };
 
+// moe.dispatch_chunks, or where it is null what is chosen on hosts (nodes) of so many ranks: rows that cross a network
+// travel beside the experts' computation; within a host that costs more than it saves (docs/dispatch.md).
+int64_t dispatch_chunks(const CheckedJob& job, int64_t ranks_per_host);
+
 // Reads the model's config. Throws UserError.
 CheckedJob check_job(Job job, int world_size);
 // For a model that was read before.

@@ -4,13 +4,17 @@
 #include "kernels/linear.h"
 #include "kernels/rms_norm.h"
 #include "memory/memory_category.h"
-#include "moe/experts.h"
 
 namespace conclave {
 
-MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection, Dispatcher& dispatcher,
-                           LayerOptions options)
-    : config_(config), index_(index), selection_(selection), dispatcher_(dispatcher), options_(options) {}
+MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection,
+                           const ExpertCapacity* capacity, RoutedExperts& experts, LayerOptions options)
+    : config_(config),
+      index_(index),
+      selection_(selection),
+      capacity_(capacity),
+      experts_(experts),
+      options_(options) {}
 
 AttentionShape MixtralLayer::attention_shape(const MicroBatch& batch) const {
   return {batch.batch,      batch.sequence,        config_.num_attention_heads, config_.num_key_value_heads,
@@ -62,37 +66,38 @@ at::Tensor MixtralLayer::normed_expert_input(Mode mode, const LayerWeights& weig
   return normed_TH;
 }
 
-void MixtralLayer::compute_dispatch(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH,
-                                    const MicroBatch& batch, LayerState& state) const {
+void MixtralLayer::compute_routing(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH,
+                                   const MicroBatch& batch, LayerState& state) const {
   at::Tensor logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
   linear_forward(logits_TE, normed_TH, weights.router_EH);
   MemoryScope scope(MemoryCategory::activations);
   const at::Tensor& kept_choice_TK = state.routing.expert_of_choice_TK;
-  if (kept_choice_TK.defined())
+  if (kept_choice_TK.defined()) {
     state.routing = route_to(logits_TE, selection_.options(), kept_choice_TK);
-  else if (mode == Mode::training)
-    state.routing = selection_.route_in_training(index_, logits_TE, {batch.sample_of_B, batch.sequence});
-  else
-    state.routing = selection_.route_in_evaluation(index_, logits_TE);
-  state.plan = dispatcher_.plan(state.routing.expert_of_choice_TK);
-  state.rows = dispatcher_.dispatch(state.plan, normed_TH, state.routing.weight_TK);
+    return;
+  }
+  const TokenNumbers numbers{batch.sample_of_B, batch.sequence};
+  const bool training = mode == Mode::training;
+  state.routing = training ? selection_.route_in_training(index_, logits_TE, numbers)
+                           : selection_.route_in_evaluation(index_, logits_TE);
+  state.dispatched_choice_TK =
+      training && capacity_ != nullptr ? capacity_->apply(state.routing, numbers) : state.routing.expert_of_choice_TK;
 }
 
 at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                              LayerState& state) const {
   compute_attention(weights, batch, rotary, state);
-  compute_dispatch(mode, weights, normed_expert_input(mode, weights, batch, state), batch, state);
   const bool keep = mode == Mode::training && options_.checkpointing == ActivationCheckpointing::none;
   if (!keep) {  // nobody reads them any more
     state.qkv_TM.reset();
     state.attention_TN.reset();
     state.logsumexp_BNS.reset();
   }
-  ExpertOutput output = experts_forward(state.rows, state.plan.rows_per_expert, {weights.gate_up_LJH, weights.down_LHI},
-                                        keep ? PreActivation::kept : PreActivation::repeated);
-  state.gate_up_RJ = std::move(output.gate_up_RJ);
-  MemoryScope scope(MemoryCategory::activations);
-  return dispatcher_.combine(state.plan, state.hidden_TH, std::move(output.row_RH));
+  at::Tensor normed_TH = normed_expert_input(mode, weights, batch, state);
+  compute_routing(mode, weights, normed_TH, batch, state);
+  return experts_.forward({std::move(normed_TH), state.routing.weight_TK, state.dispatched_choice_TK}, state.hidden_TH,
+                          {weights.gate_up_LJH, weights.down_LHI}, keep ? PreActivation::kept : PreActivation::repeated,
+                          state.parts);
 }
 
 at::Tensor MixtralLayer::forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
@@ -106,11 +111,11 @@ at::Tensor MixtralLayer::forward(const LayerWeights& weights, at::Tensor input_T
   if (options_.checkpointing == ActivationCheckpointing::selective) {
     kept.hidden_rstd_T = state.hidden_rstd_T;
     kept.routing = state.routing;
-    kept.plan = std::move(state.plan);
-    kept.rows = state.rows;
+    kept.parts = std::move(state.parts);
   } else {
     kept.routing.expert_of_choice_TK = state.routing.expert_of_choice_TK;
   }
+  kept.dispatched_choice_TK = state.dispatched_choice_TK;
   state = std::move(kept);
   return output_TH;
 }
@@ -129,19 +134,19 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
                                   const RouterLossGradient& router_loss, LayerState state) const {
   if (!state.qkv_TM.defined()) compute_attention(weights, batch, rotary, state);
 
-  if (!state.rows.row_RH.defined())
-    compute_dispatch(Mode::training, weights, normed_expert_input(Mode::training, weights, batch, state), batch, state);
-  const ExpertWeights experts{weights.gate_up_LJH, weights.down_LHI};
-
   // Experts and their routing.
   DispatchGradient grad_dispatch;
   {
+    RoutedTokens tokens;
+    if (RoutedExperts::needs_tokens(state.parts)) {
+      tokens.token_TH = normed_expert_input(Mode::training, weights, batch, state);
+      if (!state.routing.weight_TK.defined()) compute_routing(Mode::training, weights, tokens.token_TH, batch, state);
+    }
+    tokens.weight_TK = state.routing.weight_TK;
+    tokens.expert_of_choice_TK = state.dispatched_choice_TK;
     ExpertGradients expert_gradients{gradients.gate_up_LJH, gradients.down_LHI};
-    at::Tensor grad_RH = dispatcher_.combine_backward(state.plan, grad_TH);
-    ExpertRows grad_rows = experts_backward(grad_RH, std::move(state.rows), std::move(state.gate_up_RJ),
-                                            state.plan.rows_per_expert, experts, expert_gradients);
-    grad_RH.reset();
-    grad_dispatch = dispatcher_.dispatch_backward(state.plan, std::move(grad_rows));
+    grad_dispatch = experts_.backward(std::move(tokens), grad_TH, {weights.gate_up_LJH, weights.down_LHI},
+                                      expert_gradients, std::move(state.parts));
   }
   at::Tensor normed_TH = normed_expert_input(Mode::training, weights, batch, state);
   at::Tensor grad_logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());

@@ -10,8 +10,9 @@
 #include "kernels/router.h"
 #include "model/layer_slots.h"
 #include "model/micro_batch.h"
-#include "moe/dispatcher.h"
+#include "moe/capacity.h"
 #include "moe/expert_selection.h"
+#include "moe/routed_experts.h"
 
 namespace conclave {
 
@@ -25,14 +26,14 @@ struct LayerState {
   at::Tensor attention_TN;
   at::Tensor logsumexp_BNS;
   at::Tensor hidden_TH;  // the residual stream between attention and experts
-  at::Tensor gate_up_RJ;
 
   // Kept by `none` and `selective`: so recomputation neither routes nor communicates. Of the routing, `full` keeps the
-  // choices: a few bytes a token, and balancing rules that ask other ranks are asked once.
+  // choices: a few bytes a token, and what asks other ranks (balancing rules, capacity) asks once. The experts'
+  // pre-activation is in the parts, and kept by `none` only.
   at::Tensor hidden_rstd_T;
   Routing routing;
-  DispatchPlan plan;
-  ExpertRows rows;
+  at::Tensor dispatched_choice_TK;  // the routing's choices, or with a capacity those that are not dropped
+  RoutedExperts::Parts parts;
 };
 
 // What the balancing losses add to the gradient of a layer's router, their coefficients included (moe/balancing.h).
@@ -50,14 +51,14 @@ struct LayerOptions {
 
 class MixtralLayer {
  public:
-  // `selection` and `dispatcher` outlive the layer.
-  MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection, Dispatcher& dispatcher,
-               LayerOptions options);
+  // `selection`, `capacity` and `experts` outlive the layer. A null capacity: no token is ever dropped.
+  MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection, const ExpertCapacity* capacity,
+               RoutedExperts& experts, LayerOptions options);
 
   // The output [T,H]. `state` receives what backward needs, by policy; `statistics` what balancing needs.
   at::Tensor forward(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
                      const RotaryTable& rotary, LayerState& state, RoutingStatistics& statistics) const;
-  // The output alone, without jitter, keeping nothing.
+  // The output alone, without jitter and dropping no token, keeping nothing.
   at::Tensor evaluate(const LayerWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
                       const RotaryTable& rotary, RoutingStatistics& statistics) const;
   // grad [T,H] with respect to the output becomes, in place, the gradient with respect to the input, and is returned.
@@ -74,15 +75,16 @@ class MixtralLayer {
   // What router and experts see: hidden normalized, with jitter in training. The same bits every time.
   at::Tensor normed_expert_input(Mode mode, const LayerWeights& weights, const MicroBatch& batch,
                                  LayerState& state) const;
-  void compute_dispatch(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
-                        LayerState& state) const;
+  void compute_routing(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                       LayerState& state) const;
   void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
   AttentionShape attention_shape(const MicroBatch& batch) const;
 
   ModelConfig config_;
   int64_t index_;
   ExpertSelection& selection_;
-  Dispatcher& dispatcher_;
+  const ExpertCapacity* capacity_;
+  RoutedExperts& experts_;
   LayerOptions options_;
 };
 

@@ -1,19 +1,23 @@
 #include "moe/all_to_all_dispatcher.h"
 
-#include "base/error.h"
+#include <ATen/ATen.h>
+
 #include "kernels/permute.h"
 #include "memory/memory_category.h"
-#include "moe/local_dispatcher.h"
+#include "moe/send_order.h"
 
 namespace conclave {
 namespace {
 
-// Received rows lie by (source rank, expert); experts want (expert, source rank). received[p * L + l]: rows of expert l
-// from rank p.
-void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int64_t local, at::Device device) {
+// Received rows lie by (source rank, slot); experts want (slot, source rank). received[p * S + s]: rows of slot s, one
+// of this rank's `slots`, from rank p.
+void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int64_t slots, at::Device device) {
+  for (int rank = 0; rank < ranks; ++rank)
+    plan.received_per_rank.push_back(
+        std::accumulate(received + rank * slots, received + (rank + 1) * slots, int64_t{0}));
   const int64_t rows = plan.received_rows();
-  std::vector<int64_t> arrival_begin(static_cast<size_t>(ranks * local));
-  for (int64_t i = 0, sum = 0; i < ranks * local; ++i) {
+  std::vector<int64_t> arrival_begin(static_cast<size_t>(ranks * slots));
+  for (int64_t i = 0, sum = 0; i < ranks * slots; ++i) {
     arrival_begin[i] = sum;
     sum += received[i];
   }
@@ -21,13 +25,13 @@ void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int6
   at::Tensor row_of_arrival = at::empty({rows}, at::kInt);
   auto* arrival = arrival_of_row.data_ptr<int32_t>();
   auto* row = row_of_arrival.data_ptr<int32_t>();
-  plan.rows_per_expert.assign(local, 0);
+  plan.rows_per_expert.assign(slots, 0);
   int32_t next = 0;
-  for (int64_t expert = 0; expert < local; ++expert) {
+  for (int64_t slot = 0; slot < slots; ++slot) {
     for (int rank = 0; rank < ranks; ++rank) {
-      const int64_t count = received[rank * local + expert];
-      const int64_t begin = arrival_begin[rank * local + expert];
-      plan.rows_per_expert[expert] += count;
+      const int64_t count = received[rank * slots + slot];
+      const int64_t begin = arrival_begin[rank * slots + slot];
+      plan.rows_per_expert[slot] += count;
       for (int64_t i = 0; i < count; ++i, ++next) {
         arrival[next] = static_cast<int32_t>(begin + i);
         row[begin + i] = next;
@@ -41,91 +45,116 @@ void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int6
 }  // namespace
 
 DispatchPlan AllToAllDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
+  return spill_ ? plan_with_helpers(expert_of_choice_TK, *spill_) : plan_at_home(expert_of_choice_TK);
+}
+
+DispatchPlan AllToAllDispatcher::plan_at_home(const at::Tensor& expert_of_choice_TK) {
   const int ranks = expert_.size();
   const int64_t local = experts_ / ranks;
-  SendOrder order = make_send_order(expert_of_choice_TK, experts_, ranks);
+  const std::vector<int64_t> splits(static_cast<size_t>(ranks), local);
+  SendOrder order = make_send_order(expert_of_choice_TK, splits);
   DispatchPlan plan = std::move(order.plan);
 
   const at::Device device = expert_of_choice_TK.device();
-  const std::vector<int64_t> splits(static_cast<size_t>(ranks), local);
-  at::Tensor sent = order.count_E.to(device);
+  at::Tensor sent = order.count_S.to(device);
   at::Tensor received = at::empty_like(sent);
-  all_to_all(received, sent, splits, splits);
+  received = RowsInFlight(received, sent, expert_.all_to_all(received, sent, splits, splits), clock_).take();
   received = received.to(at::kCPU);
-
-  const int64_t* count = received.const_data_ptr<int64_t>();
-  for (int rank = 0; rank < ranks; ++rank)
-    plan.received_per_rank.push_back(std::accumulate(count + rank * local, count + (rank + 1) * local, int64_t{0}));
-  order_arrivals(plan, count, ranks, local, device);
+  order_arrivals(plan, received.const_data_ptr<int64_t>(), ranks, local, device);
   return plan;
 }
 
-void AllToAllDispatcher::all_to_all(const at::Tensor& output, const at::Tensor& input,
-                                    const std::vector<int64_t>& output_splits,
-                                    const std::vector<int64_t>& input_splits) {
-  const ClockScope scope(clock_, Phase::dispatch);
-  const StepClock::Time start = std::chrono::steady_clock::now();
-  expert_.all_to_all(output, input, output_splits, input_splits).wait();
-  clock_.add_in_flight(Phase::dispatch, start);
+DispatchPlan AllToAllDispatcher::plan_with_helpers(const at::Tensor& expert_of_choice_TK, const SpillOptions& options) {
+  const int ranks = expert_.size();
+  const at::Device device = expert_of_choice_TK.device();
+  const at::Tensor own = order_by_expert(expert_of_choice_TK.to(at::kCPU), experts_).count_E.to(device);
+  at::Tensor all = at::empty({ranks, experts_}, own.options());
+  all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take().to(at::kCPU);
+
+  const int64_t* count = all.const_data_ptr<int64_t>();
+  std::vector<std::vector<int64_t>> by_source;
+  std::vector<int64_t> total(static_cast<size_t>(experts_)), before(static_cast<size_t>(experts_));
+  for (int source = 0; source < ranks; ++source) {
+    by_source.emplace_back(count + source * experts_, count + (source + 1) * experts_);
+    if (source == expert_.rank()) before = total;
+    for (int64_t expert = 0; expert < experts_; ++expert) total[expert] += by_source.back()[expert];
+  }
+  const auto spill = std::make_shared<const SpillPlan>(plan_spill(total, ranks, options));
+
+  std::vector<int64_t> slots_per_rank;
+  for (int rank = 0; rank < ranks; ++rank)
+    slots_per_rank.push_back(spill->experts_per_rank + static_cast<int64_t>(spill->guests_of(rank).size()));
+  DispatchPlan plan =
+      make_send_order(slots_of_choices(expert_of_choice_TK, *spill, before, ranks), slots_per_rank).plan;
+  const std::vector<int64_t> received = rows_of_slots(by_source, *spill, expert_.rank());
+  order_arrivals(plan, received.data(), ranks, slots_per_rank[expert_.rank()], device);
+  if (spill->lends()) plan.spill = spill;
+  return plan;
 }
 
-at::Tensor AllToAllDispatcher::exchange(const DispatchPlan& plan, Direction direction, at::Tensor rows) {
+std::shared_ptr<RowsInFlight> AllToAllDispatcher::exchange(const DispatchPlan& plan, Direction direction,
+                                                           at::Tensor rows) {
   const auto& out_splits = direction == Direction::to_experts ? plan.received_per_rank : plan.sent_per_rank;
   const auto& in_splits = direction == Direction::to_experts ? plan.sent_per_rank : plan.received_per_rank;
   const int64_t arriving = direction == Direction::to_experts ? plan.received_rows() : plan.sent_rows();
   at::Tensor arrived = at::empty({arriving, rows.size(1)}, rows.options());
-  all_to_all(arrived, rows, out_splits, in_splits);
-  return arrived;
+  Pending pending = expert_.all_to_all(arrived, rows, out_splits, in_splits);
+  return std::make_shared<RowsInFlight>(std::move(arrived), std::move(rows), std::move(pending), clock_);
 }
 
-ExpertRows AllToAllDispatcher::dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
-                                        const at::Tensor& weight_TK) {
+Arriving<ExpertRows()> AllToAllDispatcher::begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
+                                                          const at::Tensor& weight_TK) {
   MemoryScope scope(MemoryCategory::dispatch);
   const int64_t hidden = token_TH.size(1);
   at::Tensor messages =
       at::empty({plan.sent_rows(), message_bytes(hidden, token_TH.scalar_type())}, token_TH.options().dtype(at::kByte));
   pack_rows(messages, token_TH, plan.token_of_row_R, weight_TK, plan.choice_of_row_R);
-  messages = exchange(plan, Direction::to_experts, std::move(messages));
-  ExpertRows rows{at::empty({plan.received_rows(), hidden}, token_TH.options()),
-                  at::empty({plan.received_rows()}, token_TH.options().dtype(at::kFloat))};
-  unpack_rows(rows.row_RH, rows.weight_R, messages, plan.arrival_of_row_R);
-  return rows;
+  const auto in_flight = exchange(plan, Direction::to_experts, std::move(messages));
+  return Arriving<ExpertRows()>([&plan, in_flight, hidden, options = token_TH.options()] {
+    const at::Tensor arrived = in_flight->take();
+    MemoryScope scope(MemoryCategory::dispatch);
+    ExpertRows rows{at::empty({plan.received_rows(), hidden}, options),
+                    at::empty({plan.received_rows()}, options.dtype(at::kFloat))};
+    unpack_rows(rows.row_RH, rows.weight_R, arrived, plan.arrival_of_row_R);
+    return rows;
+  });
 }
 
-at::Tensor AllToAllDispatcher::combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH) {
-  at::Tensor out = at::empty_like(residual_TH);
+Dispatcher::Combined AllToAllDispatcher::begin_combine(const DispatchPlan& plan, at::Tensor row_RH) {
   MemoryScope scope(MemoryCategory::dispatch);
   at::Tensor rows = at::empty_like(row_RH);
   gather_rows(rows, row_RH, plan.row_of_arrival_R);
   row_RH.reset();
-  rows = exchange(plan, Direction::from_experts, std::move(rows));
-  combine_rows(out, residual_TH, rows, plan.row_of_choice_TK);
-  return out;
+  const auto in_flight = exchange(plan, Direction::from_experts, std::move(rows));
+  return Combined([&plan, in_flight](at::Tensor out_TH, const at::Tensor& residual_TH) {
+    combine_rows(out_TH, residual_TH, in_flight->take(), plan.row_of_choice_TK);
+  });
 }
 
-at::Tensor AllToAllDispatcher::combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) {
+Arriving<at::Tensor()> AllToAllDispatcher::begin_combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) {
   MemoryScope scope(MemoryCategory::dispatch);
   at::Tensor rows = at::empty({plan.sent_rows(), grad_TH.size(1)}, grad_TH.options());
   gather_rows(rows, grad_TH, plan.token_of_row_R);
-  rows = exchange(plan, Direction::to_experts, std::move(rows));
-  at::Tensor ordered = at::empty_like(rows);
-  gather_rows(ordered, rows, plan.arrival_of_row_R);
-  return ordered;
+  const auto in_flight = exchange(plan, Direction::to_experts, std::move(rows));
+  return Arriving<at::Tensor()>([&plan, in_flight] {
+    const at::Tensor arrived = in_flight->take();
+    MemoryScope scope(MemoryCategory::dispatch);
+    at::Tensor ordered = at::empty_like(arrived);
+    gather_rows(ordered, arrived, plan.arrival_of_row_R);
+    return ordered;
+  });
 }
 
-DispatchGradient AllToAllDispatcher::dispatch_backward(const DispatchPlan& plan, ExpertRows grad) {
-  const int64_t hidden = grad.row_RH.size(1);
-  const auto row_options = grad.row_RH.options(), weight_options = grad.weight_R.options();
+Dispatcher::DispatchedBack AllToAllDispatcher::begin_dispatch_backward(const DispatchPlan& plan, ExpertRows grad) {
   MemoryScope scope(MemoryCategory::dispatch);
-  at::Tensor messages = at::empty({plan.received_rows(), message_bytes(hidden, grad.row_RH.scalar_type())},
+  at::Tensor messages = at::empty({plan.received_rows(), message_bytes(grad.row_RH.size(1), grad.row_RH.scalar_type())},
                                   grad.row_RH.options().dtype(at::kByte));
   pack_rows(messages, grad.row_RH, plan.row_of_arrival_R, grad.weight_R, plan.row_of_arrival_R);
   grad = {};
-  messages = exchange(plan, Direction::from_experts, std::move(messages));
-  DispatchGradient result{at::empty({plan.tokens, hidden}, row_options),
-                          at::empty(plan.row_of_choice_TK.sizes(), weight_options)};
-  combine_messages(result.token_TH, result.weight_TK, messages, plan.row_of_choice_TK);
-  return result;
+  const auto in_flight = exchange(plan, Direction::from_experts, std::move(messages));
+  return DispatchedBack([&plan, in_flight](const DispatchGradient& gradient) {
+    combine_messages(gradient.token_TH, gradient.weight_TK, in_flight->take(), plan.row_of_choice_TK);
+  });
 }
 
 }  // namespace conclave

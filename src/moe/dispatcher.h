@@ -1,11 +1,17 @@
 // Brings tokens to the ranks that hold their experts, and expert outputs back. Backward through dispatch is combine,
 // and the other way round. One interface whatever the expert degree: with degree 1 nothing travels.
+//
+// Each of the four has a form that only starts the rows on their way, so that experts can compute meanwhile; the plan
+// stays where it is until they have arrived. Calls are collective over the expert axis: all its ranks make them in the
+// same order.
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "base/step_clock.h"
 #include "comm/communicator.h"
+#include "moe/arriving.h"
 #include "moe/dispatch_plan.h"
 
 namespace conclave {
@@ -19,27 +25,48 @@ struct ExpertRows {
 // Gradients with respect to what was dispatched.
 struct DispatchGradient {
   at::Tensor token_TH;
-  at::Tensor weight_TK;  // fp32
+  at::Tensor weight_TK;  // fp32; 0 for choices that were dropped
 };
 
 class Dispatcher {
  public:
   virtual ~Dispatcher() = default;
 
-  // expert_of_choice [T,K] int32: global expert numbers. Collective over the expert axis.
+  // expert_of_choice [T,K] int32: global expert numbers; -1: the choice is dropped, no row is made of it.
   virtual DispatchPlan plan(const at::Tensor& expert_of_choice_TK) = 0;
+
   // token [T,H] in the compute dtype, weight [T,K] fp32.
-  virtual ExpertRows dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK) = 0;
-  // residual [T,H] + the sum over k of the rows that experts computed (the weights are in them already).
-  virtual at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH) = 0;
+  virtual Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
+                                                const at::Tensor& weight_TK) = 0;
+  // finish(out, residual): out [T,H] = residual [T,H] + the sum over k of the rows that experts computed (the weights
+  // are in them already); out may be residual itself, which may be undefined for none.
+  using Combined = Arriving<void(at::Tensor out_TH, at::Tensor residual_TH)>;
+  virtual Combined begin_combine(const DispatchPlan& plan, at::Tensor row_RH) = 0;
   // The gradient of combine's rows, in expert order.
-  virtual at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) = 0;
-  // Lets the rows go before what they become arrives.
-  virtual DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad) = 0;
+  virtual Arriving<at::Tensor()> begin_combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) = 0;
+  // finish(gradient) writes into its tensors. Lets the rows go before what they become arrives.
+  using DispatchedBack = Arriving<void(DispatchGradient gradient)>;
+  virtual DispatchedBack begin_dispatch_backward(const DispatchPlan& plan, ExpertRows grad) = 0;
+
+  // The same, waited for at once.
+  ExpertRows dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK);
+  at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH);
+  at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH);
+  DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad);
+};
+
+enum class DispatchBy { all_to_all, all_gather };
+
+struct DispatcherOptions {
+  DispatchBy by = DispatchBy::all_to_all;
+  std::optional<uint64_t> shuffle_seed =
+      {};  // of the global token shuffle; none: tokens are dispatched from where they are
+  std::optional<SpillOptions> spill = {};  // with all_to_all only; none: an expert is computed where it lives
 };
 
 // `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive the dispatcher. `experts`: of
 // the whole layer.
-std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock);
+std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,
+                                            const DispatcherOptions& options = {});
 
 }  // namespace conclave

@@ -34,6 +34,12 @@ std::vector<Chunk> chunks_of(const std::vector<int64_t>& rows_per_expert) {
   return chunks;
 }
 
+// The matrices of the expert at a place among a rank's own and its guests.
+at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int64_t place) {
+  const int64_t own = own_LXY.size(0);
+  return place < own ? own_LXY[place] : guest_GXY[place - own];
+}
+
 int64_t most_rows(const std::vector<Chunk>& chunks) {
   int64_t most = 0;
   for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows);
@@ -64,9 +70,11 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
     const at::Tensor gate_up =
         output.gate_up_RJ.defined() ? rows_of(output.gate_up_RJ) : gate_up_buffer.narrow(0, 0, chunk.rows);
     const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
-    linear_forward(gate_up, rows_of(rows.row_RH), weights.gate_up_LJH[chunk.expert]);
+    linear_forward(gate_up, rows_of(rows.row_RH),
+                   of_expert(weights.gate_up_LJH, weights.guest_gate_up_GJH, chunk.expert));
     swiglu_forward(activation, gate_up, rows_of(rows.weight_R));
-    linear_forward(rows_of(output.row_RH), activation, weights.down_LHI[chunk.expert]);
+    linear_forward(rows_of(output.row_RH), activation,
+                   of_expert(weights.down_LHI, weights.guest_down_GHI, chunk.expert));
   }
   return output;
 }
@@ -86,16 +94,20 @@ ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tens
     const at::Tensor grad_rows = rows_of(grad_RH), input = rows_of(rows.row_RH);
     const at::Tensor gate_up = repeat ? gate_up_buffer.narrow(0, 0, chunk.rows) : rows_of(gate_up_RJ);
     const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
-    const at::Tensor gate_up_weight = weights.gate_up_LJH[chunk.expert], down_weight = weights.down_LHI[chunk.expert];
+    const at::Tensor gate_up_weight = of_expert(weights.gate_up_LJH, weights.guest_gate_up_GJH, chunk.expert);
+    const at::Tensor down_weight = of_expert(weights.down_LHI, weights.guest_down_GHI, chunk.expert);
     if (repeat) linear_forward(gate_up, input, gate_up_weight);
     linear_backward_input(activation, grad_rows, down_weight);
     // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
     swiglu_backward(gate_up, activation, rows_of(grad.weight_R), activation, gate_up, rows_of(rows.weight_R));
-    const auto accumulate = [&](const Gradient& gradient) { return gradient.accumulate || !chunk.first_of_expert; };
-    linear_backward_weight(gradients.down_LHI.tensor[chunk.expert], grad_rows, activation,
-                           accumulate(gradients.down_LHI));
-    linear_backward_weight(gradients.gate_up_LJH.tensor[chunk.expert], gate_up, input,
-                           accumulate(gradients.gate_up_LJH));
+    const auto add_weight_gradient = [&](const Gradient& own, const Gradient& guest, const at::Tensor& grad_y,
+                                         const at::Tensor& x) {
+      const bool is_own = chunk.expert < own.tensor.size(0);
+      linear_backward_weight(of_expert(own.tensor, guest.tensor, chunk.expert), grad_y, x,
+                             (is_own ? own : guest).accumulate || !chunk.first_of_expert);
+    };
+    add_weight_gradient(gradients.down_LHI, gradients.guest_down_GHI, grad_rows, activation);
+    add_weight_gradient(gradients.gate_up_LJH, gradients.guest_gate_up_GJH, gate_up, input);
     linear_backward_input(rows_of(grad.row_RH), gate_up, gate_up_weight);
   }
   return grad;

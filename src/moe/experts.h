@@ -14,11 +14,16 @@ namespace conclave {
 struct ExpertWeights {
   at::Tensor gate_up_LJH;
   at::Tensor down_LHI;
+  // Experts of other ranks (moe/spill_plan.h): their rows come behind those of the rank's own. Undefined: none.
+  at::Tensor guest_gate_up_GJH = {};
+  at::Tensor guest_down_GHI = {};
 };
 
 struct ExpertGradients {
   Gradient gate_up_LJH;
   Gradient down_LHI;
+  Gradient guest_gate_up_GJH = {};
+  Gradient guest_down_GHI = {};
 };
 
 struct ExpertOutput {
@@ -33,7 +38,8 @@ enum class PreActivation { kept, repeated };
 ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
                              const ExpertWeights& weights, PreActivation pre_activation);
 
-// Gradients with respect to rows and routing weights. Consumes `rows.row_RH` and `gate_up` (undefined when it was not
+// Gradients with respect to rows and routing weights; those of the weights are written, or added to what is there as
+// `gradients` says. Consumes `rows.row_RH` and `gate_up` (undefined when it was not
 // kept): their memory is reused for the results.
 ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
                             const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,

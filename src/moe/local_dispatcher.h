@@ -10,20 +10,19 @@ class LocalDispatcher final : public Dispatcher {
   explicit LocalDispatcher(int64_t experts) : experts_(experts) {}
 
   DispatchPlan plan(const at::Tensor& expert_of_choice_TK) override;
-  ExpertRows dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK) override;
-  at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH) override;
-  at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) override;
-  DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad) override;
+  Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
+                                        const at::Tensor& weight_TK) override;
+  Combined begin_combine(const DispatchPlan& plan, at::Tensor row_RH) override;
+  Arriving<at::Tensor()> begin_combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH) override;
+  DispatchedBack begin_dispatch_backward(const DispatchPlan& plan, ExpertRows grad) override;
 
  private:
   int64_t experts_;
 };
 
-// The part of a plan that needs no other rank: `experts` over `ranks` equal consecutive slices.
-struct SendOrder {
-  DispatchPlan plan;   // the send side is filled in
-  at::Tensor count_E;  // int64, CPU: choices that fell on each expert
-};
-SendOrder make_send_order(const at::Tensor& expert_of_choice_TK, int64_t experts, int ranks);
+// What it is made of, for dispatchers that bring all tokens to a rank: rows of tokens [N,H] with the weights of their
+// choices [N,K], and the gradient of the weights from that of the rows (0 for choices without one).
+ExpertRows gather_expert_rows(const DispatchPlan& plan, const at::Tensor& token_NH, const at::Tensor& weight_NK);
+void gather_weight_gradient(at::Tensor grad_NK, const DispatchPlan& plan, const at::Tensor& grad_weight_R);
 
 }  // namespace conclave

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "base/expert_chunk.h"
 #include "base/row_message.h"
 #include "planner/aten_temporaries.h"
 
@@ -19,6 +18,7 @@ LayerMemory::LayerMemory(const PlannedRank& rank, MemoryLedger& ledger)
     : rank_(rank),
       ledger_(ledger),
       alone_(rank.job.layout.degree(Axis::expert) == 1),
+      degree_(rank.job.layout.degree(Axis::expert)),
       tokens_(rank.job.tokens_per_rank()),
       hidden_(rank.job.model.hidden_size),
       intermediate_(rank.job.model.intermediate_size),
@@ -83,67 +83,28 @@ void LayerMemory::compute_attention(State& state) {
   state.has_attention = true;
 }
 
-void LayerMemory::compute_dispatch(const RoutedRows& rows, State& state) {
-  ledger_.now_doing.part = "dispatch";
+void LayerMemory::compute_routing(State& state) {
+  ledger_.now_doing.part = "routing";
   const Block logits_TE = hold(workspace, tokens_ * experts_ * item_);
-  if (!state.has_choices) state.choices = hold(activations, tokens_ * top_k_ * int32);
+  // With a capacity there are two: what the router chose, and what is not dropped.
+  const int64_t choices = tokens_ * top_k_ * int32 * (rank_.job.job.moe.capacity_factor ? 2 : 1);
+  if (!state.has_choices) state.choices = hold(activations, choices);
   state.has_choices = true;
   state.routing = hold(activations, tokens_ * (experts_ + 1 + top_k_) * fp32);
-  const int64_t sent = tokens_ * top_k_;
-  state.plan = hold(activations, 3 * sent * int32 + (alone_ ? 0 : 2 * rows.received * int32));
-  Block messages;
-  if (!alone_) {
-    Block outgoing = hold(dispatch, sent * message_);
-    messages = hold(dispatch, rows.received * message_);
-  }
-  state.row_RH = hold(dispatch, rows.received * hidden_ * item_);
-  state.weight_R = hold(dispatch, rows.received * fp32);
-  state.has_rows = true;
-}
-
-int64_t LayerMemory::chunk_rows(const RoutedRows& rows) const {
-  return std::min(rows.largest_expert, expert_chunk_rows);
-}
-
-LayerMemory::Block LayerMemory::experts_forward(const RoutedRows& rows, bool keep_gate_up, State& state) {
-  ledger_.now_doing.part = "experts";
-  const int64_t width = 2 * intermediate_ * item_, most = chunk_rows(rows);
-  if (keep_gate_up) state.gate_up_RJ = hold(activations, rows.received * width);
-  state.has_gate_up = keep_gate_up;
-  const Block gate_up_buffer = hold(workspace, keep_gate_up ? 0 : most * width);
-  const Block activation = hold(workspace, most * intermediate_ * item_);
-  Block row_RH = hold(dispatch, rows.received * hidden_ * item_);
-  const Block swiglu = aten_buffers(aten_temporaries::swiglu_forward, most * intermediate_);
-  return row_RH;
-}
-
-LayerMemory::Block LayerMemory::combine(const RoutedRows& rows, Block row_RH) {
-  ledger_.now_doing.part = "combine";
-  Block out_TH = hold(activations, hidden_bytes());
-  if (alone_) {
-    const Block sums = aten_buffers(aten_temporaries::combine_rows, tokens_ * hidden_);
-    return out_TH;
-  }
-  const Block outgoing = hold(dispatch, rows.received * hidden_ * item_);
-  row_RH.free();
-  const Block arrived = hold(dispatch, tokens_ * top_k_ * hidden_ * item_);
-  const Block sums = aten_buffers(aten_temporaries::combine_rows, tokens_ * hidden_);
-  return out_TH;
+  state.has_routing = true;
 }
 
 LayerMemory::Block LayerMemory::run(const RoutedRows& rows, bool keep_gate_up, State& state) {
   compute_attention(state);
-  {
-    const Block normed_TH = hold(workspace, hidden_bytes());
-    state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
-    compute_dispatch(rows, state);
-  }
   if (!keep_gate_up) {
     state.qkv_TM.free();
     state.attention_TN.free();
     state.logsumexp_BNS.free();
   }
-  return combine(rows, experts_forward(rows, keep_gate_up, state));
+  Block normed_TH = hold(workspace, hidden_bytes());
+  state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
+  compute_routing(state);
+  return routed_forward(std::move(normed_TH), rows, keep_gate_up, state);
 }
 
 LayerMemory::Block LayerMemory::forward(Block input_TH, const RoutedRows& rows, State& state) {
@@ -158,10 +119,8 @@ LayerMemory::Block LayerMemory::forward(Block input_TH, const RoutedRows& rows, 
   if (checkpointing == ActivationCheckpointing::selective) {
     kept.hidden_rstd_T = std::move(state.hidden_rstd_T);
     kept.routing = std::move(state.routing);
-    kept.plan = std::move(state.plan);
-    kept.row_RH = std::move(state.row_RH);
-    kept.weight_R = std::move(state.weight_R);
-    kept.has_rows = true;
+    kept.has_routing = true;
+    kept.parts = std::move(state.parts);
   }
   state = std::move(kept);
   return output_TH;
@@ -175,51 +134,19 @@ LayerMemory::Block LayerMemory::evaluate(Block input_TH, const RoutedRows& rows)
 
 LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, State state) {
   if (!state.has_attention) compute_attention(state);
-  if (!state.has_rows) {
-    const Block normed_TH = hold(workspace, hidden_bytes());
-    state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
-    compute_dispatch(rows, state);
+  Block tokens;
+  if (needs_tokens(state)) {
+    tokens = hold(workspace, hidden_bytes());
+    if (!state.has_routing) {
+      state.hidden_rstd_T = hold(workspace, tokens_ * fp32);
+      compute_routing(state);
+    }
   }
-
-  Block grad_token_TH, grad_weight_TK;
-  {
-    ledger_.now_doing.part = "combine";
-    Block grad_RH = hold(dispatch, tokens_ * top_k_ * hidden_ * item_);
-    if (!alone_) {
-      Block arrived = hold(dispatch, rows.received * hidden_ * item_);
-      grad_RH.free();
-      grad_RH = hold(dispatch, rows.received * hidden_ * item_);
-    }
-    ledger_.now_doing.part = "experts";
-    Block grad_row_RH = std::move(state.row_RH);  // the same memory
-    Block grad_weight_R = hold(workspace, rows.received * fp32);
-    {
-      const Block weight_R = std::move(state.weight_R);
-      const Block gate_up_RJ = std::move(state.gate_up_RJ);
-      const int64_t most = chunk_rows(rows);
-      const Block activation = hold(workspace, most * intermediate_ * item_);
-      const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
-      { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, most * intermediate_); }
-      const Block product =
-          product_buffers(2 * intermediate_, hidden_, most, accumulates_ || rows.largest_expert > most);
-    }
-    grad_RH.free();
-    ledger_.now_doing.part = "dispatch";
-    Block arrived;
-    if (!alone_) {
-      const Block outgoing = hold(dispatch, rows.received * message_);
-      grad_row_RH.free();
-      grad_weight_R.free();
-      arrived = hold(dispatch, tokens_ * top_k_ * message_);
-    }
-    grad_token_TH = hold(alone_ ? workspace : dispatch, hidden_bytes());
-    grad_weight_TK = hold(alone_ ? workspace : dispatch, tokens_ * top_k_ * fp32);
-  }
+  DispatchGradient grad = routed_backward(std::move(tokens), rows, state);
   const Block normed_TH = hold(workspace, hidden_bytes());
   const Block grad_logits_TE = hold(workspace, tokens_ * experts_ * item_);
   { const Block norm = aten_buffers(aten_temporaries::rms_norm_backward, tokens_ * hidden_); }
-  grad_token_TH.free();
-  grad_weight_TK.free();
+  grad = {};
   state.hidden_TH.free();
 
   ledger_.now_doing.part = "attention";

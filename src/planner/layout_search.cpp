@@ -62,7 +62,8 @@ std::vector<std::string> changes_from(const CheckedJob& given, const std::vector
   return changes;
 }
 
-LayoutOption try_out(const CheckedJob& job, const DeviceDescription& device, double imbalance) {
+LayoutOption try_out(CheckedJob job, const DeviceDescription& device, double imbalance) {
+  job.job.moe.dispatch_chunks = dispatch_chunks(job, device.network.ranks_per_node);
   LayoutOption option;
   option.settings = settings_of(job);
   const PlannedRank rank =

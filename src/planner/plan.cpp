@@ -32,8 +32,10 @@ Backend backend_of(const DeviceDescription& device, int world_size) {
   return world_size == 1 ? Backend::cpu_alone : Backend::cpu_gloo;
 }
 
-Plan make_plan(const CheckedJob& job, const std::string& device_name, const DeviceDescription& device,
+Plan make_plan(const CheckedJob& given, const std::string& device_name, const DeviceDescription& device,
                double imbalance) {
+  CheckedJob job = given;
+  job.job.moe.dispatch_chunks = dispatch_chunks(job, device.network.ranks_per_node);
   if (job.job.precision.compute == Precision::bf16 && !device.has_bf16())
     user_error("precision.compute is bf16, but {} has no bf16 (compute.bf16_flops is 0). Use fp32 or auto.",
                device_name);

@@ -5,7 +5,8 @@
 #include <algorithm>
 
 #include "config/model_flops.h"
-#include "planner/step_traffic.h"
+#include "mesh/collective_bytes.h"
+#include "planner/dispatch_traffic.h"
 #include "planner/step_walk.h"
 
 namespace conclave {
@@ -53,8 +54,7 @@ class TimeObserver : public StepObserver {
     const RoutedRows& rows = rank_.rows[layer];
     product(attention_flops_ + expert_flops(rows));
     pass(forward_bytes(rows));
-    const DispatchBytes bytes = dispatch_bytes(rank_, rows);
-    exchange({bytes.counts, bytes.rows_out, bytes.rows_back});
+    exchange(forward_sendings(rank_, rows, /*training=*/true), expert_flops(rows));
   }
   void begin_offload(size_t layer) override { moved_[layer] = move_input(); }
   void finish_offload(size_t layer) override { wait_until(moved_[layer], time.offload_wait); }
@@ -71,7 +71,6 @@ class TimeObserver : public StepObserver {
   }
   void layer_backward(size_t layer) override {
     const RoutedRows& rows = rank_.rows[layer];
-    const DispatchBytes bytes = dispatch_bytes(rank_, rows);
     product(2 * (attention_flops_ + expert_flops(rows)));
     pass(2 * forward_bytes(rows));
     const ActivationCheckpointing kept = rank_.job.job.memory.activation_checkpointing;
@@ -79,8 +78,7 @@ class TimeObserver : public StepObserver {
       product(attention_flops_ + expert_flops(rows) * 2 / 3);
       pass(forward_bytes(rows));
     }
-    if (kept == ActivationCheckpointing::full) exchange({bytes.counts, bytes.rows_out});
-    exchange({bytes.gradients_out, bytes.gradients_back});
+    exchange(backward_sendings(rank_, rows), 2 * expert_flops(rows));
     gradient_conversion(layer + 1);
   }
   void embedding_backward() override { pass(3 * stream()); }
@@ -169,8 +167,21 @@ class TimeObserver : public StepObserver {
     const int size = rank_.job.layout.world_size();
     return collective(Axis::world, Pattern::all_reduce, static_cast<int64_t>(bytes) * (size - 1));
   }
-  void exchange(std::initializer_list<int64_t> messages) {
-    for (int64_t bytes : messages) spend(collective(Axis::expert, Pattern::all_to_all, bytes), time.dispatch);
+  // With overlapping parts the rows of all but one part travel while the experts compute.
+  void exchange(const std::vector<Sending>& sendings, double expert_flops) {
+    double seconds = 0;
+    for (const Sending& sending : sendings) {
+      const std::string_view operation = sending.operation;
+      const Pattern pattern = operation == "all_to_all"   ? Pattern::all_to_all
+                              : operation == "all_reduce" ? Pattern::all_reduce
+                                                          : Pattern::all_gather_or_reduce_scatter;
+      seconds += collective(sending.axis, pattern, sending.bytes);
+    }
+    if (parts_overlap(rank_.job)) {
+      const auto parts = static_cast<double>(*rank_.job.job.moe.dispatch_chunks);
+      seconds -= std::min(seconds, expert_flops / product_rate_) * (parts - 1) / parts;
+    }
+    spend(seconds, time.dispatch);
   }
 
   const PlannedRank& rank_;
@@ -237,7 +248,8 @@ std::vector<std::string> assumptions_of_time(const DeviceDescription& device) {
                   network.cluster_bandwidth / 1e9, network.cluster_latency * 1e6));
   lines.push_back(
       "gathers of the next units and the reduction of the last one run under the computation, one after the other; "
-      "dispatch and the sum over replicas are waited for; links are not shared with anybody");
+      "dispatch (but for moe.dispatch_chunks) and the sum over replicas are waited for; links are not shared with "
+      "anybody");
   lines.push_back(fmt::format("offloaded inputs move at {:.3g} GB/s beside everything else (memory.host_bandwidth)",
                               device.memory.host_bandwidth / 1e9));
   lines.push_back("the data loader, validation and checkpoints take no time");

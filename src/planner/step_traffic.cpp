@@ -1,6 +1,6 @@
 #include "planner/step_traffic.h"
 
-#include "base/row_message.h"
+#include "planner/dispatch_traffic.h"
 #include "planner/step_walk.h"
 
 namespace conclave {
@@ -8,7 +8,7 @@ namespace {
 
 class TrafficObserver : public StepObserver {
  public:
-  explicit TrafficObserver(const PlannedRank& rank) : rank_(rank) {}
+  TrafficObserver(const PlannedRank& rank, bool training) : rank_(rank), training_(training) {}
 
   TrafficByOperation traffic;
 
@@ -29,22 +29,8 @@ class TrafficObserver : public StepObserver {
     }
   }
 
-  void layer_forward(size_t layer) override {
-    const DispatchBytes bytes = dispatch_bytes(rank_, rank_.rows[layer]);
-    exchange(bytes.counts);
-    exchange(bytes.rows_out);
-    exchange(bytes.rows_back);
-  }
-
-  void layer_backward(size_t layer) override {
-    const DispatchBytes bytes = dispatch_bytes(rank_, rank_.rows[layer]);
-    if (rank_.job.job.memory.activation_checkpointing == ActivationCheckpointing::full) {
-      exchange(bytes.counts);
-      exchange(bytes.rows_out);
-    }
-    exchange(bytes.gradients_out);
-    exchange(bytes.gradients_back);
-  }
+  void layer_forward(size_t layer) override { add(forward_sendings(rank_, rank_.rows[layer], training_)); }
+  void layer_backward(size_t layer) override { add(backward_sendings(rank_, rank_.rows[layer])); }
 
   // Choices of each expert by layer, probability of each expert, aux loss, logsumexp^2, tokens; in double.
   void begin_balance() override {
@@ -60,45 +46,33 @@ class TrafficObserver : public StepObserver {
     ++of.calls;
     of.bytes += bytes;
   }
+  void add(const std::vector<Sending>& sendings) {
+    for (const Sending& sending : sendings) add(sending.axis, sending.operation, sending.bytes);
+  }
   void all_reduce(Axis axis, int64_t count, int64_t item, int index, int size) {
     add(axis, "all_reduce", all_reduce_bytes(count, item, index, size));
   }
   void over_world(int64_t doubles) { all_reduce(Axis::world, doubles, 8, rank_.rank, rank_.job.layout.world_size()); }
-  void exchange(int64_t bytes) {
-    if (rank_.job.layout.degree(Axis::expert) > 1) add(Axis::expert, "all_to_all", bytes);
-  }
-
   const PlannedRank& rank_;
+  bool training_;
 };
 
 }  // namespace
 
-DispatchBytes dispatch_bytes(const PlannedRank& rank, const RoutedRows& rows) {
-  const int64_t hidden = rank.job.model.hidden_size, degree = rank.job.layout.degree(Axis::expert);
-  const int64_t row = hidden * rank.compute_bytes, message = row_message_bytes(hidden, rank.compute_bytes);
-  DispatchBytes bytes;
-  bytes.counts = bytes_to_all_others(rank.job.model.num_local_experts / degree * 8, static_cast<int>(degree));
-  bytes.rows_out = rows.sent_to_others * message;
-  bytes.rows_back = rows.received_from_others * row;
-  bytes.gradients_out = rows.sent_to_others * row;
-  bytes.gradients_back = rows.received_from_others * message;
-  return bytes;
-}
-
 TrafficByOperation step_traffic(const PlannedRank& rank) {
-  TrafficObserver observer(rank);
+  TrafficObserver observer(rank, /*training=*/true);
   walk_step(rank.job, observer);
   return observer.traffic;
 }
 
 TrafficByOperation micro_step_traffic(const PlannedRank& rank, bool last) {
-  TrafficObserver observer(rank);
+  TrafficObserver observer(rank, /*training=*/true);
   walk_micro_step(rank.job, /*first=*/true, last, observer);
   return observer.traffic;
 }
 
 TrafficByOperation evaluation_traffic(const PlannedRank& rank) {
-  TrafficObserver observer(rank);
+  TrafficObserver observer(rank, /*training=*/false);
   walk_evaluation(rank.job, observer);
   return observer.traffic;
 }

@@ -46,6 +46,28 @@ std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeC
   return std::make_unique<TopKSelection>(router);
 }
 
+DispatcherOptions dispatcher_options(const Job& job) {
+  DispatcherOptions options;
+  if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
+  if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
+  if (job.moe.overload == OverloadPolicy::spill) options.spill = SpillOptions{.least_rows = job.moe.spill_least_rows};
+  return options;
+}
+
+PartOptions part_options(const MoeConfig& moe) {
+  PartOptions options{.overlapping = moe.dispatch_chunks.value_or(1)};
+  if (moe.overload == OverloadPolicy::chunk) options.most_rows_factor = moe.max_tokens_per_rank_factor;
+  return options;
+}
+
+std::unique_ptr<ExpertCapacity> make_capacity(ParallelModel& model, const MoeConfig& moe) {
+  if (!moe.capacity_factor) return nullptr;
+  const bool earliest = moe.drop_policy == DropPolicy::position;
+  return std::make_unique<ExpertCapacity>(
+      CapacityOptions{*moe.capacity_factor, earliest ? KeptChoices::earliest : KeptChoices::most_probable},
+      model.axes().world());
+}
+
 }  // namespace
 
 ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients)
@@ -56,13 +78,18 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficie
                 {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
                 clock_),
       selection_(make_selection(model, job.moe)),
-      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_)),
+      capacity_(make_capacity(model, job.moe)),
+      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_,
+                                  dispatcher_options(job))),
+      experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().num_local_experts, part_options(job.moe),
+               clock_),
       head_(model.config(), job.memory.loss_chunk_tokens),
       coefficients_(coefficients),
       aux_loss_scope_(job.moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank
                                                                     : AuxLossScope::all_ranks) {
   for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
-    layers_.emplace_back(model.config(), layer, *selection_, *dispatcher_, layer_options(model.config(), job));
+    layers_.emplace_back(model.config(), layer, *selection_, capacity_.get(), experts_,
+                         layer_options(model.config(), job));
   if (job.memory.activation_offloading)
     offloaded_ = std::make_unique<ActivationStore>(make_offload_medium(job, model.options().device),
                                                    model.config().num_hidden_layers,

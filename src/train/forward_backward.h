@@ -79,7 +79,9 @@ class ForwardBackward {
   StepClock clock_;
   UnitSchedule schedule_;
   std::unique_ptr<ExpertSelection> selection_;
+  std::unique_ptr<ExpertCapacity> capacity_;  // null: dropless
   std::unique_ptr<Dispatcher> dispatcher_;
+  RoutedExperts experts_;
   std::vector<MixtralLayer> layers_;
   MixtralHead head_;
   Coefficients coefficients_;

@@ -15,6 +15,9 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
              {compute_dtype(checked_.job.precision.compute, world.device()),
               checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device()}) {
   for (const std::string& change : checked_.fitted) spdlog::info(change);
+  auto& chunks = checked_.job.moe.dispatch_chunks;
+  chunks = dispatch_chunks(checked_, world.process().local_world_size);
+  if (*chunks > 1) spdlog::info("rows are dispatched in {} parts (moe.dispatch_chunks)", *chunks);
   if (world.device().is_cuda()) host_world_.emplace(axes_.world(), world.device());
 }
 

@@ -53,6 +53,12 @@ StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
     loss_sum += result.loss_sum;
     report.aux_loss += result.balance.aux_loss / static_cast<double>(micro_steps);
     report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
+    if (const auto factor = job_.job().moe.capacity_factor) {
+      const ModelConfig& model = job_.model_config();
+      const int64_t capacity =
+          expert_capacity(*factor, result.balance.tokens, model.num_experts_per_tok, model.num_local_experts);
+      report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
+    }
     report.count_LE = m == 0 ? result.balance.count_LE : report.count_LE + result.balance.count_LE;
   }
   report.expert_imbalance = expert_imbalance(report.count_LE);

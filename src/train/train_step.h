@@ -19,7 +19,8 @@ struct StepReport {
   double loss = 0;           // lm_loss + coefficients x balancing losses
   double gradient_norm = 0;  // before clipping
   double expert_imbalance = 0;
-  at::Tensor count_LE;  // double: choices that fell on each expert, over the step
+  double drop_rate = 0;  // share of the step's choices that found their expert full; 0 without a capacity
+  at::Tensor count_LE;   // double: choices that fell on each expert, over the step
   std::string
       not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
   std::vector<StepClock::Times> times;  // this rank's, by unit and of the step's own

@@ -254,7 +254,8 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
                           {"offload_wait_seconds", extremes[6]},
                           {"peak_memory_bytes", static_cast<int64_t>(extremes[0])},
                           {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
-                          {"expert_imbalance", step_report.expert_imbalance}};
+                          {"expert_imbalance", step_report.expert_imbalance},
+                          {"drop_rate", step_report.drop_rate}};
   const at::Tensor& count_LE = step_report.count_LE;
   record.emplace_back("expert_imbalance_by_layer", to_list(std::get<0>(count_LE.max(1)) / count_LE.mean(1)));
   record.emplace_back("expert_share", to_list(count_LE.sum(0) / count_LE.sum()));  // of all layers' choices, by expert

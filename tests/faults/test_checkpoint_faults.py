@@ -105,7 +105,7 @@ def test_killed_while_saving(name, rank, operation, path, call, action, goes_on_
 
 FUNCTIONS = {
     "forward": "conclave::MixtralLayer::forward",
-    "all-to-all": "conclave::AllToAllDispatcher::dispatch",
+    "all-to-all": "conclave::AllToAllDispatcher::begin_dispatch",
     "optimizer": "conclave::Optimizer::update",
     "backward": "conclave::MixtralLayer::backward",
 }

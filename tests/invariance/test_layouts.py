@@ -99,6 +99,61 @@ def test_a_balancing_rule_is_recomputed_to_the_same_bits(rule, tmp_path):
     assert runs[0] == runs[1] == runs[2]
 
 
+# ---- ways to dispatch: what they change is where and when rows are computed, so the loss curve may not see it
+
+WAYS = {
+    "all_gather": {"moe.dispatcher": "all_gather"},
+    "shuffle": {"moe.global_token_shuffle": True},
+    "three-parts": {"moe.dispatch_chunks": 3},
+    "chunk": {"moe.overload": "chunk", "moe.max_tokens_per_rank_factor": 1.0},
+    "spill": {"moe.overload": "spill", "moe.spill_least_rows": 1},
+}
+WAY_LAYOUTS = {"all_gather": (2, 2, 0), "shuffle": (2, 2, 0), "three-parts": (2, 2, 0), "chunk": (4, 4, 1), "spill": (4, 2, 0)}
+
+
+@pytest.mark.parametrize("way, layout", [
+    *WAY_LAYOUTS.items(),
+    *(pytest.param(way, layout, marks=pytest.mark.slow) for way in WAYS for layout in [(2, 2, 1), (4, 4, 0), (4, 2, 2), (8, 4, 0)])])
+def test_a_way_to_dispatch_gives_the_same_loss_curve(way, layout, one_rank, tmp_path):
+    assert_close(train(job_of(tmp_path, *layout).with_keys(WAYS[way]), layout[0]), one_rank)
+
+
+@pytest.mark.parametrize("way", ["chunk", "spill", pytest.param("three-parts", marks=pytest.mark.slow),
+                                 pytest.param("all_gather", marks=pytest.mark.slow), pytest.param("shuffle", marks=pytest.mark.slow)])
+def test_a_way_to_dispatch_is_recomputed_to_the_same_bits(way, tmp_path):
+    runs = [numbers(train(job_of(tmp_path / kind, 2, 2, run__steps=6, memory__activation_checkpointing=kind).with_keys(WAYS[way]), 2))
+            for kind in ("none", "selective", "full")]
+    assert runs[0] == runs[1] == runs[2]
+
+
+# A capacity is the one of these that does change the run. It is counted over all ranks' tokens, so the layout does not.
+
+
+@pytest.fixture(scope="module", params=["probability", "position"])
+def capacity(request, tmp_path_factory, one_rank):
+    keys = {"moe.capacity_factor": 1.0, "moe.drop_policy": request.param}
+    records = train(job_of(tmp_path_factory.mktemp("capacity"), 1).with_keys(keys), 1)
+    assert_not_equal(records, one_rank)
+    assert all(0 < record["drop_rate"] < 0.5 for record in records)
+    assert all(record["drop_rate"] == 0 for record in one_rank)
+    return keys, records
+
+
+@pytest.mark.parametrize("ranks, expert, shard", [(4, 2, 0), pytest.param(2, 1, 1, marks=pytest.mark.slow), pytest.param(8, 8, 0, marks=pytest.mark.slow)])
+def test_a_capacity_drops_the_same_on_every_layout(ranks, expert, shard, capacity, tmp_path):
+    keys, expected = capacity
+    records = train(job_of(tmp_path, ranks, expert, shard).with_keys(keys), ranks)
+    assert_close(records, expected)
+    assert [record["drop_rate"] for record in records] == pytest.approx([record["drop_rate"] for record in expected], abs=0.01)
+
+
+def test_a_capacity_is_recomputed_to_the_same_bits(capacity, tmp_path):
+    keys, _ = capacity
+    runs = [numbers(train(job_of(tmp_path / kind, 2, 2, run__steps=6, memory__activation_checkpointing=kind).with_keys(keys), 2))
+            for kind in ("none", "full")]
+    assert runs[0] == runs[1]
+
+
 def test_gradient_accumulation_gives_the_same_loss_curve(one_rank, tmp_path):
     # The aux loss is a product of two means over a micro-step, so the mean over two micro-steps is not that of one: it is left out.
     reference = train(job_of(tmp_path / "reference", 1, moe__moe_load_balancing="none"), 1)

@@ -28,6 +28,7 @@ struct Case {
   at::ScalarType compute = at::kFloat, reduce = at::kFloat;
   int64_t micro_steps = 1;
   int64_t sequences = 2;
+  MoeConfig moe = {};
 
   bool in_bf16() const { return compute == at::kBFloat16; }
 };
@@ -46,6 +47,7 @@ inline CheckedJob check(const Case& c, ModelConfig model, int64_t sequence, int6
   job.parallel.prefetch_units = c.prefetch_units;
   job.parallel.reshard_after_forward =
       ReshardRule::parse(c.reshard_after_forward).value_or(ReshardRule(c.reshard_after_forward == "true"));
+  job.moe = c.moe;
   job.memory.activation_offloading = c.offloading;
   job.memory.offload_folder = std::filesystem::temp_directory_path();
   job.memory.activation_checkpointing = c.checkpointing;
@@ -94,7 +96,10 @@ inline std::vector<RoutedRows> rows_of(const ChoicesByRank& choices, size_t inde
       const at::Tensor here_L = chosen_E.narrow(0, own * local, local);
       of_expert_L += here_L;
       if (source != own) of.received_from_others += count(here_L);
-      if (source == own) of.sent_to_others = count(chosen_E) - count(here_L);
+      if (source == own) {
+        of.sent = count(chosen_E);
+        of.sent_to_others = of.sent - count(here_L);
+      }
     }
     of.received = count(of_expert_L);
     of.largest_expert = static_cast<int64_t>(of_expert_L.max().item<double>());
@@ -110,7 +115,7 @@ inline std::vector<RoutedRows> rows_of_fake_rank(const at::Tensor& choices_LE, i
   for (int64_t layer = 0; layer < choices_LE.size(0); ++layer) {
     const at::Tensor of_rank = choices_LE[layer].view({degree, local});
     RoutedRows& of = rows.emplace_back();
-    of.received = static_cast<int64_t>(of_rank.sum().item<double>());
+    of.sent = of.received = static_cast<int64_t>(of_rank.sum().item<double>());
     of.sent_to_others = of.received_from_others =
         of.received - static_cast<int64_t>(of_rank[index].sum().item<double>());
     of.largest_expert = static_cast<int64_t>(of_rank.sum(0).max().item<double>());

@@ -156,6 +156,22 @@ std::vector<Case> cases() {
        .compute = at::kBFloat16,
        .reduce = at::kBFloat16,
        .micro_steps = 2},
+      {.name = "two_parts", .world = 4, .rank = 1, .shard = 4, .expert = 2, .moe = {.dispatch_chunks = 2}},
+      {.name = "three_parts_full",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = full,
+       .sequences = 4,
+       .moe = {.dispatch_chunks = 3}},
+      {.name = "capacity_selective",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = selective,
+       .moe = {.capacity_factor = 100}},
       {.name = "world64", .world = 64, .rank = 63, .shard = 32, .expert = 2, .checkpointing = full},
       {.name = "world64_expert8", .world = 64, .rank = 17, .shard = 64, .expert = 8},
   };
@@ -203,10 +219,27 @@ TEST_P(PlannedMemoryOf, an_evaluation_stays_below_the_step) {
 TEST(PlannedMemoryOfRanks, a_step_is_what_the_engine_allocates) {
   run_ranks(2, [](World& world) {
     using enum ActivationCheckpointing;
-    for (Case c :
-         {Case{.name = "shard2", .world = 2, .shard = 2, .expert = 1, .checkpointing = full},
-          Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
-          Case{.name = "replicated_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective}}) {
+    for (Case c : {Case{.name = "shard2", .world = 2, .shard = 2, .expert = 1, .checkpointing = full},
+                   Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
+                   Case{.name = "replicated_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective},
+                   Case{.name = "all_gather",
+                   .world = 2,
+                   .shard = 2,
+                   .expert = 2,
+                   .moe = {.dispatcher = DispatcherKind::all_gather}},
+                   Case{.name = "all_gather_full",
+                   .world = 2,
+                   .shard = 2,
+                   .expert = 2,
+                   .checkpointing = full,
+                   .moe = {.dispatcher = DispatcherKind::all_gather}},
+                   Case{.name = "shuffle",
+                   .world = 2,
+                   .shard = 2,
+                   .expert = 2,
+                   .checkpointing = full,
+                   .sequences = 4,
+                   .moe = {.global_token_shuffle = true}}}) {
       SCOPED_TRACE(c.name);
       c.rank = world.rank();
       const CheckedJob job = job_of(c);

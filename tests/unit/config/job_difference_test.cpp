@@ -29,12 +29,14 @@ TEST(JobDifference, what_changes_a_result_matters) {
   is.run.seed = 5;
   is.data.sequence_length = 7;
   is.moe.moe_z_loss_coeff = 0.5;
+  is.moe.capacity_factor = 1.25;
+  is.moe.drop_policy = DropPolicy::position;
   is.precision.reduce = Precision::bf16;
   is.optimizer.beta1 = 0.5;
   is.schedule.warmup_steps = 3;
   EXPECT_THAT(keys_that_matter(is, Job()),
-              ElementsAre("data.sequence_length", "moe.moe_z_loss_coeff", "optimizer.beta1", "precision.reduce",
-                          "run.seed", "schedule.warmup_steps"));
+              ElementsAre("data.sequence_length", "moe.capacity_factor", "moe.drop_policy", "moe.moe_z_loss_coeff",
+                          "optimizer.beta1", "precision.reduce", "run.seed", "schedule.warmup_steps"));
   const auto difference = differences_that_matter(values_of(is), values_of(Job())).at(0);
   EXPECT_EQ(difference.is, "7");
   EXPECT_EQ(difference.was, "2048");
@@ -54,6 +56,12 @@ TEST(JobDifference, what_changes_none_does_not) {
   is.parallel.prefetch_units = 3;
   is.parallel.reshard_after_forward = ReshardRule(false);
   is.memory = {ActivationCheckpointing::full, true, 5, "there", 6};
+  is.moe.dispatcher = DispatcherKind::all_gather;
+  is.moe.dispatch_chunks = 2;
+  is.moe.global_token_shuffle = true;
+  is.moe.overload = OverloadPolicy::spill;
+  is.moe.max_tokens_per_rank_factor = 2;
+  is.moe.spill_least_rows = 1;
   is.optimizer.max_skipped_steps = 1;
   is.checkpoint.every = 7;
   is.validation.every = 3;

@@ -40,10 +40,11 @@ moe:
   moe_z_loss_coeff: 1e-3
   sinkhorn_tolerance: 0.5
   sinkhorn_iterations: 7
-  dispatcher: all_to_all
-  global_token_shuffle: false
-  capacity_factor: null
-  drop_policy: null
+  dispatcher: all_gather
+  dispatch_chunks: 3
+  global_token_shuffle: true
+  capacity_factor: 1.25
+  drop_policy: position
   router_jitter_noise: .01
 precision: {compute: bf16, reduce: bf16}
 optimizer: {lr: 3e-4, beta1: 0.8, beta2: 0.9, eps: 1e-6, weight_decay: 0.05, grad_clip: 2, max_skipped_steps: 9}
@@ -109,8 +110,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e);
   }
   {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l] = job.moe;
-    count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = job.moe;
+    count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p);
   }
   {
     const auto& [a, b] = job.precision;
@@ -172,6 +173,11 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.moe.moe_load_balancing, LoadBalancing::sinkhorn);
   EXPECT_EQ(job.moe.moe_aux_loss_coeff, 0.0);
   EXPECT_EQ(job.moe.moe_z_loss_coeff, 1e-3);
+  EXPECT_EQ(job.moe.dispatcher, DispatcherKind::all_gather);
+  EXPECT_EQ(job.moe.dispatch_chunks, 3);
+  EXPECT_TRUE(job.moe.global_token_shuffle);
+  EXPECT_EQ(job.moe.capacity_factor, 1.25);
+  EXPECT_EQ(job.moe.drop_policy, DropPolicy::position);
   EXPECT_EQ(job.moe.router_jitter_noise, 0.01);
   EXPECT_EQ(job.precision.compute, Precision::bf16);
   EXPECT_EQ(job.precision.reduce, Precision::bf16);
@@ -223,18 +229,20 @@ TEST(JobFile, every_key_is_printed_and_reads_back) {
   Described described;
   const Job job;
   describe(job, described);
-  const size_t one_value = described.only.size() + 1;  // and the dispatcher has one choice
   const std::vector<std::vector<std::string>> of_another_rule = {
-      {"moe.aux_loss_scope=rank"}, {"moe.bias_update_rate=0.5", "moe.moe_load_balancing=bias"}};
-  EXPECT_EQ(changed, described.keys.size() - one_value - of_another_rule.size());
+      {"moe.aux_loss_scope=rank"},
+      {"moe.bias_update_rate=0.5", "moe.moe_load_balancing=bias"},
+      {"moe.overload=spill"},
+      {"moe.max_tokens_per_rank_factor=2.5", "moe.overload=chunk"},
+      {"moe.spill_least_rows=5", "moe.overload=spill"}};
+  EXPECT_EQ(changed, described.keys.size() - described.only.size() - of_another_rule.size());
   for (const std::vector<std::string>& overrides : of_another_rule) {
     const std::string with = print_job(job_from_overrides(overrides));
     EXPECT_NE(with, print_job(Job())) << overrides[0];
     const std::string value = overrides[0].substr(overrides[0].find('=') + 1);
     EXPECT_THAT(with, testing::HasSubstr(overrides[0].substr(4, overrides[0].find('=') - 4) + ": " + value));
   }
-  EXPECT_THAT(described.only, testing::UnorderedElementsAre("run.deterministic", "moe.global_token_shuffle",
-                                                            "moe.capacity_factor", "moe.drop_policy"));
+  EXPECT_THAT(described.only, testing::UnorderedElementsAre("run.deterministic"));
 }
 
 TEST(JobFile, json_is_yaml) {
@@ -318,7 +326,7 @@ TEST(JobFile, help_tells_every_key_with_type_default_and_meaning) {
   EXPECT_THAT(help, HasSubstr("device                      auto, cpu or cuda; default auto\n"));
   EXPECT_THAT(help, HasSubstr("beta1                       a number, at least 0 and less than 1; default 0.9\n"));
   EXPECT_THAT(help, HasSubstr("config                      a path; required by every job\n"));
-  EXPECT_THAT(help, HasSubstr("capacity_factor             a number, or null; only null in this version\n"));
+  EXPECT_THAT(help, HasSubstr("drop_policy                 probability or position, or null; default null\n"));
 }
 
 // Oracle: the dictionary of the public SMP v2 example's launcher, and MoEConfig's defaults where this version has them.

@@ -111,36 +111,40 @@ TEST(JobRefusal, wrong_choices) {
 }
 
 TEST(JobRefusal, known_but_not_in_this_version) {
-  EXPECT_EQ(refusal_of_overrides({"moe.dispatcher=all_gather"}),
-            "moe.dispatcher is all_gather, which is not supported in this version; use all_to_all.   "
-            "(--set moe.dispatcher=all_gather)");
   EXPECT_EQ(refusal_of_overrides({"run.deterministic=false"}),
             "run.deterministic is false, which is not supported in this version (every path of it is deterministic); "
             "use true."
             "   (--set run.deterministic=false)");
+}
+
+TEST(JobRefusal, of_what_dispatch_does_not_do_together) {
   EXPECT_EQ(
-      refusal_of_overrides({"moe.global_token_shuffle=true"}),
-      "moe.global_token_shuffle is true, which is not supported in this version (tokens stay in order); use false.   "
-      "(--set moe.global_token_shuffle=true)");
-  EXPECT_EQ(refusal_of_overrides({"moe.capacity_factor=1.25"}),
-            "moe.capacity_factor is 1.25, which is not supported in this version (no token is dropped); use null.   "
-            "(--set moe.capacity_factor=1.25)");
+      refusal_of_overrides({"moe.capacity_factor=1.25", "moe.drop_policy=position", "moe.global_token_shuffle=true"}),
+      "accepted");
+  EXPECT_EQ(refusal_of_overrides({"moe.overload=spill", "moe.spill_least_rows=1", "moe.dispatch_chunks=1"}),
+            "accepted");
+  EXPECT_EQ(refusal_of_overrides({"moe.capacity_factor=0"}),
+            "moe.capacity_factor is 0, but it must be more than 0.   (--set moe.capacity_factor=0)");
+  EXPECT_EQ(refusal_of_overrides({"moe.drop_policy=position"}),
+            "moe.drop_policy is position, but moe.capacity_factor is null: no token is dropped.\n"
+            "       Set moe.drop_policy to null, or give moe.capacity_factor, for example 1.25.   "
+            "(--set moe.drop_policy=position)");
   EXPECT_EQ(refusal_of_overrides({"moe.drop_policy=probs"}),
-            "moe.drop_policy is probs, which is not supported in this version (no token is dropped); use null.   "
-            "(--set moe.drop_policy=probs)");
-  EXPECT_EQ(refusal_of_overrides({"parallel.tensor_parallel_degree=2"}),
-            "parallel.tensor_parallel_degree is 2, which is not supported in this version (ranks do not divide single "
-            "matrices); use 1.   (--set parallel.tensor_parallel_degree=2)");
-  EXPECT_EQ(
-      refusal_of_overrides({"parallel.context_parallel_degree=2"}),
-      "parallel.context_parallel_degree is 2, which is not supported in this version (ranks do not divide sequences); "
-      "use 1.   (--set parallel.context_parallel_degree=2)");
-  EXPECT_EQ(refusal_of_overrides({"moe.smp_moe=false"}),
-            "moe.smp_moe is false, which is not supported in this version (there is one MoE layer); use true.   "
-            "(--set moe.smp_moe=false)");
-  EXPECT_EQ(refusal_of_overrides({"moe.moe_all_to_all_dispatcher=false"}),
-            "moe.moe_all_to_all_dispatcher is false, which is not supported in this version (tokens are dispatched by "
-            "all-to-all); use true.   (--set moe.moe_all_to_all_dispatcher=false)");
+            "moe.drop_policy is probs, but it must be probability or position.   (--set moe.drop_policy=probs)");
+  EXPECT_EQ(refusal_of_overrides({"moe.spill_least_rows=64"}),
+            "moe.spill_least_rows is 64, but moe.overload is none, which does not use it.\n"
+            "       Set moe.spill_least_rows to its default, 256, or moe.overload to spill.   "
+            "(--set moe.spill_least_rows=64)");
+  EXPECT_EQ(refusal_of_overrides({"moe.max_tokens_per_rank_factor=2", "moe.overload=spill"}),
+            "moe.max_tokens_per_rank_factor is 2.0, but moe.overload is spill, which does not use it.\n"
+            "       Set moe.max_tokens_per_rank_factor to its default, 1.5, or moe.overload to chunk.   "
+            "(--set moe.max_tokens_per_rank_factor=2)");
+  EXPECT_EQ(refusal_of_overrides({"moe.overload=chunk", "moe.dispatcher=all_gather"}),
+            "moe.overload is chunk, but moe.dispatcher is all_gather, with which every rank gets all tokens.\n"
+            "       Set moe.dispatcher to all_to_all, or moe.overload to none.   (--set moe.overload=chunk)");
+  EXPECT_EQ(refusal_of_overrides({"moe.dispatch_chunks=2", "moe.overload=chunk"}),
+            "moe.dispatch_chunks is 2, but moe.overload is chunk, which divides a layer's work by itself.\n"
+            "       Set moe.dispatch_chunks to 1 or null, or moe.overload to none.   (--set moe.dispatch_chunks=2)");
 }
 
 TEST(JobRefusal, given_twice) {
@@ -238,7 +242,8 @@ TEST(JobRefusal, all_mistakes_at_once_in_the_order_of_the_file) {
       "error: unknown key moe.a_thing.\n"
       "       The keys of moe are moe_load_balancing, moe_aux_loss_coeff, aux_loss_scope, moe_z_loss_coeff, "
       "sinkhorn_tolerance, sinkhorn_iterations, bias_update_rate, dispatcher, "
-      "global_token_shuffle, capacity_factor, drop_policy, router_jitter_noise, smp_moe, moe_all_to_all_dispatcher, "
+      "dispatch_chunks, global_token_shuffle, capacity_factor, drop_policy, overload, max_tokens_per_rank_factor, "
+      "spill_least_rows, router_jitter_noise, smp_moe, moe_all_to_all_dispatcher, "
       "random_seed.   (job.yaml, line 6)\n"
       "error: run is given twice, in lines 1 and 7.\n"
       "       Keep one of them.   (job.yaml, line 7)\n"
@@ -287,10 +292,11 @@ TEST(ValidateJob, sees_what_was_set_in_code) {
   EXPECT_EQ(refusal_of([] { validate_job(Job()); }), "accepted");
   Job job;
   job.optimizer.lr = -1;
-  job.moe.capacity_factor = 1.5;
-  EXPECT_EQ(refusal_of([&] { validate_job(job); }),
-            "moe.capacity_factor is 1.5, which is not supported in this version (no token is dropped); use null.\n"
-            "error: optimizer.lr is -1.0, but it must be more than 0.");
+  job.run.deterministic = false;
+  EXPECT_EQ(
+      refusal_of([&] { validate_job(job); }),
+      "run.deterministic is false, which is not supported in this version (every path of it is deterministic); use "
+      "true.\nerror: optimizer.lr is -1.0, but it must be more than 0.");
   Job other;
   other.schedule.warmup_steps = 2000;
   EXPECT_NE(refusal_of([&] { validate_job(other); }), "accepted");

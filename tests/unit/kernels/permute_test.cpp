@@ -200,6 +200,24 @@ TEST(ExpertOrder, is_a_stable_sort_with_its_inverse) {
   }
 }
 
+// Dropped choices have no row, and the others are ordered as if they had never been there.
+TEST(ExpertOrder, leaves_out_what_is_dropped) {
+  for (const int64_t tokens : {0, 1, 40})
+    for (const int64_t top_k : {1, 3}) {
+      const at::Tensor expert = random_integers(-1, 5, {tokens, top_k}, at::kInt);
+      const ExpertOrder order = order_by_expert(expert, 5), plain = reference::order_by_expert(expert, 5);
+      expect_identical("choice_of_row", plain.choice_of_row_R, order.choice_of_row_R);
+      expect_identical("row_of_choice", plain.row_of_choice_TK, order.row_of_choice_TK);
+      expect_identical("count", plain.count_E, order.count_E);
+      const int64_t kept = expert.ge(0).sum().item<int64_t>();
+      ASSERT_EQ(order.choice_of_row_R.numel(), kept);
+      EXPECT_EQ(order.count_E.sum().item<int64_t>(), kept);
+      for (int64_t row = 0; row < kept; ++row)
+        EXPECT_EQ(order.row_of_choice_TK.flatten()[order.choice_of_row_R[row].item<int32_t>()].item<int32_t>(), row);
+      EXPECT_TRUE(order.row_of_choice_TK.lt(0).equal(expert.lt(0)));
+    }
+}
+
 TEST_P(Permute, does_not_depend_on_threads) {
   const Case c = make_case(700, 400, 2, 300, at::kBFloat16);
   const at::Tensor index = random_integers(0, 700, {600}, at::kInt), weights = random_tensor({700});
@@ -221,6 +239,7 @@ TEST(PermuteEntry, refuses_an_index_outside_the_rows) {
   }
   EXPECT_THROW(combine_rows(out, {}, rows, at::full({1, 2}, 3, at::kInt)), InvariantError);
   EXPECT_THROW(order_by_expert(at::full({1, 2}, 8, at::kInt), 8), InvariantError);
+  EXPECT_THROW(order_by_expert(at::full({1, 2}, -2, at::kInt), 8), InvariantError);
 }
 
 CONCLAVE_SIMD_TESTS(Permute);

@@ -73,6 +73,35 @@ TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
   EXPECT_EQ(make_plan(check_job(job, ModelConfig(), 64), "h100-80", device, 1.5).classes.size(), 1u);
 }
 
+TEST(Plan, overload_policies_bound_the_worst_routing) {
+  const DeviceDescription device = read_device("h100-80");
+  const auto planned = [&](OverloadPolicy policy) {
+    CheckedJob job = reference_job();
+    job.job.moe.overload = policy;
+    return make_plan(job, "h100-80", device, 1.0);
+  };
+  const Plan none = planned(OverloadPolicy::none), chunk = planned(OverloadPolicy::chunk);
+  EXPECT_DOUBLE_EQ(none.worst.imbalance, 2.0);
+  EXPECT_DOUBLE_EQ(planned(OverloadPolicy::spill).worst.imbalance, 1.3);
+  EXPECT_LT(chunk.worst.memory.peak_of.of[static_cast<int>(MemoryCategory::dispatch)],
+            none.worst.memory.peak_of.of[static_cast<int>(MemoryCategory::dispatch)]);
+  EXPECT_EQ(chunk.peak_bytes(), none.peak_bytes()) << "an even load is one part";
+}
+
+// Expert groups of 16 ranks span hosts of 8.
+TEST(Plan, rows_travel_beside_the_experts_where_groups_span_hosts) {
+  const DeviceDescription device = read_device("h100-80");
+  ModelConfig model;
+  model.num_local_experts = 16;
+  Job job = reference_job().job;
+  job.parallel.expert_parallel_degree = 16;
+  const Plan chosen = make_plan(check_job(job, model, 64), "h100-80", device, 1.0);
+  job.moe.dispatch_chunks = 1;
+  const Plan one_part = make_plan(check_job(job, model, 64), "h100-80", device, 1.0);
+  EXPECT_EQ(chosen.job.job.moe.dispatch_chunks, 2);
+  EXPECT_LT(chosen.time.dispatch, 0.8 * one_part.time.dispatch);
+}
+
 TEST(Plan, bf16_is_refused_where_the_device_has_none) {
   DeviceDescription device = read_device("cpu");
   device.compute.bf16_flops = 0;

@@ -1,0 +1,151 @@
+#include "moe/routed_experts.h"
+
+#include <ATen/ATen.h>
+
+#include "base/error.h"
+#include "memory/memory_category.h"
+#include "moe/guest_experts.h"
+
+namespace conclave {
+namespace {
+
+at::Tensor part_of(const at::Tensor& tensor, const TokenPart& part) {
+  return tensor.narrow(0, part.begin, part.count);
+}
+
+// One part's way from tokens to rows.
+struct Dispatching {
+  std::optional<GuestWeights> guests;
+  Arriving<ExpertRows()> rows;
+};
+
+}  // namespace
+
+RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, PartOptions options,
+                             StepClock& clock)
+    : dispatcher_(dispatcher), expert_(expert), experts_(experts), options_(options), clock_(clock) {
+  check_invariant(options.overlapping == 1 || !options.most_rows_factor,
+                  "{} overlapping parts, and parts that follow each other", options.overlapping);
+}
+
+RoutedExperts::Parts RoutedExperts::plan_parts(const at::Tensor& expert_of_choice_TK) const {
+  MemoryScope scope(MemoryCategory::activations);
+  const bool bounded = options_.most_rows_factor && expert_.size() > 1;
+  const std::vector<TokenPart> divided =
+      bounded ? parts_within(*options_.most_rows_factor, expert_of_choice_TK, experts_, expert_)
+              : equal_parts(expert_of_choice_TK.size(0), options_.overlapping);
+  Parts parts;
+  for (const TokenPart& tokens : divided)
+    parts.push_back({tokens, dispatcher_.plan(part_of(expert_of_choice_TK, tokens)), {}, {}});
+  return parts;
+}
+
+bool RoutedExperts::needs_tokens(const Parts& parts) {
+  for (const RoutedPart& part : parts)
+    if (!part.rows.row_RH.defined()) return true;
+  return parts.empty();
+}
+
+at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residual_TH, const ExpertWeights& weights,
+                                  PreActivation pre_activation, Parts& parts) const {
+  parts = plan_parts(tokens.expert_of_choice_TK);
+  const bool alone = follow_each_other(parts);
+  const bool drop_rows = alone && parts.size() > 1;
+  at::Tensor out_TH;
+  std::vector<Dispatching> dispatching(parts.size());
+  std::vector<Dispatcher::Combined> combining(parts.size());
+  const auto start = [&](size_t i) {
+    if (i == parts.size()) return;
+    const RoutedPart& part = parts[i];
+    if (part.plan.spill) dispatching[i].guests.emplace(*part.plan.spill, weights, expert_, clock_);
+    dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
+                                                     part_of(tokens.weight_TK, part.tokens));
+    if (i + 1 == parts.size()) tokens.token_TH.reset();
+  };
+  const auto finish = [&](size_t i) {
+    combining[i].finish(part_of(out_TH, parts[i].tokens), part_of(residual_TH, parts[i].tokens));
+  };
+
+  if (!alone) start(0);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    RoutedPart& part = parts[i];
+    start(alone ? i : i + 1);
+    part.rows = dispatching[i].rows.finish();
+    ExpertOutput output = experts_forward(part.rows, part.plan.rows_per_expert,
+                                          dispatching[i].guests ? dispatching[i].guests->finish() : weights,
+                                          drop_rows ? PreActivation::repeated : pre_activation);
+    dispatching[i].guests.reset();
+    part.gate_up_RJ = std::move(output.gate_up_RJ);
+    if (drop_rows) part.rows = {};
+    if (!out_TH.defined()) {
+      MemoryScope scope(MemoryCategory::activations);
+      out_TH = at::empty_like(residual_TH);
+    }
+    combining[i] = dispatcher_.begin_combine(part.plan, std::move(output.row_RH));
+    if (alone)
+      finish(i);
+    else if (i > 0)
+      finish(i - 1);
+  }
+  if (!alone) finish(parts.size() - 1);
+  return out_TH;
+}
+
+DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& grad_TH, const ExpertWeights& weights,
+                                         ExpertGradients& gradients, Parts parts) const {
+  if (parts.empty()) parts = plan_parts(tokens.expert_of_choice_TK);
+  const bool alone = follow_each_other(parts);
+  check_invariant(!needs_tokens(parts) || tokens.token_TH.defined(),
+                  "rows of {} parts are needed, but there are no tokens", parts.size());
+  DispatchGradient result;
+  std::vector<Dispatching> dispatching(parts.size());
+  std::vector<Arriving<at::Tensor()>> arriving(parts.size());
+  std::vector<Dispatcher::DispatchedBack> returning(parts.size());
+  const auto start = [&](size_t i) {
+    if (i == parts.size()) return;
+    RoutedPart& part = parts[i];
+    if (part.plan.spill) dispatching[i].guests.emplace(*part.plan.spill, weights, expert_, clock_);
+    const bool again = !part.rows.row_RH.defined();
+    if (again)
+      dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
+                                                       part_of(tokens.weight_TK, part.tokens));
+    if (i + 1 == parts.size()) tokens.token_TH.reset();
+    if (again && alone) part.rows = dispatching[i].rows.finish();
+    arriving[i] = dispatcher_.begin_combine_backward(part.plan, part_of(grad_TH, part.tokens));
+  };
+  const auto finish = [&](size_t i) {
+    if (!result.token_TH.defined()) {
+      MemoryScope scope(MemoryCategory::dispatch);
+      result = {at::empty_like(grad_TH), at::empty_like(tokens.weight_TK)};
+    }
+    returning[i].finish({part_of(result.token_TH, parts[i].tokens), part_of(result.weight_TK, parts[i].tokens)});
+  };
+
+  if (!alone) start(0);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    RoutedPart& part = parts[i];
+    start(alone ? i : i + 1);
+    if (!part.rows.row_RH.defined()) part.rows = dispatching[i].rows.finish();
+    at::Tensor grad_RH = arriving[i].finish();
+    std::optional<GuestGradients> guest_gradients;
+    if (part.plan.spill) guest_gradients.emplace(*part.plan.spill, weights, expert_, clock_);
+    ExpertGradients with_guests = guest_gradients ? guest_gradients->with_guests(gradients) : gradients;
+    ExpertRows grad_rows =
+        experts_backward(grad_RH, std::move(part.rows), std::move(part.gate_up_RJ), part.plan.rows_per_expert,
+                         dispatching[i].guests ? dispatching[i].guests->finish() : weights, with_guests);
+    gradients.gate_up_LJH.accumulate = gradients.down_LHI.accumulate = true;
+    grad_RH.reset();
+    dispatching[i].guests.reset();
+    if (guest_gradients) guest_gradients->send();
+    returning[i] = dispatcher_.begin_dispatch_backward(part.plan, std::move(grad_rows));
+    if (alone)
+      finish(i);
+    else if (i > 0)
+      finish(i - 1);
+    if (guest_gradients) guest_gradients->add_to(gradients);
+  }
+  if (!alone) finish(parts.size() - 1);
+  return result;
+}
+
+}  // namespace conclave
