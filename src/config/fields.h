@@ -175,7 +175,7 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("moe.max_tokens_per_rank_factor", job.moe.max_tokens_per_rank_factor, at_least(1),
                 "overload: chunk takes at most so many tokens at once, over the mean of the ranks");
   visitor.field("moe.spill_least_rows", job.moe.spill_least_rows, size_of_at_least(1),
-                "overload: spill lends an expert for so many of its tokens or more");
+                "overload: spill lends an expert for so many of its tokens or more; null: 128 on CPUs, 2048 on GPUs");
   visitor.field("moe.router_jitter_noise", job.moe.router_jitter_noise, from_to_below(0, 1),
                 "router inputs are multiplied by 1 +- this in training; null: the model's own");
 

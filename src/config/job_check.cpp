@@ -143,8 +143,8 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   };
   refuse_unless_overload(OverloadPolicy::chunk, "chunk", "moe.max_tokens_per_rank_factor",
                          moe.max_tokens_per_rank_factor != defaults.max_tokens_per_rank_factor, "1.5");
-  refuse_unless_overload(OverloadPolicy::spill, "spill", "moe.spill_least_rows",
-                         moe.spill_least_rows != defaults.spill_least_rows, "256");
+  refuse_unless_overload(OverloadPolicy::spill, "spill", "moe.spill_least_rows", moe.spill_least_rows.has_value(),
+                         "null");
   refuse_if(moe.overload != OverloadPolicy::none && moe.dispatcher == DispatcherKind::all_gather,
             {"moe.overload", "moe.dispatcher"},
             fmt::format("moe.overload is {}, but moe.dispatcher is all_gather, with which every rank gets all tokens.",

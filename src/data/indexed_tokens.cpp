@@ -260,7 +260,7 @@ void IndexedTokens::read(int64_t first_token, std::span<int64_t> out) const {
     for (int64_t j = 0; j < count; ++j) {
       Token token;
       std::memcpy(&token, source + j * static_cast<int64_t>(sizeof(Token)), sizeof(Token));
-      out[j] = static_cast<int64_t>(token);
+      out[j] = static_cast<int64_t>(token);  // NOLINT(bugprone-signed-char-misuse): int8 is a type of the format
       highest = std::max(highest, static_cast<uint64_t>(out[j]));
     }
   });

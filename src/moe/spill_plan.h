@@ -21,7 +21,7 @@ namespace conclave {
 
 struct SpillOptions {
   double threshold = spill_threshold;
-  int64_t least_rows = 256;
+  int64_t least_rows = 128;
 };
 
 struct SpillPlan {

@@ -46,11 +46,18 @@ std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeC
   return std::make_unique<TopKSelection>(router);
 }
 
-DispatcherOptions dispatcher_options(const Job& job) {
+// What an expert is lent for when the job does not say: about the break-even (moe/spill_plan.h) of a CPU core behind a
+// link of a few GB/s with room for what it does not count, and that of an H100 behind NVLink.
+int64_t spill_least_rows(const MoeConfig& moe, at::Device device) {
+  return moe.spill_least_rows.value_or(device.is_cuda() ? 2048 : 128);
+}
+
+DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
   DispatcherOptions options;
   if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
   if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
-  if (job.moe.overload == OverloadPolicy::spill) options.spill = SpillOptions{.least_rows = job.moe.spill_least_rows};
+  if (job.moe.overload == OverloadPolicy::spill)
+    options.spill = SpillOptions{.least_rows = spill_least_rows(job.moe, device)};
   return options;
 }
 
@@ -80,7 +87,7 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficie
       selection_(make_selection(model, job.moe)),
       capacity_(make_capacity(model, job.moe)),
       dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_,
-                                  dispatcher_options(job))),
+                                  dispatcher_options(job, model.options().device))),
       experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().num_local_experts, part_options(job.moe),
                clock_),
       head_(model.config(), job.memory.loss_chunk_tokens),

@@ -133,7 +133,7 @@ TEST(JobRefusal, of_what_dispatch_does_not_do_together) {
             "moe.drop_policy is probs, but it must be probability or position.   (--set moe.drop_policy=probs)");
   EXPECT_EQ(refusal_of_overrides({"moe.spill_least_rows=64"}),
             "moe.spill_least_rows is 64, but moe.overload is none, which does not use it.\n"
-            "       Set moe.spill_least_rows to its default, 256, or moe.overload to spill.   "
+            "       Set moe.spill_least_rows to its default, null, or moe.overload to spill.   "
             "(--set moe.spill_least_rows=64)");
   EXPECT_EQ(refusal_of_overrides({"moe.max_tokens_per_rank_factor=2", "moe.overload=spill"}),
             "moe.max_tokens_per_rank_factor is 2.0, but moe.overload is spill, which does not use it.\n"
