@@ -30,10 +30,11 @@ RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64
 
 RoutedExperts::Parts RoutedExperts::plan_parts(const at::Tensor& expert_of_choice_TK) const {
   MemoryScope scope(MemoryCategory::activations);
-  const bool bounded = options_.most_rows_factor && expert_.size() > 1;
+  const bool travels = expert_.size() > 1;
+  const bool bounded = options_.most_rows_factor && travels;
   const std::vector<TokenPart> divided =
       bounded ? parts_within(*options_.most_rows_factor, expert_of_choice_TK, experts_, expert_)
-              : equal_parts(expert_of_choice_TK.size(0), options_.overlapping);
+              : equal_parts(expert_of_choice_TK.size(0), travels ? options_.overlapping : 1);
   Parts parts;
   for (const TokenPart& tokens : divided)
     parts.push_back({tokens, dispatcher_.plan(part_of(expert_of_choice_TK, tokens)), {}, {}});
@@ -49,8 +50,8 @@ bool RoutedExperts::needs_tokens(const Parts& parts) {
 at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residual_TH, const ExpertWeights& weights,
                                   PreActivation pre_activation, Parts& parts) const {
   parts = plan_parts(tokens.expert_of_choice_TK);
-  const bool alone = follow_each_other(parts);
-  const bool drop_rows = alone && parts.size() > 1;
+  const bool one_by_one = follow_each_other(parts);
+  const bool drop_rows = one_by_one && parts.size() > 1;
   at::Tensor out_TH;
   std::vector<Dispatching> dispatching(parts.size());
   std::vector<Dispatcher::Combined> combining(parts.size());
@@ -66,10 +67,10 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     combining[i].finish(part_of(out_TH, parts[i].tokens), part_of(residual_TH, parts[i].tokens));
   };
 
-  if (!alone) start(0);
+  if (!one_by_one) start(0);
   for (size_t i = 0; i < parts.size(); ++i) {
     RoutedPart& part = parts[i];
-    start(alone ? i : i + 1);
+    start(one_by_one ? i : i + 1);
     part.rows = dispatching[i].rows.finish();
     ExpertOutput output = experts_forward(part.rows, part.plan.rows_per_expert,
                                           dispatching[i].guests ? dispatching[i].guests->finish() : weights,
@@ -82,19 +83,19 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
       out_TH = at::empty_like(residual_TH);
     }
     combining[i] = dispatcher_.begin_combine(part.plan, std::move(output.row_RH));
-    if (alone)
+    if (one_by_one)
       finish(i);
     else if (i > 0)
       finish(i - 1);
   }
-  if (!alone) finish(parts.size() - 1);
+  if (!one_by_one) finish(parts.size() - 1);
   return out_TH;
 }
 
 DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& grad_TH, const ExpertWeights& weights,
                                          ExpertGradients& gradients, Parts parts) const {
   if (parts.empty()) parts = plan_parts(tokens.expert_of_choice_TK);
-  const bool alone = follow_each_other(parts);
+  const bool one_by_one = follow_each_other(parts);
   check_invariant(!needs_tokens(parts) || tokens.token_TH.defined(),
                   "rows of {} parts are needed, but there are no tokens", parts.size());
   DispatchGradient result;
@@ -110,7 +111,7 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
       dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
                                                        part_of(tokens.weight_TK, part.tokens));
     if (i + 1 == parts.size()) tokens.token_TH.reset();
-    if (again && alone) part.rows = dispatching[i].rows.finish();
+    if (again && one_by_one) part.rows = dispatching[i].rows.finish();
     arriving[i] = dispatcher_.begin_combine_backward(part.plan, part_of(grad_TH, part.tokens));
   };
   const auto finish = [&](size_t i) {
@@ -121,10 +122,10 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     returning[i].finish({part_of(result.token_TH, parts[i].tokens), part_of(result.weight_TK, parts[i].tokens)});
   };
 
-  if (!alone) start(0);
+  if (!one_by_one) start(0);
   for (size_t i = 0; i < parts.size(); ++i) {
     RoutedPart& part = parts[i];
-    start(alone ? i : i + 1);
+    start(one_by_one ? i : i + 1);
     if (!part.rows.row_RH.defined()) part.rows = dispatching[i].rows.finish();
     at::Tensor grad_RH = arriving[i].finish();
     std::optional<GuestGradients> guest_gradients;
@@ -138,13 +139,13 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     dispatching[i].guests.reset();
     if (guest_gradients) guest_gradients->send();
     returning[i] = dispatcher_.begin_dispatch_backward(part.plan, std::move(grad_rows));
-    if (alone)
+    if (one_by_one)
       finish(i);
     else if (i > 0)
       finish(i - 1);
     if (guest_gradients) guest_gradients->add_to(gradients);
   }
-  if (!alone) finish(parts.size() - 1);
+  if (!one_by_one) finish(parts.size() - 1);
   return result;
 }
 

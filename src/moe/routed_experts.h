@@ -28,7 +28,7 @@ struct RoutedPart {
 };
 
 struct PartOptions {
-  int64_t overlapping = 1;
+  int64_t overlapping = 1;  // where rows travel: with expert degree 1 there is one part
   // Not with several overlapping ones: as many parts, one after the other, as keep a rank within this factor of the
   // mean rows. Of several parts none keeps its rows for backward.
   std::optional<double> most_rows_factor = {};

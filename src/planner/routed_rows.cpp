@@ -40,13 +40,15 @@ std::vector<RoutedRows> assume_rows(const CheckedJob& job, double imbalance) {
 }
 
 bool parts_overlap(const CheckedJob& job) {
-  return job.job.moe.overload != OverloadPolicy::chunk && job.job.moe.dispatch_chunks.value_or(1) > 1;
+  return job.layout.degree(Axis::expert) > 1 && job.job.moe.overload != OverloadPolicy::chunk &&
+         job.job.moe.dispatch_chunks.value_or(1) > 1;
 }
 
 std::vector<RoutedRows> parts_of(const CheckedJob& job, const RoutedRows& rows) {
   const MoeConfig& moe = job.job.moe;
-  int64_t parts = moe.dispatch_chunks.value_or(1);
-  if (moe.overload == OverloadPolicy::chunk && job.layout.degree(Axis::expert) > 1) {
+  const bool travels = job.layout.degree(Axis::expert) > 1;
+  int64_t parts = travels ? moe.dispatch_chunks.value_or(1) : 1;
+  if (moe.overload == OverloadPolicy::chunk && travels) {
     const double mean = static_cast<double>(job.tokens_per_rank() * job.model.num_experts_per_tok);
     parts = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(static_cast<double>(rows.received) /
                                                                 (moe.max_tokens_per_rank_factor * mean))));

@@ -126,6 +126,14 @@ def test_a_way_to_dispatch_is_recomputed_to_the_same_bits(way, tmp_path):
     assert runs[0] == runs[1] == runs[2]
 
 
+def test_expert_groups_that_span_hosts_dispatch_in_two_parts(tmp_path):
+    two_parts = numbers(train(job_of(tmp_path / "told", 2, 2, run__steps=3, moe__dispatch_chunks=2), 2))
+    job = job_of(tmp_path / "chosen", 2, 2, run__steps=3)
+    said = job.must_run(2, env={"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}).text  # as on two hosts
+    assert "dispatched in 2 parts" in said
+    assert numbers(job.metrics()) == two_parts
+
+
 # A capacity is the one of these that does change the run. It is counted over all ranks' tokens, so the layout does not.
 
 
