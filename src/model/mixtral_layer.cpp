@@ -7,9 +7,9 @@
 
 namespace conclave {
 
-MixtralLayer::MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection,
+MixtralLayer::MixtralLayer(ModelConfig config, int64_t index, ExpertSelection& selection,
                            const ExpertCapacity* capacity, RoutedExperts& experts, LayerOptions options)
-    : config_(config),
+    : config_(std::move(config)),
       index_(index),
       selection_(selection),
       capacity_(capacity),

@@ -52,7 +52,7 @@ struct LayerOptions {
 class MixtralLayer {
  public:
   // `selection`, `capacity` and `experts` outlive the layer. A null capacity: no token is ever dropped.
-  MixtralLayer(const ModelConfig& config, int64_t index, ExpertSelection& selection, const ExpertCapacity* capacity,
+  MixtralLayer(ModelConfig config, int64_t index, ExpertSelection& selection, const ExpertCapacity* capacity,
                RoutedExperts& experts, LayerOptions options);
 
   // The output [T,H]. `state` receives what backward needs, by policy; `statistics` what balancing needs.

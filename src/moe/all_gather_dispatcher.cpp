@@ -38,7 +38,7 @@ DispatchPlan AllGatherDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   const int64_t tokens = expert_of_choice_TK.size(0), top_k = expert_of_choice_TK.size(1);
   const at::Tensor most = at::full({1}, tokens, at::device(device).dtype(at::kLong));
   RowsInFlight(most, most, expert_.all_reduce(most, Reduction::max), clock_).take();
-  const int64_t places = most.item<int64_t>();
+  const auto places = most.item<int64_t>();
 
   // Counted from 1, so that the zeros of places without a token, like what was dropped, are nobody's.
   at::Tensor choice = gather(places, expert_of_choice_TK + 1)->take().to(at::kCPU) - 1;
@@ -48,7 +48,7 @@ DispatchPlan AllGatherDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   DispatchPlan plan = std::move(order.plan);
   plan.tokens = tokens;
   plan.places_per_rank = places;
-  const int64_t* count = order.count_S.const_data_ptr<int64_t>();
+  const auto* count = order.count_S.const_data_ptr<int64_t>();
   plan.rows_per_expert.assign(count, count + local);
   return plan;
 }

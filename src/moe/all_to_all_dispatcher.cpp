@@ -71,7 +71,7 @@ DispatchPlan AllToAllDispatcher::plan_with_helpers(const at::Tensor& expert_of_c
   at::Tensor all = at::empty({ranks, experts_}, own.options());
   all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take().to(at::kCPU);
 
-  const int64_t* count = all.const_data_ptr<int64_t>();
+  const auto* count = all.const_data_ptr<int64_t>();
   std::vector<std::vector<int64_t>> by_source;
   std::vector<int64_t> total(static_cast<size_t>(experts_)), before(static_cast<size_t>(experts_));
   for (int source = 0; source < ranks; ++source) {
@@ -82,6 +82,7 @@ DispatchPlan AllToAllDispatcher::plan_with_helpers(const at::Tensor& expert_of_c
   const auto spill = std::make_shared<const SpillPlan>(plan_spill(total, ranks, options));
 
   std::vector<int64_t> slots_per_rank;
+  slots_per_rank.reserve(static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank)
     slots_per_rank.push_back(spill->experts_per_rank + static_cast<int64_t>(spill->guests_of(rank).size()));
   DispatchPlan plan =

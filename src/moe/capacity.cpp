@@ -143,7 +143,7 @@ at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tok
     quota_E = left_after(Counts(static_cast<size_t>(experts), capacity), census.all_E, census.earlier);
   }
   at::Tensor kept_TK = choices.expert_TK.clone();
-  int32_t* kept = kept_TK.data_ptr<int32_t>();
+  auto* kept = kept_TK.data_ptr<int32_t>();
   for (int64_t i = 0; i < choices.count(); ++i) {
     const int32_t expert = choices.expert(i);
     const uint32_t bits = choices.weight_bits(i);

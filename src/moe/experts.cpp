@@ -79,7 +79,7 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
   return output;
 }
 
-ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
+ExpertRows experts_backward(const at::Tensor& grad_RH, const ExpertRows& rows, at::Tensor gate_up_RJ,
                             const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
                             ExpertGradients& gradients) {
   ExpertRows grad{rows.row_RH, at::empty_like(rows.weight_R)};

@@ -23,7 +23,7 @@ DispatchPlan LocalDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   SendOrder order = make_send_order(expert_of_choice_TK, {experts_});
   DispatchPlan plan = std::move(order.plan);
   plan.received_per_rank = plan.sent_per_rank;
-  const int64_t* count = order.count_S.const_data_ptr<int64_t>();
+  const auto* count = order.count_S.const_data_ptr<int64_t>();
   plan.rows_per_expert.assign(count, count + experts_);
   return plan;
 }

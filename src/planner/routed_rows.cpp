@@ -49,7 +49,7 @@ std::vector<RoutedRows> parts_of(const CheckedJob& job, const RoutedRows& rows) 
   const bool travels = job.layout.degree(Axis::expert) > 1;
   int64_t parts = travels ? moe.dispatch_chunks.value_or(1) : 1;
   if (moe.overload == OverloadPolicy::chunk && travels) {
-    const double mean = static_cast<double>(job.tokens_per_rank() * job.model.num_experts_per_tok);
+    const auto mean = static_cast<double>(job.tokens_per_rank() * job.model.num_experts_per_tok);
     parts = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(static_cast<double>(rows.received) /
                                                                 (moe.max_tokens_per_rank_factor * mean))));
   }

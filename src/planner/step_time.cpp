@@ -241,18 +241,18 @@ std::vector<std::string> assumptions_of_time(const DeviceDescription& device) {
       device.compute.fp32_flops * device.compute.product_efficiency / 1e12));
   lines.push_back(fmt::format("everything between the products is bound by memory, at {:.3g} GB/s (memory.bandwidth)",
                               device.memory.bandwidth / 1e9));
-  lines.push_back(
+  lines.emplace_back(
       fmt::format("{} ranks a node; a rank sends {:.3g} GB/s within it ({:.3g} us a message) and {:.3g} GB/s "
                   "across ({:.3g} us)",
                   network.ranks_per_node, network.node_bandwidth / 1e9, network.node_latency * 1e6,
                   network.cluster_bandwidth / 1e9, network.cluster_latency * 1e6));
-  lines.push_back(
+  lines.emplace_back(
       "gathers of the next units and the reduction of the last one run under the computation, one after the other; "
       "dispatch (but for moe.dispatch_chunks) and the sum over replicas are waited for; links are not shared with "
       "anybody");
   lines.push_back(fmt::format("offloaded inputs move at {:.3g} GB/s beside everything else (memory.host_bandwidth)",
                               device.memory.host_bandwidth / 1e9));
-  lines.push_back("the data loader, validation and checkpoints take no time");
+  lines.emplace_back("the data loader, validation and checkpoints take no time");
   return lines;
 }
 
