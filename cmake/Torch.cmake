@@ -5,7 +5,9 @@
 set(CONCLAVE_TORCH_VERSION "2.11.0")
 
 if(NOT CONCLAVE_PYTHON)
-  if(EXISTS ${CMAKE_SOURCE_DIR}/.venv/bin/python3)
+  if(SKBUILD AND Python_EXECUTABLE)  # a wheel is built for the Python that asks for it
+    set(CONCLAVE_PYTHON ${Python_EXECUTABLE} CACHE FILEPATH "Python that has torch installed")
+  elseif(EXISTS ${CMAKE_SOURCE_DIR}/.venv/bin/python3)
     set(CONCLAVE_PYTHON ${CMAKE_SOURCE_DIR}/.venv/bin/python3 CACHE FILEPATH "Python that has torch installed")
   else()
     find_program(CONCLAVE_PYTHON python3 REQUIRED)
@@ -38,7 +40,8 @@ target_link_libraries(torch_cpu INTERFACE ${TORCH_DIR}/lib/libtorch_cpu.so ${TOR
 target_compile_options(torch_cpu INTERFACE -fopenmp)
 target_link_libraries(torch_cpu INTERFACE ${TORCH_DIR}/lib/libgomp.so.1)
 set(CMAKE_BUILD_RPATH ${TORCH_DIR}/lib)
-set(CMAKE_INSTALL_RPATH ${TORCH_DIR}/lib)
+# Installed in conclave/lib and conclave/bin of site-packages, torch is usually a neighbour; else the console script names its libraries.
+set(CMAKE_INSTALL_RPATH "$ORIGIN/../../torch/lib")
 
 # The CUDA half is a plug-in of its own (libconclave_cuda.so), loaded when a job asks for a GPU.
 set(CONCLAVE_HAVE_CUDA OFF)

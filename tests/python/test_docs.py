@@ -68,7 +68,8 @@ def helper_of(words: list[str]) -> tuple[list[str], list[str]]:
 def test_command_exists_with_its_options(words):
     helper, arguments = helper_of(words)
     if not helper:
-        assert words[0] == "sbatch", f"no test knows the command {words[0]}"
+        # pip: test_wheel.py does what the line says
+        assert words[0] in ("sbatch", "pip"), f"no test knows the command {words[0]}"
         return
     if helper[0] == "build/conclave" and not PROGRAM.exists():
         pytest.skip("build/conclave is not built")

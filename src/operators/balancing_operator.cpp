@@ -1,0 +1,31 @@
+// torch.ops.conclave.sinkhorn_choice: the experts that tokens choose when the demand is made even over all ranks.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "moe/sinkhorn_selection.h"
+#include "operators/process_group_communicator.h"
+
+namespace conclave {
+namespace {
+
+// logits [T,E] -> expert_of_choice [T,top_k] int64. Collective over the group, also with no token. No gradient: choices
+// are constants.
+at::Tensor sinkhorn_choice(const at::Tensor& logits, int64_t top_k, std::string group) {
+  const auto world = communicator_of("world", group);
+  RouterOptions options;
+  options.top_k = top_k;
+  SinkhornSelection selection(options, {}, *world);
+  return selection.route_in_training(0, logits.detach().contiguous(), {}).expert_of_choice_TK.to(at::kLong);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(conclave, library) {
+  library.def("sinkhorn_choice(Tensor logits, int top_k, str group) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(conclave, CompositeExplicitAutograd, library) {
+  library.impl("sinkhorn_choice", sinkhorn_choice);
+}
+
+}  // namespace conclave
