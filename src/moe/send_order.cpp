@@ -18,7 +18,7 @@ SendOrder make_send_order(const at::Tensor& slot_of_choice_TK, const std::vector
   plan.row_of_choice_TK = order.row_of_choice_TK.to(device);
   plan.token_of_row_R = order.choice_of_row_R.div(plan.top_k, "floor").to(device);
   plan.choice_of_row_R = order.choice_of_row_R.to(device);
-  const int64_t* count = order.count_E.const_data_ptr<int64_t>();
+  const auto* count = order.count_E.const_data_ptr<int64_t>();
   for (const int64_t slots_of_rank : slots_per_rank) {
     plan.sent_per_rank.push_back(std::accumulate(count, count + slots_of_rank, int64_t{0}));
     count += slots_of_rank;
@@ -52,8 +52,8 @@ at::Tensor slots_of_choices(const at::Tensor& expert_of_choice_TK, const SpillPl
 
   const at::Tensor choice_TK = expert_of_choice_TK.to(at::kCPU).contiguous();
   at::Tensor slot_TK = at::empty(choice_TK.sizes(), choice_TK.options());
-  const int32_t* choice = choice_TK.const_data_ptr<int32_t>();
-  int32_t* slot = slot_TK.data_ptr<int32_t>();
+  const auto* choice = choice_TK.const_data_ptr<int32_t>();
+  auto* slot = slot_TK.data_ptr<int32_t>();
   std::vector<int64_t> next = before;  // the place of an expert's next row among all ranks' rows of it
   std::vector<size_t> share(static_cast<size_t>(experts));  // that it lies in
   for (int64_t i = 0; i < choice_TK.numel(); ++i) {

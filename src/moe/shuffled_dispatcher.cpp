@@ -39,6 +39,7 @@ DispatchPlan ShuffledDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   at::Tensor all = at::empty({ranks}, own.options());
   all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take().to(at::kCPU);
   std::vector<int64_t> end;  // of each rank's places
+  end.reserve(static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) end.push_back((rank == 0 ? 0 : end.back()) + all[rank].item<int64_t>());
   const auto rank_of = [&](int64_t place) { return std::upper_bound(end.begin(), end.end(), place) - end.begin(); };
   const std::vector<int64_t>& places = permutation(end.back());

@@ -49,7 +49,7 @@ std::vector<TokenPart> parts_within(double factor, const at::Tensor& expert_of_c
                                     Communicator& expert) {
   const int64_t tokens = expert_of_choice_TK.size(0), top_k = expert_of_choice_TK.size(1), ranks = expert.size();
   const at::Tensor choice_TK = expert_of_choice_TK.to(at::kCPU).contiguous();
-  const int32_t* choice = choice_TK.const_data_ptr<int32_t>();
+  const auto* choice = choice_TK.const_data_ptr<int32_t>();
   at::Tensor rows = at::zeros({blocks, ranks}, at::kLong);
   auto* count = rows.data_ptr<int64_t>();
   for (int64_t block = 0; block < blocks; ++block)

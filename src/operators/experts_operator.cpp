@@ -19,7 +19,7 @@ std::vector<int64_t> numbers_of(const at::Tensor& tensor) {
 
 void check(const at::Tensor& row, const at::Tensor& row_weight, const ExpertWeights& weights,
            const std::vector<int64_t>& rows_per_expert) {
-  const auto [gate_up, down] = weights;
+  const at::Tensor &gate_up = weights.gate_up_LJH, &down = weights.down_LHI;
   check_invariant(row.dim() == 2 && gate_up.dim() == 3 && down.dim() == 3,
                   "rows, gate_up and down have {}, {}, {} dims", row.dim(), gate_up.dim(), down.dim());
   const int64_t experts = gate_up.size(0), hidden = row.size(1), intermediate = down.size(2);

@@ -43,6 +43,7 @@ DispatchPlan plan_of(at::TensorList tensors) {
   const int64_t* rows = tensors[1].const_data_ptr<int64_t>();
   plan.rows_per_expert.assign(rows, rows + tensors[1].numel());
   plan.row_of_choice_TK = tensors[2];
+  plan.top_k = tensors[2].size(1);
   plan.token_of_row_R = tensors[3];
   plan.choice_of_row_R = tensors[4];
   if (ranks > 1) {

@@ -14,7 +14,7 @@ std::shared_ptr<const SampleStream> open_validation(const ParallelJob& job) {
 }
 
 EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward,
-                          std::shared_ptr<const SampleStream> stream, int64_t batches) {
+                          const std::shared_ptr<const SampleStream>& stream, int64_t batches) {
   const int64_t sequences = job.sequences_per_micro_step();
   const int64_t sequence_length = stream->sequence_length();
   int64_t samples = stream->samples_per_epoch();

@@ -20,6 +20,6 @@ std::shared_ptr<const SampleStream> open_validation(const ParallelJob& job);
 
 // The first `batches` micro-steps of the set, or all of it (0). Collective.
 EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward,
-                          std::shared_ptr<const SampleStream> stream, int64_t batches);
+                          const std::shared_ptr<const SampleStream>& stream, int64_t batches);
 
 }  // namespace conclave

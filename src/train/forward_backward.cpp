@@ -18,6 +18,7 @@ LayerOptions layer_options(const ModelConfig& config, const Job& job) {
 
 std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::vector<Unit*>& units) {
   std::vector<bool> stays;
+  stays.reserve(units.size());
   for (const Unit* unit : units) stays.push_back(rule.stays_gathered(unit->name()));
   return stays;
 }

@@ -37,19 +37,19 @@ double ParallelJob::most_resident_mebibytes() {
   return max_over_world({static_cast<double>(running_memory().peak_resident_bytes)})[0] / (1 << 20);
 }
 
-std::vector<double> ParallelJob::sum_over_world(std::vector<double> values) {
-  return reduce_over_world(std::move(values), Reduction::sum);
+std::vector<double> ParallelJob::sum_over_world(const std::vector<double>& values) {
+  return reduce_over_world(values, Reduction::sum);
 }
 
-std::vector<double> ParallelJob::max_over_world(std::vector<double> values) {
-  return reduce_over_world(std::move(values), Reduction::max);
+std::vector<double> ParallelJob::max_over_world(const std::vector<double>& values) {
+  return reduce_over_world(values, Reduction::max);
 }
 
-std::vector<double> ParallelJob::reduce_over_world(std::vector<double> values, Reduction reduction) {
+std::vector<double> ParallelJob::reduce_over_world(const std::vector<double>& values, Reduction reduction) {
   at::Tensor tensor = at::tensor(values, at::kDouble).to(device());
   axes_.world().all_reduce(tensor, reduction).wait();
   tensor = tensor.to(at::kCPU);
-  const double* data = tensor.const_data_ptr<double>();
+  const auto* data = tensor.const_data_ptr<double>();
   return {data, data + values.size()};
 }
 

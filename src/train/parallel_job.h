@@ -45,11 +45,11 @@ class ParallelJob {
   double most_resident_mebibytes();
 
   // Sums over all ranks, in rank order.
-  std::vector<double> sum_over_world(std::vector<double> values);
-  std::vector<double> max_over_world(std::vector<double> values);
+  std::vector<double> sum_over_world(const std::vector<double>& values);
+  std::vector<double> max_over_world(const std::vector<double>& values);
 
  private:
-  std::vector<double> reduce_over_world(std::vector<double> values, Reduction reduction);
+  std::vector<double> reduce_over_world(const std::vector<double>& values, Reduction reduction);
 
   CheckedJob checked_;
   World& world_;

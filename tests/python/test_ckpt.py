@@ -205,6 +205,9 @@ def test_export_in_shards_with_a_tokenizer(run, tmp_path):
         assert all(index["weight_map"][name] == file.name for name in tensors)
     assert_same_bits(tensors_in(tmp_path / "model"), full)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in full.values())
+    ckpt("export", run.output, tmp_path / "half", "--max-shard-size", "20KB", "--dtype", "bf16")
+    index = json.loads((tmp_path / "half/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors_in(tmp_path / "half").values())
 
 
 def random_model(folder, dtype, fused):
