@@ -79,7 +79,9 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
   return output;
 }
 
-ExpertRows experts_backward(const at::Tensor& grad_RH, const ExpertRows& rows, at::Tensor gate_up_RJ,
+// By value, so that the rows are gone with this function.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
+ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
                             const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
                             ExpertGradients& gradients) {
   ExpertRows grad{rows.row_RH, at::empty_like(rows.weight_R)};

@@ -41,7 +41,7 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
 // Gradients with respect to rows and routing weights; those of the weights are written, or added to what is there as
 // `gradients` says. Consumes `rows.row_RH` and `gate_up` (undefined when it was not kept): their memory is reused for
 // the results.
-ExpertRows experts_backward(const at::Tensor& grad_RH, const ExpertRows& rows, at::Tensor gate_up_RJ,
+ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
                             const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
                             ExpertGradients& gradients);
 
