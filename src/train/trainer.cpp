@@ -231,7 +231,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
                                   static_cast<double>(signals_.received()),
                                   static_cast<double>(writer_.is_busy()),
                                   save_stall_seconds_};
-  extremes = job_.max_over_world(std::move(extremes));
+  extremes = job_.max_over_world(extremes);
   const Agreed agreed{static_cast<int>(extremes[7]), extremes[8] != 0};
   save_stall_seconds_ = 0;
   const std::optional<FinishedSave> saved = std::exchange(last_save_, std::nullopt);
