@@ -21,7 +21,7 @@ struct CheckedJob {
 };
 
 // moe.dispatch_chunks, or where it is null what is chosen on hosts (nodes) of so many ranks: rows that cross a network
-// travel beside the experts' computation; within a host that costs more than it saves (docs/dispatch.md).
+// travel beside the experts' computation in a second part; within a host there is little to hide (docs/dispatch.md).
 int64_t dispatch_chunks(const CheckedJob& job, int64_t ranks_per_host);
 
 // Reads the model's config. Throws UserError.
