@@ -270,5 +270,6 @@ def test_on_two_ranks():
     run_torch_ranks(2, on_two_ranks)
 
 
+@pytest.mark.slow
 def test_on_four_ranks():
     run_torch_ranks(4, check_operators)

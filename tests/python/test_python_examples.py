@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from ranks import free_port
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM
@@ -30,6 +31,7 @@ def run_scripts(folder: str, ports: list[int]):
     return losses, first, resumed
 
 
+@pytest.mark.slow
 def test_scripts_train_save_and_go_on():
     with tempfile.TemporaryDirectory() as folder:
         losses, first, resumed = run_torch_ranks(2, run_scripts, folder, [free_port() for _ in range(4)], initialize=False)[0]

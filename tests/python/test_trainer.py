@@ -78,6 +78,7 @@ def check_refusals() -> None:
     dist.barrier()
 
 
+@pytest.mark.slow
 def test_trains_as_the_stock_trainer():
     with tempfile.TemporaryDirectory() as folder:
         (expected,) = run_torch_ranks(1, stock, folder, 2)

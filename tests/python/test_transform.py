@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_models import FURTHER_SHAPES, SHAPES, batches, tiny_config, tiny_model
+from torch.distributed.fsdp import fully_shard as torch_fully_shard
 from torch.distributed.tensor import DTensor
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM
@@ -57,15 +58,25 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def compare_training(family: str, degree: int, sharded: bool, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False) -> None:
+def shard_by_hand(model, mesh) -> None:
+    """As docs/python.md has it."""
+    for layer in model.model.layers:
+        torch_fully_shard(layer.mlp.experts, mesh=mesh.expert_data)
+        torch_fully_shard(layer, mesh=mesh.dense_data)
+    torch_fully_shard(model, mesh=mesh.dense_data)
+
+
+def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False) -> None:
     ranks, rank = dist.get_world_size(), dist.get_rank()
     what = f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, seed {SEED}"
     losses, gradients, norms, trained = plain_training(family, ranks, steps, aux_loss)
-    conclave.init({"expert_parallel_degree": degree, "hybrid_shard_degree": shard_degree})
+    mesh = conclave.init({"expert_parallel_degree": degree, "hybrid_shard_degree": shard_degree})
     model = conclave.transform(tiny_model(family, output_router_logits=aux_loss))
     if checkpointing:
         model.gradient_checkpointing_enable()
-    if sharded:
+    if sharded == "by hand":
+        shard_by_hand(model, mesh)
+    elif sharded:
         conclave.fully_shard(model)
     optimizer = optimizer_of(conclave.parameter_groups(model, weight_decay=0.1))
     optimizer.param_groups[0]["weight_decay"] = 0.1
@@ -132,14 +143,19 @@ def on_two_ranks() -> None:
             compare_training("mixtral", degree, sharded, steps=20, aux_loss=True)
     compare_training("qwen3_moe", 2, True, steps=3, aux_loss=True)
     compare_training("olmoe", 2, False, steps=3, aux_loss=False)
+    compare_training("mixtral", 2, "by hand", steps=3, aux_loss=True)
     compare_training("mixtral", 2, True, steps=20, aux_loss=True, checkpointing=True)
 
 
 def on_four_ranks() -> None:
+    compare_training("mixtral", 2, True, steps=20, aux_loss=False, shard_degree=2)
+    compare_training("mixtral", 2, "by hand", steps=3, aux_loss=False)
+
+
+def more_on_four_ranks() -> None:
     compare_training("mixtral", 2, False, steps=20, aux_loss=False)
     compare_training("mixtral", 2, True, steps=20, aux_loss=False)
     compare_training("mixtral", 1, True, steps=20, aux_loss=False)
-    compare_training("mixtral", 2, True, steps=20, aux_loss=False, shard_degree=2)
     compare_training("mixtral", 4, True, steps=20, aux_loss=False)
     compare_training("qwen3_moe", 2, True, steps=3, aux_loss=True)
     compare_training("olmoe", 2, True, steps=3, aux_loss=True)
@@ -159,6 +175,6 @@ def test_every_supported_family_is_compared():
     assert {*SHAPES, *FURTHER_SHAPES} == set(SUPPORTED_MODEL_TYPES)
 
 
-@pytest.mark.parametrize(("ranks", "checks"), [(2, on_two_ranks), (4, on_four_ranks)])
+@pytest.mark.parametrize(("ranks", "checks"), [(2, on_two_ranks), (4, on_four_ranks), pytest.param(4, more_on_four_ranks, marks=pytest.mark.slow)])
 def test_trains_and_saves_as_plain_transformers(ranks, checks):
     run_torch_ranks(ranks, checks)
