@@ -50,12 +50,14 @@ std::vector<Way> ways() {
           {"shuffled spill", {.shuffle_seed = 3, .spill = eager}}};
 }
 
-// Tokens are divided unevenly, and a rank may have none: of r ranks, rank i has a share i / (0 + 1 + ... + r-1).
+// Tokens are divided unevenly: rank i has a share that grows with i, and of more than two ranks the first has none.
 struct Slice {
   int64_t begin, end;
 };
 Slice slice_of(int64_t tokens, int rank, int ranks) {
-  const auto boundary = [&](int64_t i) { return tokens * (i * (i - 1)) / (ranks * (ranks - 1)); };
+  const int64_t least = ranks == 2 ? 1 : 0;
+  const auto shares = [&](int64_t i) { return i * (i - 1) / 2 + least * i; };  // of ranks 0 .. i - 1
+  const auto boundary = [&](int64_t i) { return tokens * shares(i) / shares(ranks); };
   return {boundary(rank), boundary(rank + 1)};
 }
 
@@ -125,7 +127,7 @@ void expect_equal(const Answer& actual, const Answer& expected, const Shape& s, 
 class RoutedExpertsOf : public ::testing::TestWithParam<int> {};
 INSTANTIATE_TEST_SUITE_P(Worlds, RoutedExpertsOf, ::testing::Values(2, 4));
 
-// A rank without a token is in every shape. `dropped`: of the choices, every so many-th.
+// `dropped`: of the choices, every so many-th.
 TEST_P(RoutedExpertsOf, equal_a_plain_loop_whatever_the_way) {
   run_ranks(GetParam(), [](World& world) {
     const auto axis = world.communicator(everyone(world), "expert");
@@ -209,7 +211,7 @@ TEST_P(RoutedExpertsOf, capacity_drops_the_same_choices_on_any_number_of_ranks) 
             at::Generator generator = at::detail::createCPUGenerator(seed);
             std::vector<at::Tensor> parts;  // by sample, of which rank r has number (size - 1 - r)
             for (int sample = 0; sample < world.size(); ++sample) {
-              parts.push_back(at::randn({sample == 1 ? 0 : sequence, experts}, generator) - at::arange(experts) * 0.5);
+              parts.push_back(at::randn({sample == 2 ? 0 : sequence, experts}, generator) - at::arange(experts) * 0.5);
               if (equal_weights) parts.back().round_();
             }
             const Routing whole = route(at::cat(parts), {.top_k = 2});
