@@ -1,5 +1,8 @@
 """What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by torchrun from sides.py.
 
+With --expert-degree it is the same script with Conclave's lines in it (docs/python.md): transform, its own fully_shard, load_pretrained and
+clip_grad_norm_.
+
 Every decoder layer is a unit of its own and the rest is the root's; the next layer's parameters are gathered, without waiting, while a layer computes.
 The objective is Conclave's: cross-entropy plus the auxiliary loss over the tokens of all ranks. Transformers takes the latter over a rank's own tokens;
 here its two sums over experts are added up over the ranks first (2 x experts numbers a step), so that losses can be compared step by step.
@@ -19,6 +22,8 @@ import torch.nn.functional as F
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM
 from transformers.models.mixtral import modeling_mixtral
+
+import conclave
 
 STATE_FILE = "transformers_state.pt"  # beside the checkpoint: the same parameters under Transformers' own names, to be mapped into memory
 
@@ -55,20 +60,28 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     config = MixtralConfig.from_json_file(settings.config)
     with torch.device("meta"):
         model = MixtralForCausalLM._from_config(config, experts_implementation=settings.experts, attn_implementation="sdpa")
+    if settings.expert_degree:
+        conclave.init({"expert_parallel_degree": settings.expert_degree})
+        conclave.transform(model)
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     if settings.recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     layers = list(model.model.layers)
-    for layer in layers:
-        fully_shard(layer, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    if settings.expert_degree:
+        conclave.fully_shard(model, mp_policy=policy)
+    else:
+        for layer in layers:
+            fully_shard(layer, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
     for before, after in zip(layers, layers[1:], strict=False):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
     for module in (model, *layers):
         module._set_unshard_async_op(True)
+    if settings.expert_degree:
+        return conclave.load_pretrained(model, settings.checkpoint).train()
 
     model.to_empty(device="cpu")
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are computed, not loaded
@@ -88,6 +101,8 @@ def peak_resident_bytes() -> int:
 
 
 def optimizer_of(model: MixtralForCausalLM, settings: argparse.Namespace) -> torch.optim.AdamW:
+    if settings.expert_degree:
+        return torch.optim.AdamW(conclave.parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     scales = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": scales, "weight_decay": 0.0}]
@@ -117,7 +132,10 @@ def train(settings: argparse.Namespace) -> None:
         (cross_entropy + coefficient * output.aux_loss).backward()
         mean = cross_entropy.detach().clone()
         del output, cross_entropy
-        gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).full_tensor().item()
+        if settings.expert_degree:
+            gradient_norm = conclave.clip_grad_norm_(model, settings.grad_clip).item()
+        else:
+            gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).full_tensor().item()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         dist.all_reduce(mean)
@@ -141,6 +159,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--experts", choices=["grouped_mm", "eager"], default="grouped_mm")
+    parser.add_argument("--expert-degree", type=int, default=0, help="divide the experts by conclave.transform; 0: plain Transformers")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--recompute", action="store_true", help="keep only each layer's input from forward to backward")
     parser.add_argument("--batch", type=int, default=1)

@@ -130,14 +130,15 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
 
 
 def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int,
-              recompute: bool = False) -> list[dict]:
+              recompute: bool = False, expert_degree: int = 0) -> list[dict]:
+    """`expert_degree`: the same script with conclave.transform; 0: plain Transformers."""
     output = setting.folder / "rival.jsonl"
     output.unlink(missing_ok=True)
     environment = {"LD_PRELOAD": str(tcmalloc), "THP_MEM_ALLOC_ENABLE": "1"} if tcmalloc else {}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", options.world, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     arguments = {"config": setting.config, "checkpoint": setting.checkpoint, "data": setting.data, "output": output, "batch": batch, "sequence": sequence,
                  "steps": steps, "seed": SEED, "precision": options.precision, "experts": options.rival_experts, "lr": options.lr,
-                 "warmup-steps": min(WARMUP_STEPS, steps), "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"]}
+                 "warmup-steps": min(WARMUP_STEPS, steps), "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"], "expert-degree": expert_degree}
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
     if recompute:
         words.append("--recompute")

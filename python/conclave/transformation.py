@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 # Families that pass tests/python/test_transform.py. Others may have the same experts and yet do something around them that was never compared.
 SUPPORTED_MODEL_TYPES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "dots1", "exaone_moe", "flex_olmo", "glm4_moe", "granitemoe",
-                         "minimax_m2", "phimoe", "qwen2_moe")
+                         "minimax_m2")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import conclave
 from conclave.transformation import SUPPORTED_MODEL_TYPES
 
 TOLERANCE = 1e-5
-# Of tensors that are next to nothing (a key's bias has no gradient but rounding, for softmax does not see it): what their values are held against.
+# What the values of tensors are held against that are next to nothing.
 LEAST_SCALE = 1e-2
 SEED = 5
 

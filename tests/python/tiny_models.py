@@ -23,8 +23,6 @@ FURTHER_SHAPES = {
     "glm4_moe": {**_DEEPSEEK, "head_dim": 8},
     "granitemoe": dict(num_local_experts=8, intermediate_size=48),
     "minimax_m2": dict(num_local_experts=8, intermediate_size=48, head_dim=8, rotary_dim=8),
-    "phimoe": dict(num_local_experts=8, intermediate_size=48),
-    "qwen2_moe": dict(num_experts=8, moe_intermediate_size=48, shared_expert_intermediate_size=40, intermediate_size=64),
 }
 
 
