@@ -53,9 +53,8 @@ StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
     loss_sum += result.loss_sum;
     report.aux_loss += result.balance.aux_loss / static_cast<double>(micro_steps);
     report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
-    report.count_LE = m == 0 ? result.balance.count_LE : report.count_LE + result.balance.count_LE;
+    report.load.add(result.balance);
   }
-  report.expert_imbalance = expert_imbalance(report.count_LE);
   {
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
     report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
@@ -85,7 +84,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
     report.not_finite = fmt::format("gradient of {}", fmt::join(units, ", "));
   } else {
     optimizer_.update(lr, update, report.gradient_norm);
-    forward_backward_.selection().finish_step(report.count_LE);
+    forward_backward_.selection().finish_step(report.load.count_LE());
   }
 }
 
