@@ -56,7 +56,7 @@ ModelAuxLoss aux_loss_of(const Sums& sums, AuxLossLayers layers) {
   const int64_t count = sums.count_LE.size(0);
   if (layers == AuxLossLayers::each) {
     const AuxLoss each = aux_loss_of_each_layer(sums);
-    return {each.value_G.mean().item<double>(), each.gradient_GE};
+    return {each.value_G.mean().item<double>(), each.gradient_GE / static_cast<double>(count)};
   }
   const AuxLoss together = aux_loss_of(sums.count_LE.sum(0, /*keepdim=*/true), sums.probability_LE.sum(0, true),
                                        static_cast<double>(count) * sums.tokens.item<double>());

@@ -28,7 +28,7 @@ at::Tensor LoadStatistics::imbalance_L() const {
 at::Tensor LoadStatistics::entropy_L() const {
   const int64_t experts = count_LE_.size(1);
   if (experts == 1) return at::ones({count_LE_.size(0)}, at::kDouble);  // the one expert has all, which is even
-  return at::special_entr(share_LE()).sum(1) * 2 / std::log(static_cast<double>(experts));
+  return at::special_entr(share_LE()).sum(1) / std::log(static_cast<double>(experts));
 }
 
 at::Tensor LoadStatistics::aux_loss_L() const {

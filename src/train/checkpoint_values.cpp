@@ -43,7 +43,7 @@ void restore(ExpertSelection& selection, const CheckpointValues& values) {
 
 void restore(DeadExperts& dead_experts, const CheckpointValues& values) {
   const auto found = values.find(key_steps_without_tokens);
-  if (found == values.end()) dead_experts.restore(like(dead_experts.state_LE(), *found));
+  if (found != values.end()) dead_experts.restore(like(dead_experts.state_LE(), *found));
 }
 
 std::optional<std::string> lost_in_export(const CheckpointValues& values) {

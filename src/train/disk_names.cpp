@@ -70,7 +70,7 @@ std::vector<DiskNames> dense_disk_names(const ModelConfig& config) {
       if (each.parameter.ends_with(".down")) {
         each.parts.push_back({mlp + ".down_proj.weight", down});
       } else {
-        each.parts.push_back({mlp + ".up_proj.weight", up});
+        each.parts.push_back({mlp + ".gate_proj.weight", up});
         each.parts.push_back({mlp + ".up_proj.weight", up});
       }
     }

@@ -123,7 +123,7 @@ void diversify(const TensorSlice& slice, const ModelConfig& config, const std::v
   for (int64_t done = 0; done < slice.data.numel(); done += block_elements) {
     const int64_t count = std::min(block_elements, slice.data.numel() - done);
     const std::span<float> draws(standard.data(), static_cast<size_t>(count));
-    fill_normal(draws, options.seed, stream, static_cast<uint64_t>(done), 0.0f, 1.0f);
+    fill_normal(draws, options.seed, stream, static_cast<uint64_t>(slice.begin + done), 0.0f, 1.0f);
     const at::Tensor block = slice.data.narrow(0, done, count);
     const at::Tensor host = block.to(at::kCPU);  // the same memory on a CPU run
     auto* weight = host.data_ptr<float>();
