@@ -21,6 +21,7 @@ void add_trace(CLI::App& app, int& exit_code);
 void add_ckpt(CLI::App& app, int& exit_code);
 void add_data(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);
+void add_report(CLI::App& app, int& exit_code);
 
 // The options of every command that reads a job file.
 struct JobOptions {

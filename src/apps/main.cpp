@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   add_ckpt(app, exit_code);
   add_data(app, exit_code);
   add_bench(app, exit_code);
+  add_report(app, exit_code);
   try {
     app.parse(argc, argv);
     return exit_code;

@@ -71,10 +71,15 @@ int PythonPipe::wait() {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-void PythonPipe::fail(const std::string& what) {
+int PythonPipe::exit_code() {
   const int code = wait();
   if (code == 127)
     throw std::runtime_error(fmt::format("{} cannot be run, which this command needs", default_python()));
+  return code;
+}
+
+void PythonPipe::fail(const std::string& what) {
+  const int code = exit_code();
   throw std::runtime_error(
       fmt::format("{}: the Python process ended with exit code {}; see what it said above", what, code));
 }
@@ -113,7 +118,7 @@ std::string PythonPipe::read_line() {
 }
 
 void PythonPipe::finish() {
-  const int code = wait();
+  const int code = exit_code();
   if (code != 0)
     throw std::runtime_error(fmt::format("the Python process ended with exit code {}; see what it said above", code));
 }

@@ -24,8 +24,10 @@ class PythonPipe {
   void write_line(const std::string& line);
   void read(std::span<std::byte> bytes);
   std::string read_line();  // without its line feed
-  // Closes the child's input and waits for it.
+  // Closes the child's input and waits for it. An exit code other than 0 is an error.
   void finish();
+  // The same of a child that tells its errors itself: its exit code.
+  int exit_code();
 
  private:
   [[noreturn]] void fail(const std::string& what);

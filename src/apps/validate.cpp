@@ -4,6 +4,7 @@
 
 #include "apps/command.h"
 #include "data/sample_stream.h"
+#include "train/upcycle.h"
 
 namespace conclave {
 
@@ -29,6 +30,7 @@ void add_validate(CLI::App& app, int& exit_code) {
       set->check_vocabulary(checked.model.vocab_size);
       SampleStream(set, job.data.sequence_length, static_cast<uint64_t>(job.run.seed), Order::in_order);
     }
+    if (job.model.upcycle_from) check_upcycle_source(checked.model, *job.model.upcycle_from);
     if (options->quiet) return;
     std::cout << print_job(job) << "\n"
               << describe(checked.layout) << "\nmicro-steps per step: " << checked.micro_steps << std::endl;

@@ -84,6 +84,12 @@ void describe(AnyJob& job, Visitor&& visitor) {
                 "a Hugging Face config.json of a Mixtral, or its folder");
   visitor.field("model.init_from", job.model.init_from, Anything{},
                 "a Hugging Face checkpoint folder to start from; null: random weights");
+  visitor.field("model.upcycle_from", job.model.upcycle_from, Anything{},
+                "a Hugging Face folder of a dense Mistral or Llama to start from: every expert begins as its MLP");
+  visitor.field("model.upcycle_noise", job.model.upcycle_noise, at_least(0),
+                "standard deviation of the noise added to each expert, relative to that of the dense weights");
+  visitor.field("model.upcycle_reinit_fraction", job.model.upcycle_reinit_fraction, NumberRange{0, 1},
+                "fraction of each expert's intermediate units that is drawn anew (drop-upcycling)");
 
   visitor.section("data", "token files and batch sizes");
   visitor.field("data.train", job.data.train, RequiredPath{"training", false}, "prefix of a .bin/.idx pair");
@@ -142,6 +148,10 @@ void describe(AnyJob& job, Visitor&& visitor) {
       "moe.aux_loss_scope", job.moe.aux_loss_scope,
       Choices<AuxLossTokens>{{{"all_ranks", AuxLossTokens::all_ranks}, {"rank", AuxLossTokens::rank}}, {}},
       "whose tokens of a micro-step aux_loss is taken over; rank: each rank's own, averaged: depends on the layout");
+  visitor.field("moe.aux_loss_layers", job.moe.aux_loss_layers,
+                Choices<AuxLossRows>{{{"together", AuxLossRows::together}, {"each", AuxLossRows::each}}, {}},
+                "together: one product over all layers' tokens, as in Transformers; each: every layer's own, averaged: "
+                "evens out each layer");
   visitor.field("moe.moe_z_loss_coeff", job.moe.moe_z_loss_coeff, at_least(0),
                 "strength of the loss that keeps router logits small; 0: none");
   visitor.field("moe.sinkhorn_tolerance", job.moe.sinkhorn_tolerance, more_than(0),

@@ -16,6 +16,7 @@ enum class Device { automatic, cpu, cuda };
 enum class ActivationCheckpointing { none, selective, full };
 enum class LoadBalancing { none, aux_loss, sinkhorn, balanced, bias };
 enum class AuxLossTokens { all_ranks, rank };
+enum class AuxLossRows { together, each };
 enum class DispatcherKind { all_to_all, all_gather };
 enum class DropPolicy { probability, position };
 enum class OverloadPolicy { none, chunk, spill };
@@ -37,6 +38,10 @@ struct ModelSource {
   std::filesystem::path config;  // required: a Hugging Face config.json or its folder
   std::optional<std::filesystem::path>
       init_from;  // a Hugging Face checkpoint folder to start from; random initialization without it
+  std::optional<std::filesystem::path>
+      upcycle_from;            // a folder of a dense Mistral or Llama, whose MLP each expert starts as
+  double upcycle_noise = 0.0;  // added to each expert, relative to the standard deviation of the dense weights
+  double upcycle_reinit_fraction = 0.0;  // of each expert's intermediate units, drawn anew
 };
 
 struct DataConfig {
@@ -69,6 +74,7 @@ struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
   std::optional<double> moe_aux_loss_coeff = {};            // default: the model's own router_aux_loss_coef
   AuxLossTokens aux_loss_scope = AuxLossTokens::all_ranks;  // whose tokens of a micro-step aux_loss is taken over
+  AuxLossRows aux_loss_layers = AuxLossRows::together;      // over which layers' rows at once
   double moe_z_loss_coeff = 0.0;
   double sinkhorn_tolerance = 0.01;  // of an expert's demand, relative to the mean
   int64_t sinkhorn_iterations = 50;  // at most

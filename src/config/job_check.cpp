@@ -105,6 +105,18 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
       fmt::format("memory.offload_folder is {}, but memory.activation_offloading is false, which does not use it.",
                   job.memory.offload_folder.value_or("").string()),
       "Set memory.offload_folder to null, or memory.activation_offloading to true.");
+  const ModelSource& model = job.model;
+  refuse_if(model.init_from && model.upcycle_from, {"model.upcycle_from", "model.init_from"},
+            fmt::format("model.init_from is {} and model.upcycle_from is {}, but a run starts from one of them.",
+                        model.init_from.value_or("").string(), model.upcycle_from.value_or("").string()),
+            "Give init_from a Mixtral's folder, or upcycle_from a dense model's.");
+  const auto refuse_without_dense_model = [&](const char* key, double value) {
+    refuse_if(value != 0 && !model.upcycle_from, {key, "model.upcycle_from"},
+              fmt::format("{} is {}, but there is no model.upcycle_from, and without it nothing uses it.", key, value),
+              fmt::format("Give model.upcycle_from, or set {} to 0.", key));
+  };
+  refuse_without_dense_model("model.upcycle_noise", model.upcycle_noise);
+  refuse_without_dense_model("model.upcycle_reinit_fraction", model.upcycle_reinit_fraction);
   const MoeConfig& moe = job.moe;
   // A key that only one balancing rule uses, given beside another rule.
   const auto refuse_unless_rule = [&](LoadBalancing rule, const char* rule_word, const char* key, bool given,
@@ -120,6 +132,8 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
                      "null");
   refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_scope",
                      moe.aux_loss_scope != defaults.aux_loss_scope, "rank", "all_ranks");
+  refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_layers",
+                     moe.aux_loss_layers != defaults.aux_loss_layers, "each", "together");
   refuse_unless_rule(LoadBalancing::sinkhorn, "sinkhorn", "moe.sinkhorn_tolerance",
                      moe.sinkhorn_tolerance != defaults.sinkhorn_tolerance, fmt::format("{}", moe.sinkhorn_tolerance),
                      "its default, 0.01");

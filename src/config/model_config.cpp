@@ -2,176 +2,14 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
-#include <fstream>
-#include <iterator>
-#include <limits>
-#include <nlohmann/json.hpp>
-#include <system_error>
-
-#include "base/error.h"
-#include "config/mistake.h"
+#include "config/hugging_face_keys.h"
 
 namespace conclave {
 namespace {
 
 using nlohmann::json;
 
-constexpr int64_t largest_size = std::numeric_limits<int32_t>::max();  // so that products of two sizes cannot overflow
-
-json parse_object(const std::string& text, const std::string& origin) {
-  try {
-    json content = json::parse(text);
-    if (content.is_object()) return content;
-  } catch (const json::exception& error) {
-    const std::string_view reason = error.what();  // begins with "[json.exception....] "
-    throw UserError(mistake(
-        fmt::format("the model config is not valid JSON: {}.", reason.substr(reason.find("] ") + 2)), "", origin));
-  }
-  throw UserError(mistake("the model config is not a JSON object.", "", origin));
-}
-
-// Takes values out of the file and collects what is wrong with them. A value that is refused keeps the caller's
-// default.
-class Keys {
- public:
-  Keys(const json& content, std::string place) : content_(content), place_(std::move(place)) {}
-
-  bool absent(const char* key) const { return !content_.contains(key); }
-  // Null or absent.
-  bool missing(const char* key) const { return !content_.contains(key) || content_[key].is_null(); }
-
-  void read_required_size(const char* key, int64_t& value) {
-    if (missing(key)) {
-      refuse(fmt::format("{} is missing.", key), "");
-    } else {
-      read_size(key, value);
-    }
-  }
-
-  void read_size(const char* key, int64_t& value) {
-    if (missing(key)) return;
-    const json& found = content_[key];
-    if (is_size(found)) {
-      value = found.get<int64_t>();
-    } else {
-      refuse(fmt::format("{} is {}, but it must be a whole number from 1 to {}.", key, found.dump(), largest_size), "");
-    }
-  }
-
-  void read_number(const char* key, double& value, double least, bool least_is_allowed) {
-    if (missing(key)) return;
-    const json& found = content_[key];
-    const double number = found.is_number() ? found.get<double>() : std::nan("");
-    if (number > least || (least_is_allowed && number == least)) {
-      value = number;
-    } else {
-      refuse(fmt::format("{} is {}, but it must be a number {} {}.", key, found.dump(),
-                         least_is_allowed ? "of at least" : "above", least),
-             "");
-    }
-  }
-
-  void read_flag(const char* key, bool& value) {
-    if (missing(key)) return;
-    if (content_[key].is_boolean()) {
-      value = content_[key].get<bool>();
-    } else {
-      refuse(fmt::format("{} is {}, but it must be true or false.", key, content_[key].dump()), "");
-    }
-  }
-
-  // One token, several, or none. An absent key leaves the default; null means none.
-  void read_tokens(const char* key, std::vector<int64_t>& tokens) {
-    if (absent(key)) return;
-    tokens.clear();
-    const json& found = content_[key];
-    if (found.is_null()) return;
-    for (const json& token : found.is_array() ? found : json::array({found})) {
-      if (token.is_number_integer() && token >= 0 && token <= largest_size) {
-        tokens.push_back(token.get<int64_t>());
-      } else {
-        refuse(fmt::format("{} is {}, but it must be a token id, a list of them, or null.", key, found.dump()), "");
-        return;
-      }
-    }
-  }
-
-  void read_token(const char* key, std::optional<int64_t>& token) {
-    std::vector<int64_t> tokens;
-    if (token) tokens.push_back(*token);
-    read_tokens(key, tokens);
-    if (tokens.size() > 1) {
-      refuse(fmt::format("{} is {}, but it must be a token id or null.", key, content_[key].dump()), "");
-    } else {
-      token = tokens.empty() ? std::nullopt : std::optional(tokens[0]);
-    }
-  }
-
-  void refuse(const std::string& problem, const std::string& remedy) {
-    mistakes_.push_back(mistake(problem, remedy, place_));
-  }
-
-  const json& at(const char* key) const { return content_.at(key); }
-  const std::vector<std::string>& mistakes() const { return mistakes_; }
-
- private:
-  static bool is_size(const json& value) { return value.is_number_integer() && value >= 1 && value <= largest_size; }
-
-  const json& content_;
-  std::string place_;
-  std::vector<std::string> mistakes_;
-};
-
-void check_architecture(Keys& keys) {
-  const auto only = [&](const char* key, const json& wanted, bool may_be_missing, const std::string& reason) {
-    if (keys.missing(key)) {
-      if (!may_be_missing) keys.refuse(fmt::format("{} is missing, and {}.", key, reason), "");
-    } else if (keys.at(key) != wanted) {
-      keys.refuse(fmt::format("{} is {}, but {}.", key, keys.at(key).dump(), reason),
-                  fmt::format("Use a model whose {} is {}.", key, wanted.dump()));
-    }
-  };
-  only("model_type", "mixtral", false, "this version trains Mixtral models only");
-  only("hidden_act", "silu", true, "this version has experts with silu only");
-  only("attention_dropout", 0, true, "this version has no attention dropout");
-  if (!keys.missing("quantization_config"))
-    keys.refuse("quantization_config is given, but this version does not read quantized models.",
-                "Use the model's unquantized form.");
-}
-
-// Transformers 4 writes rope_theta and rope_scaling, 5 writes rope_parameters with both; files with all of them exist.
-void read_rope(Keys& keys, double& theta) {
-  keys.read_number("rope_theta", theta, 0, false);
-  if (!keys.missing("rope_scaling"))
-    keys.refuse(
-        fmt::format("rope_scaling is {}, but this version scales no rotary embedding.", keys.at("rope_scaling").dump()),
-        "Set it to null, or remove it, if the model was trained without.");
-  if (keys.missing("rope_parameters")) return;
-  const json& parameters = keys.at("rope_parameters");
-  if (!parameters.is_object()) {
-    keys.refuse(fmt::format("rope_parameters is {}, but it must be an object.", parameters.dump()), "");
-    return;
-  }
-  const json type = parameters.value("rope_type", json("default"));
-  if (type != "default")
-    keys.refuse(fmt::format("rope_parameters.rope_type is {}, but this version has the default rotary embedding only.",
-                            type.dump()),
-                "Use a model whose rope_type is \"default\".");
-  if (!parameters.contains("rope_theta")) return;
-  const json& inner = parameters["rope_theta"];
-  if (!inner.is_number() || inner <= 0) {
-    keys.refuse(fmt::format("rope_parameters.rope_theta is {}, but it must be a number above 0.", inner.dump()), "");
-  } else if (!keys.missing("rope_theta") && keys.at("rope_theta") != inner) {
-    keys.refuse(fmt::format("rope_theta is {}, but rope_parameters.rope_theta is {}.", keys.at("rope_theta").dump(),
-                            inner.dump()),
-                "Keep one of them, or make them equal.");
-  } else {
-    theta = inner.get<double>();
-  }
-}
-
-void check_fit(Keys& keys, const ModelConfig& config, bool has_head_dim) {
+void check_fit(HuggingFaceKeys& keys, const ModelConfig& config, bool has_head_dim) {
   const int64_t heads = config.num_attention_heads;
   if (!has_head_dim && config.hidden_size % heads != 0) {
     keys.refuse(
@@ -199,29 +37,15 @@ void check_fit(Keys& keys, const ModelConfig& config, bool has_head_dim) {
 }  // namespace
 
 ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
-  std::error_code unreadable;
-  std::filesystem::path file = file_or_folder;
-  if (std::filesystem::is_directory(file_or_folder, unreadable)) {
-    file /= "config.json";
-    if (!std::filesystem::exists(file, unreadable))
-      throw UserError(mistake(fmt::format("the folder {} holds no config.json.", file_or_folder.string()),
-                              "Give a Hugging Face config.json of a Mixtral, or a folder that holds one.", ""));
-  }
-  std::ifstream stream(file);
-  if (!stream.is_open() || stream.peek() == std::ifstream::traits_type::eof())
-    throw UserError(
-        mistake(fmt::format("the model config {} {}.", file.string(),
-                            stream.is_open() ? "is empty or cannot be read" : "does not exist or cannot be read"),
-                "Give a Hugging Face config.json of a Mixtral, or a folder that holds one.", ""));
-  return parse_model_config({std::istreambuf_iterator<char>(stream), {}}, file.string());
+  const ConfigText config = read_config_text(file_or_folder, "a Mixtral");
+  return parse_model_config(config.text, config.origin);
 }
 
 ModelConfig parse_model_config(const std::string& text, const std::string& origin) {
-  const json content = parse_object(text, origin);
-  Keys keys(content, origin);
-  check_architecture(keys);
-  if (!keys.mistakes().empty())
-    refuse_if_any(keys.mistakes());  // of another architecture nothing else means what it says
+  HuggingFaceKeys keys({text, origin});
+  keys.only("model_type", "mixtral", false, "this version trains Mixtral models only");
+  keys.check_supported();
+  keys.finish();  // of another architecture nothing else means what it says
 
   ModelConfig config;
   keys.read_required_size("vocab_size", config.vocab_size);
@@ -248,10 +72,10 @@ ModelConfig parse_model_config(const std::string& text, const std::string& origi
   keys.read_token("bos_token_id", config.bos_token_id);
   keys.read_tokens("eos_token_id", config.eos_token_ids);
   keys.read_token("pad_token_id", config.pad_token_id);
-  read_rope(keys, config.rope_theta);
-  refuse_if_any(keys.mistakes());
+  keys.read_rope(config.rope_theta);
+  keys.finish();
   check_fit(keys, config, !keys.missing("head_dim"));
-  refuse_if_any(keys.mistakes());
+  keys.finish();
   return config;
 }
 

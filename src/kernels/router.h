@@ -36,6 +36,7 @@ struct RoutingStatistics {
   at::Tensor count_E;               // double: choices that fell on each expert
   at::Tensor probability_sum_E;     // double: sum over tokens of each expert's probability
   double logsumexp_square_sum = 0;  // sum over tokens of logsumexp^2 (z-loss: Zoph et al., "ST-MoE", 2022)
+  double confidence_sum = 0;        // sum over tokens of the highest probability
 };
 
 // logits [T,E], fp32 or bf16. selection_bias [E] fp32 is added to the scores for choosing, not for weighing; undefined

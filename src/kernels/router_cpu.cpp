@@ -154,7 +154,7 @@ Routing cpu::route_to(const at::Tensor& logits_TE, const RouterOptions& options,
 RoutingStatistics cpu::routing_statistics(const Routing& routing, const RouterOptions& options) {
   const int64_t tokens = routing.score_TE.size(0), experts = routing.score_TE.size(1);
   const auto fp64 = at::TensorOptions().dtype(at::kDouble);
-  RoutingStatistics statistics{at::zeros({experts}, fp64), at::zeros({experts}, fp64), 0};
+  RoutingStatistics statistics{at::zeros({experts}, fp64), at::zeros({experts}, fp64)};
   double* count = statistics.count_E.data_ptr<double>();
   const int32_t* expert = data<int32_t>(routing.expert_of_choice_TK);
   for (int64_t choice = 0; choice < routing.expert_of_choice_TK.numel(); ++choice) {
@@ -163,8 +163,8 @@ RoutingStatistics cpu::routing_statistics(const Routing& routing, const RouterOp
     count[expert[choice]] += 1;
   }
 
-  // Row b: the probabilities' sums over block b, then the sum of logsumexp^2.
-  const int64_t blocks = (tokens + statistics_block - 1) / statistics_block, columns = experts + 1;
+  // Row b: the probabilities' sums over block b, then the sums of logsumexp^2 and of the highest probability.
+  const int64_t blocks = (tokens + statistics_block - 1) / statistics_block, columns = experts + 2;
   const at::Tensor partial = at::zeros({blocks, columns}, fp64);
   for_rows(blocks, statistics_block * experts, [&](int64_t first, int64_t last) {
     for (int64_t t = first * statistics_block; t < std::min(tokens, last * statistics_block); ++t) {
@@ -175,12 +175,14 @@ RoutingStatistics cpu::routing_statistics(const Routing& routing, const RouterOp
       for (int64_t e = 0; e < experts; ++e) sum[e] += score[e] / divisor;
       const double logsumexp = data<float>(routing.logsumexp_T)[t];
       sum[experts] += logsumexp * logsumexp;
+      sum[experts + 1] += *std::max_element(score, score + experts) / divisor;
     }
   });
   for (int64_t b = 0; b < blocks; ++b) {
     const double* sum = data<double>(partial) + b * columns;
     for (int64_t e = 0; e < experts; ++e) data<double>(statistics.probability_sum_E)[e] += sum[e];
     statistics.logsumexp_square_sum += sum[experts];
+    statistics.confidence_sum += sum[experts + 1];
   }
   return statistics;
 }

@@ -57,6 +57,7 @@ RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions
       at::bincount(routing.expert_of_choice_TK.flatten(), /*weights=*/{}, experts).to(at::kCPU, at::kDouble);
   statistics.probability_sum_E = probability.sum(0).to(at::kCPU);
   statistics.logsumexp_square_sum = routing.logsumexp_T.to(at::kDouble).square().sum().item<double>();
+  statistics.confidence_sum = probability.amax(1).sum().item<double>();
   return statistics;
 }
 

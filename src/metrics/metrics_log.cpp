@@ -30,6 +30,11 @@ struct ToJson {
     for (double value : values) array.push_back(number(value));
     return array;
   }
+  Json operator()(const std::vector<std::vector<double>>& rows) const {
+    Json array = Json::array();
+    for (const auto& row : rows) array.push_back((*this)(row));
+    return array;
+  }
 };
 
 // The step of a line, or nothing when the line is not a whole record.

@@ -11,7 +11,8 @@
 namespace conclave {
 
 // monostate: not known on this machine (written as null), which is not the same as a NaN that was computed.
-using MetricValue = std::variant<std::monostate, int64_t, double, std::string, std::vector<double>>;
+using MetricValue =
+    std::variant<std::monostate, int64_t, double, std::string, std::vector<double>, std::vector<std::vector<double>>>;
 using MetricsRecord = std::vector<std::pair<std::string, MetricValue>>;
 
 }  // namespace conclave

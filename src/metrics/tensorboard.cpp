@@ -74,6 +74,8 @@ void add_metric(tensorboard::Summary& summary, const std::string& name, const Me
     add_scalar(summary, name, *real);
   } else if (const auto* list = std::get_if<std::vector<double>>(&metric)) {
     for (size_t i = 0; i < list->size(); ++i) add_scalar(summary, fmt::format("{}/{}", name, i), (*list)[i]);
+  } else if (const auto* rows = std::get_if<std::vector<std::vector<double>>>(&metric)) {
+    for (size_t i = 0; i < rows->size(); ++i) add_metric(summary, fmt::format("{}/{}", name, i), (*rows)[i]);
   }
 }
 

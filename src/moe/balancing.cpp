@@ -1,5 +1,8 @@
 #include "moe/balancing.h"
 
+#include <ATen/ATen.h>
+
+#include "base/balance_message.h"
 #include "base/error.h"
 
 namespace conclave {
@@ -7,73 +10,105 @@ namespace {
 
 // Where the numbers lie in the vector that the ranks sum.
 struct Sums {
-  at::Tensor count_LE;
-  at::Tensor probability_E;
-  at::Tensor aux_loss, logsumexp_square, tokens;  // scalars
+  at::Tensor count_LE, probability_LE;
+  at::Tensor logsumexp_square_L, confidence_L;
+  at::Tensor aux_loss, tokens;  // scalars
+
+  Sums(const at::Tensor& message, int64_t layers, int64_t experts) {
+    int64_t begin = 0;
+    const auto next = [&](int64_t count) {
+      const at::Tensor part = message.narrow(0, begin, count);
+      begin += count;
+      return part;
+    };
+    count_LE = next(layers * experts).view({layers, experts});
+    probability_LE = next(layers * experts).view({layers, experts});
+    logsumexp_square_L = next(layers);
+    confidence_L = next(layers);
+    aux_loss = next(1);
+    tokens = next(1);
+    check_invariant(begin == message.numel(), "a balance message of {} numbers has {}", begin, message.numel());
+  }
 };
 
-Sums parts_of(const at::Tensor& sums, int64_t layers, int64_t experts) {
-  return {sums.narrow(0, 0, layers * experts).view({layers, experts}), sums.narrow(0, layers * experts, experts),
-          sums[-3], sums[-2], sums[-1]};
+// Of groups G of layers whose rows are counted together.
+struct AuxLoss {
+  at::Tensor value_G;      // double
+  at::Tensor gradient_GE;  // double
+};
+
+AuxLoss aux_loss_of(const at::Tensor& count_GE, const at::Tensor& probability_GE, double rows) {
+  if (rows == 0) return {at::zeros({count_GE.size(0)}, at::kDouble), at::zeros_like(count_GE)};
+  const at::Tensor gradient_GE = count_GE * (static_cast<double>(count_GE.size(1)) / (rows * rows));
+  return {(gradient_GE * probability_GE).sum(1), gradient_GE};
 }
 
-struct AuxLoss {
+AuxLoss aux_loss_of_each_layer(const Sums& sums) {
+  return aux_loss_of(sums.count_LE, sums.probability_LE, sums.tokens.item<double>());
+}
+
+struct ModelAuxLoss {
   double value;
-  at::Tensor gradient_E;  // double
+  at::Tensor gradient_LE;  // double
 };
 
-AuxLoss aux_loss_of(const Sums& sums) {
-  const auto [layers, experts] = std::pair(sums.count_LE.size(0), sums.count_LE.size(1));
-  const double rows = static_cast<double>(layers) * sums.tokens.item<double>();
-  if (rows == 0) return {0.0, at::zeros({experts}, at::kDouble)};
-  const at::Tensor gradient_E = sums.count_LE.sum(0) * (static_cast<double>(experts) / (rows * rows));
-  return {(gradient_E * sums.probability_E).sum().item<double>(), gradient_E};
+ModelAuxLoss aux_loss_of(const Sums& sums, AuxLossLayers layers) {
+  const int64_t count = sums.count_LE.size(0);
+  if (layers == AuxLossLayers::each) {
+    const AuxLoss each = aux_loss_of_each_layer(sums);
+    return {each.value_G.mean().item<double>(), each.gradient_GE / static_cast<double>(count)};
+  }
+  const AuxLoss together = aux_loss_of(sums.count_LE.sum(0, /*keepdim=*/true), sums.probability_LE.sum(0, true),
+                                       static_cast<double>(count) * sums.tokens.item<double>());
+  return {together.value_G.item<double>(), together.gradient_GE.expand_as(sums.count_LE)};
 }
 
 }  // namespace
 
 BalanceReduction::BalanceReduction(Communicator& world, const std::vector<RoutingStatistics>& layers, int64_t tokens,
-                                   at::Device device, AuxLossScope scope)
+                                   at::Device device, const AuxLossOptions& options)
     : layers_(static_cast<int64_t>(layers.size())),
       experts_(layers.at(0).count_E.size(0)),
       device_(device),
-      scope_(scope),
+      options_(options),
       ranks_(world.size()),
-      own_(at::zeros({layers_ * experts_ + experts_ + 3}, at::kDouble)) {
-  const Sums own = parts_of(own_, layers_, experts_);
+      own_(at::zeros({balance_message_numbers(layers_, experts_)}, at::kDouble)) {
+  const Sums own(own_, layers_, experts_);
   for (int64_t layer = 0; layer < layers_; ++layer) {
     own.count_LE[layer].copy_(layers[layer].count_E);
-    own.probability_E.add_(layers[layer].probability_sum_E);
-    own.logsumexp_square.add_(layers[layer].logsumexp_square_sum);
+    own.probability_LE[layer].copy_(layers[layer].probability_sum_E);
+    own.logsumexp_square_L[layer].fill_(layers[layer].logsumexp_square_sum);
+    own.confidence_L[layer].fill_(layers[layer].confidence_sum);
   }
   own.tokens.fill_(static_cast<double>(tokens));
-  if (scope == AuxLossScope::each_rank) own.aux_loss.fill_(aux_loss_of(own).value);
+  if (options.scope == AuxLossScope::each_rank) own.aux_loss.fill_(aux_loss_of(own, options.layers).value);
   sums_ = own_.to(device, at::kDouble, /*non_blocking=*/false, /*copy=*/true);
   pending_ = world.all_reduce(sums_);
 }
 
 Balance BalanceReduction::finish() {
   pending_.wait();
-  const Sums sums = parts_of(sums_.to(at::kCPU), layers_, experts_);
+  const Sums sums(sums_.to(at::kCPU), layers_, experts_);
   Balance balance;
   balance.count_LE = sums.count_LE;
   balance.tokens = static_cast<int64_t>(sums.tokens.item<double>());
   check_invariant(balance.tokens > 0, "a micro-step has {} tokens", balance.tokens);
-  AuxLoss aux = aux_loss_of(scope_ == AuxLossScope::all_ranks ? sums : parts_of(own_, layers_, experts_));
-  if (scope_ == AuxLossScope::each_rank) {
+  ModelAuxLoss aux = options_.scope == AuxLossScope::all_ranks
+                         ? aux_loss_of(sums, options_.layers)
+                         : aux_loss_of(Sums(own_, layers_, experts_), options_.layers);
+  if (options_.scope == AuxLossScope::each_rank) {
     aux.value = sums.aux_loss.item<double>() / ranks_;
-    aux.gradient_E.div_(ranks_);
+    aux.gradient_LE = aux.gradient_LE / ranks_;
   }
   balance.aux_loss = aux.value;
-  balance.aux_gradient_E = aux.gradient_E.to(device_, at::kFloat);
-  const auto rows = static_cast<double>(layers_ * balance.tokens);
-  balance.z_loss = sums.logsumexp_square.item<double>() / rows;
-  balance.z_gradient = 1.0 / rows;
+  balance.aux_gradient_LE = aux.gradient_LE.to(device_, at::kFloat).contiguous();
+  const auto tokens = static_cast<double>(balance.tokens);
+  balance.aux_loss_L = aux_loss_of_each_layer(sums).value_G;
+  balance.z_loss_L = sums.logsumexp_square_L / tokens;
+  balance.confidence_L = sums.confidence_L / tokens;
+  balance.z_loss = balance.z_loss_L.mean().item<double>();
+  balance.z_gradient = 1.0 / (static_cast<double>(layers_) * tokens);
   return balance;
-}
-
-double expert_imbalance(const at::Tensor& count_LE) {
-  return (std::get<0>(count_LE.max(1)) / count_LE.mean(1)).mean().item<double>();
 }
 
 }  // namespace conclave

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/balance_message.h"
 #include "config/model_flops.h"
 #include "mesh/collective_bytes.h"
 #include "planner/dispatch_traffic.h"
@@ -61,8 +62,8 @@ class TimeObserver : public StepObserver {
   void begin_return(size_t layer) override { moved_[layer] = move_input(); }
   void finish_return(size_t layer) override { wait_until(moved_[layer], time.offload_wait); }
   void begin_balance() override {
-    const int64_t statistics = (model_.num_hidden_layers + 1) * model_.num_local_experts + 2;
-    balance_ = std::max(network_, now_) + over_world(8.0 * static_cast<double>(statistics));
+    const int64_t numbers = balance_message_numbers(model_.num_hidden_layers, model_.num_local_experts);
+    balance_ = std::max(network_, now_) + over_world(8.0 * static_cast<double>(numbers));
   }
   void finish_balance() override { wait_until(balance_, time.reduce_wait); }
   void head() override {

@@ -1,5 +1,6 @@
 #include "planner/step_traffic.h"
 
+#include "base/balance_message.h"
 #include "planner/dispatch_traffic.h"
 #include "planner/step_walk.h"
 
@@ -32,10 +33,8 @@ class TrafficObserver : public StepObserver {
   void layer_forward(size_t layer) override { add(forward_sendings(rank_, rank_.rows[layer], training_)); }
   void layer_backward(size_t layer) override { add(backward_sendings(rank_, rank_.rows[layer])); }
 
-  // Choices of each expert by layer, probability of each expert, aux loss, logsumexp^2, tokens; in double.
   void begin_balance() override {
-    const int64_t experts = rank_.job.model.num_local_experts;
-    over_world(static_cast<int64_t>(rank_.layers()) * experts + experts + 3);
+    over_world(balance_message_numbers(static_cast<int64_t>(rank_.layers()), rank_.job.model.num_local_experts));
   }
   void loss_sum() override { over_world(1); }
   void gradient_norm() override { over_world(static_cast<int64_t>(rank_.units.size())); }

@@ -55,6 +55,29 @@ std::vector<DiskNames> mixtral_disk_names(const ModelConfig& config) {
   return names;
 }
 
+std::vector<DiskNames> dense_disk_names(const ModelConfig& config) {
+  std::vector<DiskNames> names = mixtral_disk_names(config);
+  std::erase_if(names, [](const DiskNames& each) { return each.parameter.ends_with(".router"); });
+  for (DiskNames& each : names) {
+    const size_t experts = each.parameter.find(".experts.");
+    if (experts == std::string::npos) continue;
+    const std::string mlp = fmt::format("model.{}.mlp", each.parameter.substr(0, experts));
+    const std::vector<int64_t> up = {config.intermediate_size, config.hidden_size};
+    const std::vector<int64_t> down = {config.hidden_size, config.intermediate_size};
+    each.parts.clear();
+    each.alternative.clear();
+    for (int64_t expert = 0; expert < config.num_local_experts; ++expert) {
+      if (each.parameter.ends_with(".down")) {
+        each.parts.push_back({mlp + ".down_proj.weight", down});
+      } else {
+        each.parts.push_back({mlp + ".gate_proj.weight", up});
+        each.parts.push_back({mlp + ".up_proj.weight", up});
+      }
+    }
+  }
+  return names;
+}
+
 HuggingFaceExportOptions hugging_face_export_options(const ModelConfig& config, at::ScalarType dtype) {
   HuggingFaceExportOptions options;
   options.dtype = dtype;

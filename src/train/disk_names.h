@@ -13,6 +13,10 @@ namespace conclave {
 // or experts fused (a Transformers 5 checkpoint that was loaded already fused).
 std::vector<DiskNames> mixtral_disk_names(const ModelConfig& config);
 
+// Where a Mixtral's parameters, all but the routers, lie in the files of a dense Mistral or Llama: every expert is its
+// layer's one MLP.
+std::vector<DiskNames> dense_disk_names(const ModelConfig& config);
+
 // What an export of it says of itself. `dtype`: fp32, bf16 or fp16.
 HuggingFaceExportOptions hugging_face_export_options(const ModelConfig& config, at::ScalarType dtype);
 

@@ -28,6 +28,11 @@ std::unique_ptr<OffloadMedium> make_offload_medium(const Job& job, at::Device de
   return std::make_unique<ScratchFile>(job.memory.offload_folder.value_or(job.run.output_dir));
 }
 
+AuxLossOptions aux_loss_options(const MoeConfig& moe) {
+  return {moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank : AuxLossScope::all_ranks,
+          moe.aux_loss_layers == AuxLossRows::each ? AuxLossLayers::each : AuxLossLayers::together};
+}
+
 std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeConfig& moe) {
   const ModelConfig& config = model.config();
   const RouterOptions router{.top_k = config.num_experts_per_tok};
@@ -93,8 +98,7 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficie
                clock_),
       head_(model.config(), job.memory.loss_chunk_tokens),
       coefficients_(coefficients),
-      aux_loss_scope_(job.moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank
-                                                                    : AuxLossScope::all_ranks) {
+      aux_loss_(aux_loss_options(job.moe)) {
   for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
     layers_.emplace_back(model.config(), layer, *selection_, capacity_.get(), experts_,
                          layer_options(model.config(), job));
@@ -173,7 +177,7 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     if (offloaded_) offloaded_->put(static_cast<int64_t>(layer), std::move(states[layer].input_TH));
   }
   // Summed over the ranks while the head computes.
-  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_scope_);
+  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_);
 
   // The head goes forward and backward at once; what was its input is now the gradient.
   {
@@ -189,12 +193,14 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     const ClockScope clock(clock_, Phase::reduce, clock_.whole_step());
     result.balance = balance.finish();
   }
+  const at::Tensor probability_gradient_LE =
+      result.balance.aux_gradient_LE * (coefficients_.aux * micro_step.balance_scale);
   RouterLossGradient router_loss;
-  router_loss.probability_E = result.balance.aux_gradient_E * (coefficients_.aux * micro_step.balance_scale);
   router_loss.logsumexp_square = result.balance.z_gradient * coefficients_.z * micro_step.balance_scale;
   for (size_t layer = layers_.size(); layer-- > 0;) {
     const ClockScope clock(clock_, Phase::computing, layer + 1);
     if (offloaded_) states[layer].input_TH = offloaded_->take(static_cast<int64_t>(layer));
+    router_loss.probability_E = probability_gradient_LE[static_cast<int64_t>(layer)];
     Unit& unit = schedule_.begin(layer + 1);
     grad_TH = layers_[layer].backward(LayerWeights(unit.weights()), LayerGradients(unit.gradients()),
                                       std::move(grad_TH), batch, rotary_, router_loss, std::move(states[layer]));
@@ -219,8 +225,7 @@ at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Bala
     schedule_.end(layer + 1);
   }
   balance =
-      BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_scope_)
-          .finish();
+      BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_).finish();
   return hidden_TH;
 }
 

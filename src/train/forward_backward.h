@@ -85,7 +85,7 @@ class ForwardBackward {
   std::vector<MixtralLayer> layers_;
   MixtralHead head_;
   Coefficients coefficients_;
-  AuxLossScope aux_loss_scope_;
+  AuxLossOptions aux_loss_;
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "metrics/running_memory.h"
 #include "train/compute_precision.h"
+#include "train/upcycle.h"
 
 namespace conclave {
 
@@ -22,10 +23,19 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
 }
 
 void start_parameters(ParallelJob& job) {
-  const auto& folder = job.job().model.init_from;
-  if (!folder) return job.model().initialize(static_cast<uint64_t>(job.job().run.seed));
-  job.model().load_hugging_face(*folder);
-  spdlog::info("starting from the parameters of {}", folder->string());
+  const ModelSource& source = job.job().model;
+  const auto seed = static_cast<uint64_t>(job.job().run.seed);
+  if (source.init_from) {
+    job.model().load_hugging_face(*source.init_from);
+    spdlog::info("starting from the parameters of {}", source.init_from->string());
+  } else if (source.upcycle_from) {
+    upcycle(job.model(), *source.upcycle_from, {source.upcycle_noise, source.upcycle_reinit_fraction, seed},
+            job.host_world());
+    spdlog::info("starting from the dense model in {}: each of {} experts a copy of its layer's MLP",
+                 source.upcycle_from->string(), job.model_config().num_local_experts);
+  } else {
+    job.model().initialize(seed);
+  }
 }
 
 double ParallelJob::aux_coefficient() const {

@@ -58,7 +58,8 @@ class ParallelJob {
   ParallelModel model_;
 };
 
-// The parameters a new run starts with: those of model.init_from, or the declared initialization. They are allocated.
+// The parameters a new run starts with: those of model.init_from, of the dense model in model.upcycle_from, or the
+// declared initialization. They are allocated. Collective.
 void start_parameters(ParallelJob& job);
 
 }  // namespace conclave

@@ -21,7 +21,7 @@ void remove_older(const std::filesystem::path& folder, int64_t keep) {
 void export_run(ParallelJob& job, int64_t step) {
   const Job& settings = job.job();
   HuggingFaceExportOptions options = hugging_face_export_options(job.model_config(), at::kFloat);
-  options.tokenizer_folder = settings.model.init_from;
+  options.tokenizer_folder = settings.model.init_from ? settings.model.init_from : settings.model.upcycle_from;
   options.overwrite = Overwrite::replace;
   const std::filesystem::path folder = exports_folder(settings) / checkpoint_name(step);
   try {

@@ -120,6 +120,10 @@ std::vector<std::filesystem::path> resume_candidates(const Job& job) {
 
 }  // namespace
 
+std::map<std::string, std::string> versions() {
+  return {{"conclave", CONCLAVE_VERSION}, {"torch", TORCH_VERSION}};
+}
+
 CheckpointState checkpoint_state(ParallelJob& job, const TrainingPosition& position) {
   CheckpointState state;
   state.step = position.step;
@@ -133,7 +137,7 @@ CheckpointState checkpoint_state(ParallelJob& job, const TrainingPosition& posit
   for (Axis axis : {Axis::world, Axis::replica, Axis::shard, Axis::expert_replica, Axis::expert_shard, Axis::expert})
     state.layout[name_of(axis)] = job.layout().degree(axis);
   state.layout[key_micro_step] = job.sequences_per_micro_step();
-  state.versions = {{"conclave", CONCLAVE_VERSION}, {"torch", TORCH_VERSION}};
+  state.versions = versions();
   state.values = position.values;
   return state;
 }

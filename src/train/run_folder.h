@@ -25,6 +25,9 @@ inline std::filesystem::path tensorboard_folder(const Job& job) {
   return job.run.output_dir / "tensorboard";
 }
 
+// Of what computes: "conclave", "torch".
+std::map<std::string, std::string> versions();
+
 // Where a run stands.
 struct TrainingPosition {
   int64_t step = 0;              // finished steps

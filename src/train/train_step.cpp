@@ -59,9 +59,8 @@ StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
           expert_capacity(*factor, result.balance.tokens, model.num_experts_per_tok, model.num_local_experts);
       report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
     }
-    report.count_LE = m == 0 ? result.balance.count_LE : report.count_LE + result.balance.count_LE;
+    report.load.add(result.balance);
   }
-  report.expert_imbalance = expert_imbalance(report.count_LE);
   {
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
     report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
@@ -91,7 +90,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
     report.not_finite = fmt::format("gradient of {}", fmt::join(units, ", "));
   } else {
     optimizer_.update(lr, update, report.gradient_norm);
-    forward_backward_.selection().finish_step(report.count_LE);
+    forward_backward_.selection().finish_step(report.load.count_LE());
   }
 }
 

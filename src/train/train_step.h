@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "data/batch_loader.h"
+#include "moe/load_statistics.h"
 #include "optim/optimizer.h"
 #include "train/forward_backward.h"
 #include "train/parallel_job.h"
@@ -18,9 +19,8 @@ struct StepReport {
   double z_loss = 0;
   double loss = 0;           // lm_loss + coefficients x balancing losses
   double gradient_norm = 0;  // before clipping
-  double expert_imbalance = 0;
-  double drop_rate = 0;  // share of the step's choices that found their expert full; 0 without a capacity
-  at::Tensor count_LE;   // double: choices that fell on each expert, over the step
+  double drop_rate = 0;      // share of the step's choices that found their expert full; 0 without a capacity
+  LoadStatistics load;
   std::string
       not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
   std::vector<StepClock::Times> times;  // this rank's, by unit and of the step's own

@@ -19,17 +19,13 @@
 #include "train/checkpoint_values.h"
 #include "train/compute_precision.h"
 #include "train/run_export.h"
+#include "train/run_record.h"
 
 namespace conclave {
 namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-std::vector<double> to_list(const at::Tensor& tensor) {
-  const at::Tensor values = tensor.contiguous();
-  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
 }
 
 // The metrics of a run that left no checkpoint are put aside, not overwritten.
@@ -52,7 +48,8 @@ Trainer::Trainer(ParallelJob& job)
       training_(open_training(job)),
       forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
       writer_(checkpoints_folder(job.job()), job.host_world(),
-              Retention{job.job().checkpoint.keep, job.job().checkpoint.keep_every}) {
+              Retention{job.job().checkpoint.keep, job.job().checkpoint.keep_every}),
+      dead_experts_(job.model_config().num_hidden_layers, job.model_config().num_local_experts) {
   if (job.job().data.validation) validation_ = open_validation(job);
   start();
 }
@@ -69,11 +66,13 @@ void Trainer::start() {
   if (const auto position = resume(job_, data_fingerprint)) {
     position_ = *position;
     restore(forward_backward_.selection(), position_.values);
+    restore(dead_experts_, position_.values);
     spdlog::info("going on after step {}", position_.step);
   } else {
     start_parameters(job_);
   }
   position_.data_fingerprint = data_fingerprint;
+  first_step_ = position_.step + 1;
 
   spdlog::info(
       "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} "
@@ -109,6 +108,7 @@ ExitCode Trainer::run() {
     const StepReport step_report = train_step.run(loader, position_.updates + 1, lr);
     const double seconds = seconds_since(start);
     position_.step = step;
+    if (step_report.not_finite.empty()) dead_experts_.finish_step(step_report.load.count_LE());
 
     last_validation_.reset();
     if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
@@ -174,6 +174,7 @@ void Trainer::save(SaveKind kind) {
   }
   const bool behind = kind == SaveKind::periodic && job_.job().checkpoint.async;
   position_.values = checkpoint_values(forward_backward_.selection());
+  position_.values.merge(checkpoint_values(dead_experts_));
   save_step(kind, [&] {
     writer_.begin(checkpoint_state(job_, position_), slices_to_save(job_),
                   behind ? SliceSource::host_copy : SliceSource::as_it_is);
@@ -254,11 +255,10 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
                           {"offload_wait_seconds", extremes[6]},
                           {"peak_memory_bytes", static_cast<int64_t>(extremes[0])},
                           {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
-                          {"expert_imbalance", step_report.expert_imbalance},
                           {"drop_rate", step_report.drop_rate}};
-  const at::Tensor& count_LE = step_report.count_LE;
-  record.emplace_back("expert_imbalance_by_layer", to_list(std::get<0>(count_LE.max(1)) / count_LE.mean(1)));
-  record.emplace_back("expert_share", to_list(count_LE.sum(0) / count_LE.sum()));  // of all layers' choices, by expert
+  const bool is_first_or_last = step == 1 || step == job_.job().run.steps;
+  append_load(record, step_report.load, dead_experts_,
+              is_first_or_last || step % job_.job().metrics.log_every == 0 ? LoadDetail::by_layer : LoadDetail::brief);
   const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
@@ -276,6 +276,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   }
   if (failed_saves_ > 0) record.emplace_back("failed_saves", failed_saves_);
   if (last_validation_) record.emplace_back("validation_loss", last_validation_->lm_loss);
+  if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
 
@@ -285,7 +286,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   progress.lr = lr;
   progress.tokens_per_second = tokens_per_second;
   progress.step_seconds = seconds;
-  progress.expert_imbalance = step_report.expert_imbalance;
+  progress.expert_imbalance = step_report.load.imbalance();
   progress.peak_memory_bytes = static_cast<int64_t>(extremes[0]);
   progress_->show(progress);
   return agreed;

@@ -9,6 +9,7 @@
 #include "metrics/metrics_log.h"
 #include "metrics/progress_line.h"
 #include "metrics/tensorboard.h"
+#include "moe/dead_experts.h"
 #include "train/evaluation.h"
 #include "train/run_folder.h"
 #include "train/stop_signals.h"
@@ -50,6 +51,8 @@ class Trainer {
   TrainingPosition position_;
   ForwardBackward forward_backward_;
   CheckpointWriter writer_;
+  DeadExperts dead_experts_;
+  int64_t first_step_ = 1;  // that this process runs
   StopSignals signals_;
   double save_stall_seconds_ = 0;  // that training waited for checkpoints, since the last report
   int64_t failed_saves_ = 0;

@@ -154,6 +154,7 @@ TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
         sum[layer].count_E += statistics.count_E;
         sum[layer].probability_sum_E += statistics.probability_sum_E;
         sum[layer].logsumexp_square_sum += statistics.logsumexp_square_sum;
+        sum[layer].confidence_sum += statistics.confidence_sum;
         if (layer == 0) tokens += count;
         if (rank != world.rank()) continue;
         own.push_back(statistics);
@@ -171,6 +172,9 @@ TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
     EXPECT_TRUE(balance.count_LE[1].equal(sum[1].count_E));
     EXPECT_NEAR(balance.aux_loss, aux, 1e-13 * aux);
     EXPECT_NEAR(balance.z_loss, z, 1e-13 * z);
+    for (int64_t layer = 0; layer < layers; ++layer)
+      EXPECT_NEAR(balance.confidence_L[layer].item<double>(), sum[layer].confidence_sum / static_cast<double>(tokens),
+                  1e-13);
     const at::Tensor values = at::tensor({balance.aux_loss, balance.z_loss}, at::kDouble);
     const at::Tensor extremes = at::cat({values, -values});
     all->all_reduce(extremes, Reduction::max).wait();
@@ -208,11 +212,12 @@ TEST_P(Dispatch, balance_of_each_rank_is_the_mean_of_their_own) {
       }
     }
     const auto tokens = static_cast<int64_t>(own_rows) / layers;
-    const Balance balance = BalanceReduction(*all, own, tokens, at::kCPU, AuxLossScope::each_rank).finish();
+    const Balance balance = BalanceReduction(*all, own, tokens, at::kCPU, {.scope = AuxLossScope::each_rank}).finish();
     EXPECT_NEAR(balance.aux_loss, expected, 1e-13 * expected);
     const at::Tensor gradient_E =
         tokens == 0 ? at::zeros({experts}, at::kDouble) : own_count_E * (experts / own_rows / own_rows / world.size());
-    EXPECT_TRUE(at::allclose(balance.aux_gradient_E.to(at::kDouble), gradient_E, 1e-6, 0));
+    for (int64_t layer = 0; layer < layers; ++layer)
+      EXPECT_TRUE(at::allclose(balance.aux_gradient_LE[layer].to(at::kDouble), gradient_E, 1e-6, 0));
   });
 }
 

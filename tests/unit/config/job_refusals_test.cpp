@@ -210,6 +210,19 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
   EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: sinkhorn, aux_loss_scope: rank}\n"),
             "moe.aux_loss_scope is rank, but moe.moe_load_balancing is sinkhorn, which does not use it.\n"
             "       Set moe.aux_loss_scope to all_ranks, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: bias, aux_loss_layers: each}\n"),
+            "moe.aux_loss_layers is each, but moe.moe_load_balancing is bias, which does not use it.\n"
+            "       Set moe.aux_loss_layers to together, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
+  EXPECT_EQ(
+      refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
+      "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
+      "       Give init_from a Mixtral's folder, or upcycle_from a dense model's.   (--set model.upcycle_from=b)");
+  EXPECT_EQ(refusal_of_overrides({"model.upcycle_noise=0.1"}),
+            "model.upcycle_noise is 0.1, but there is no model.upcycle_from, and without it nothing uses it.\n"
+            "       Give model.upcycle_from, or set model.upcycle_noise to 0.   (--set model.upcycle_noise=0.1)");
+  EXPECT_EQ(refusal_of_overrides({"model.upcycle_from=b", "model.upcycle_reinit_fraction=1.5"}),
+            "model.upcycle_reinit_fraction is 1.5, but it must be at least 0 and at most 1.   (--set "
+            "model.upcycle_reinit_fraction=1.5)");
   EXPECT_EQ(
       refusal_of_job("moe: {bias_update_rate: 0.01}\n"),
       "moe.bias_update_rate is 0.01, but moe.moe_load_balancing is aux_loss, which does not use it.\n"
@@ -240,8 +253,8 @@ TEST(JobRefusal, all_mistakes_at_once_in_the_order_of_the_file) {
       "optimizer.beta1 is 2, but it must be at least 0 and less than 1.   (job.yaml, line 4)\n"
       "error: optimizer.lr is x, but it must be a number.   (job.yaml, line 5)\n"
       "error: unknown key moe.a_thing.\n"
-      "       The keys of moe are moe_load_balancing, moe_aux_loss_coeff, aux_loss_scope, moe_z_loss_coeff, "
-      "sinkhorn_tolerance, sinkhorn_iterations, bias_update_rate, dispatcher, "
+      "       The keys of moe are moe_load_balancing, moe_aux_loss_coeff, aux_loss_scope, aux_loss_layers, "
+      "moe_z_loss_coeff, sinkhorn_tolerance, sinkhorn_iterations, bias_update_rate, dispatcher, "
       "dispatch_chunks, global_token_shuffle, capacity_factor, drop_policy, overload, max_tokens_per_rank_factor, "
       "spill_least_rows, router_jitter_noise, smp_moe, moe_all_to_all_dispatcher, "
       "random_seed.   (job.yaml, line 6)\n"

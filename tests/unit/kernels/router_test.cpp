@@ -220,11 +220,15 @@ TEST(Router, statistics_equal_a_plain_loop) {
     const Routing routing = route(random_tensor({s.tokens, s.experts}), {.top_k = s.top_k});
     std::vector<int64_t> count(s.experts);
     std::vector<long double> sum(s.experts);
-    long double squares = 0;
+    long double squares = 0, confidence = 0;
     for (int64_t t = 0; t < s.tokens; ++t) {
       for (int64_t e = 0; e < s.experts; ++e) sum[e] += routing.score_TE.data_ptr<float>()[t * s.experts + e];
       const long double logsumexp = routing.logsumexp_T.data_ptr<float>()[t];
       squares += logsumexp * logsumexp;
+      float highest = 0;
+      for (int64_t e = 0; e < s.experts; ++e)
+        highest = std::max(highest, routing.score_TE.data_ptr<float>()[t * s.experts + e]);
+      confidence += highest;
       for (int64_t k = 0; k < s.top_k; ++k) ++count[routing.expert_of_choice_TK.data_ptr<int32_t>()[t * s.top_k + k]];
     }
     const RouterOptions options{.top_k = s.top_k};
@@ -235,6 +239,7 @@ TEST(Router, statistics_equal_a_plain_loop) {
         EXPECT_NEAR(actual.probability_sum_E[e].item<double>(), static_cast<double>(sum[e]), 1e-12 * s.tokens);
       }
       EXPECT_NEAR(actual.logsumexp_square_sum, static_cast<double>(squares), 1e-13 * static_cast<double>(squares));
+      EXPECT_NEAR(actual.confidence_sum, static_cast<double>(confidence), 1e-12 * s.tokens);
     }
   }
 }
@@ -250,6 +255,7 @@ TEST(Router, statistics_of_sigmoid_scores_count_each_token_once) {
        {routing_statistics(routing, options), reference::routing_statistics(routing, options)}) {
     expect_close("probability sum", actual.probability_sum_E, expected, {20 * eps_fp32, 0});
     EXPECT_NEAR(actual.probability_sum_E.sum().item<double>(), 700.0, 700 * eps_fp32);
+    EXPECT_NEAR(actual.confidence_sum, (exact / exact.sum(1, true)).amax(1).sum().item<double>(), 700 * eps_fp32);
   }
 }
 
@@ -263,13 +269,14 @@ TEST(Router, does_not_depend_on_threads) {
     const RoutingStatistics statistics = routing_statistics(routing, options);
     at::Tensor grad = garbage(logits.sizes());
     route_backward(grad, routing, options, terms.grad_weight_TK, terms.probability_gradient_E, terms.z_coefficient);
-    return std::vector<at::Tensor>{routing.score_TE,
-                                   routing.logsumexp_T,
-                                   routing.expert_of_choice_TK,
-                                   routing.weight_TK,
-                                   statistics.probability_sum_E,
-                                   at::scalar_tensor(statistics.logsumexp_square_sum, at::kDouble),
-                                   grad};
+    return std::vector<at::Tensor>{
+        routing.score_TE,
+        routing.logsumexp_T,
+        routing.expert_of_choice_TK,
+        routing.weight_TK,
+        statistics.probability_sum_E,
+        at::tensor({statistics.logsumexp_square_sum, statistics.confidence_sum}, at::kDouble),
+        grad};
   });
 }
 

@@ -40,8 +40,12 @@ TEST(MetricsLine, is_one_json_object_with_the_keys_in_order) {
 TEST(MetricsLine, stays_json_when_a_value_is_not_a_number_or_not_text) {
   const double infinity = std::numeric_limits<double>::infinity();
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  EXPECT_EQ(metrics_line(1, {{"a", nan}, {"b", infinity}, {"c", std::vector<double>{-infinity, 0.0}}}),
-            "{\"step\":1,\"a\":\"NaN\",\"b\":\"Infinity\",\"c\":[\"-Infinity\",0.0]}\n");
+  EXPECT_EQ(metrics_line(1, {{"a", nan},
+                             {"b", infinity},
+                             {"c", std::vector<double>{-infinity, 0.0}},
+                             {"d", std::vector<std::vector<double>>{{nan, 1.5}, {}}}}),
+            "{\"step\":1,\"a\":\"NaN\",\"b\":\"Infinity\",\"c\":[\"-Infinity\",0.0],"
+            "\"d\":[[\"NaN\",1.5],[]]}\n");
   EXPECT_EQ(metrics_line(1, {{"path", "a\xff\"b"}}), "{\"step\":1,\"path\":\"a\xef\xbf\xbd\\\"b\"}\n");
 }
 

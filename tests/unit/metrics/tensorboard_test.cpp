@@ -167,7 +167,8 @@ TEST(TensorBoardLog, holds_the_records_scalars_in_order) {
                 {"tokens", int64_t{4096}},
                 {"mfu", std::monostate{}},
                 {"device", "cpu"},
-                {"expert_load", std::vector<double>{1.0, 0.5}}});
+                {"expert_load", std::vector<double>{1.0, 0.5}},
+                {"expert_share_by_layer", std::vector<std::vector<double>>{{0.25, 0.75}, {0.5, 0.5}}}});
   log.write(300, {{"loss", 0.0}});
   log.write(301, {{"device", "cpu"}});  // nothing to draw
   const double end = now();
@@ -177,8 +178,14 @@ TEST(TensorBoardLog, holds_the_records_scalars_in_order) {
   EXPECT_EQ(events[0].version, "brain.Event:2");
   EXPECT_EQ(events[1].session_status, 1);
   EXPECT_EQ(events[2].step, 1);
-  const std::vector<std::pair<std::string, float>> expected = {
-      {"loss", 2.5f}, {"tokens", 4096.0f}, {"expert_load/0", 1.0f}, {"expert_load/1", 0.5f}};
+  const std::vector<std::pair<std::string, float>> expected = {{"loss", 2.5f},
+                                                               {"tokens", 4096.0f},
+                                                               {"expert_load/0", 1.0f},
+                                                               {"expert_load/1", 0.5f},
+                                                               {"expert_share_by_layer/0/0", 0.25f},
+                                                               {"expert_share_by_layer/0/1", 0.75f},
+                                                               {"expert_share_by_layer/1/0", 0.5f},
+                                                               {"expert_share_by_layer/1/1", 0.5f}};
   EXPECT_EQ(events[2].scalars, expected);
   EXPECT_EQ(events[3].step, 300);
   for (const ReadEvent& event : events) {

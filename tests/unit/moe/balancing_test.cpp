@@ -34,7 +34,8 @@ std::vector<RoutingStatistics> statistics_of(const Layers& layers) {
   std::vector<RoutingStatistics> statistics;
   for (size_t i = 0; i < layers.probability_TE.size(); ++i)
     statistics.push_back({at::bincount(layers.expert_TK[i].flatten(), {}, layers.experts).to(at::kDouble),
-                          layers.probability_TE[i].sum(0), layers.logsumexp_T[i].square().sum().item<double>()});
+                          layers.probability_TE[i].sum(0), layers.logsumexp_T[i].square().sum().item<double>(),
+                          layers.probability_TE[i].amax(1).sum().item<double>()});
   return statistics;
 }
 
@@ -65,9 +66,25 @@ double direct_z_loss(const Layers& layers) {
   return sum / (static_cast<double>(layers.tokens) * static_cast<double>(layers.logsumexp_T.size()));
 }
 
-Balance balance_of(const Layers& layers) {
+// One layer's.
+Layers only(const Layers& layers, size_t layer) {
+  return {{layers.probability_TE[layer]},
+          {layers.logsumexp_T[layer]},
+          {layers.expert_TK[layer]},
+          layers.tokens,
+          layers.experts};
+}
+
+// The mean over the layers of each one's loss.
+double direct_aux_loss_of_each(const Layers& layers) {
+  double sum = 0;
+  for (size_t layer = 0; layer < layers.probability_TE.size(); ++layer) sum += direct_aux_loss(only(layers, layer));
+  return sum / static_cast<double>(layers.probability_TE.size());
+}
+
+Balance balance_of(const Layers& layers, AuxLossLayers of = AuxLossLayers::together) {
   LocalCommunicator world("world");
-  return BalanceReduction(world, statistics_of(layers), layers.tokens, at::kCPU).finish();
+  return BalanceReduction(world, statistics_of(layers), layers.tokens, at::kCPU, {.layers = of}).finish();
 }
 
 // Tolerance: sums of at most 200 terms in double in another order.
@@ -82,6 +99,15 @@ TEST(Balance, equals_the_direct_formula) {
     const Balance balance = balance_of(layers);
     EXPECT_NEAR(balance.aux_loss, direct_aux_loss(layers), 1e-12 * direct_aux_loss(layers));
     EXPECT_NEAR(balance.z_loss, direct_z_loss(layers), 1e-12 * direct_z_loss(layers));
+    EXPECT_NEAR(balance_of(layers, AuxLossLayers::each).aux_loss, direct_aux_loss_of_each(layers),
+                1e-12 * direct_aux_loss_of_each(layers));
+    for (int64_t layer = 0; layer < s.layers; ++layer) {
+      const Layers one = only(layers, layer);
+      EXPECT_NEAR(balance.aux_loss_L[layer].item<double>(), direct_aux_loss(one), 1e-12 * direct_aux_loss(one));
+      EXPECT_NEAR(balance.z_loss_L[layer].item<double>(), direct_z_loss(one), 1e-12 * direct_z_loss(one));
+      EXPECT_NEAR(balance.confidence_L[layer].item<double>(),
+                  layers.probability_TE[layer].amax(1).mean().item<double>(), 1e-12);
+    }
     EXPECT_EQ(balance.tokens, s.tokens);
     EXPECT_EQ(balance.count_LE.sizes(), (at::IntArrayRef{s.layers, s.experts}));
     EXPECT_EQ(balance.count_LE.sum().item<double>(), static_cast<double>(s.layers * s.tokens * s.top_k));
@@ -92,21 +118,25 @@ TEST(Balance, equals_the_direct_formula) {
 // 1e-16 / 1e-3 relative to the loss; the gradient is stored in fp32: eps.
 TEST(Balance, gradients_are_the_central_difference) {
   const Layers layers = random_layers(3, 10, 6, 2);
-  const Balance balance = balance_of(layers);
   constexpr double step = 1e-3;
-  for (const size_t layer : {0, 2})
-    for (const int64_t t : {0, 9})
-      for (int64_t expert = 0; expert < 6; ++expert) {
-        const auto loss = [&](double by) {
-          Layers moved = layers;
-          moved.probability_TE[layer] = layers.probability_TE[layer].clone();
-          moved.probability_TE[layer][t][expert] += by;
-          return direct_aux_loss(moved);
-        };
-        const double difference = (loss(step) - loss(-step)) / (2 * step);
-        EXPECT_NEAR(balance.aux_gradient_E[expert].item<float>(), difference, 1e-11 + std::abs(difference) / (1 << 23));
-      }
-  EXPECT_EQ(balance.aux_gradient_E.scalar_type(), at::kFloat);
+  for (const AuxLossLayers of : {AuxLossLayers::together, AuxLossLayers::each}) {
+    const Balance balance = balance_of(layers, of);
+    EXPECT_EQ(balance.aux_gradient_LE.scalar_type(), at::kFloat);
+    for (const int64_t layer : {0, 2})
+      for (const int64_t t : {0, 9})
+        for (int64_t expert = 0; expert < 6; ++expert) {
+          const auto loss = [&](double by) {
+            Layers moved = layers;
+            moved.probability_TE[layer] = layers.probability_TE[layer].clone();
+            moved.probability_TE[layer][t][expert] += by;
+            return of == AuxLossLayers::together ? direct_aux_loss(moved) : direct_aux_loss_of_each(moved);
+          };
+          const double difference = (loss(step) - loss(-step)) / (2 * step);
+          EXPECT_NEAR(balance.aux_gradient_LE[layer][expert].item<float>(), difference,
+                      1e-11 + std::abs(difference) / (1 << 23));
+        }
+  }
+  const Balance balance = balance_of(layers);
   const auto z_loss = [&](double by) {  // of logsumexp[1][4]^2
     Layers moved = layers;
     moved.logsumexp_T[1] = layers.logsumexp_T[1].clone();
@@ -128,16 +158,22 @@ TEST(Balance, closed_values) {
   EXPECT_DOUBLE_EQ(balance.z_loss, 9.0);
 }
 
+// Two layers that are uneven in opposite directions are even together, and as uneven as one alone each.
+TEST(Balance, opposite_layers_cost_nothing_together) {
+  LocalCommunicator world("world");
+  const RoutingStatistics left{at::tensor({8.0, 0.0}, at::kDouble), at::tensor({8.0, 0.0}, at::kDouble)};
+  const RoutingStatistics right{at::tensor({0.0, 8.0}, at::kDouble), at::tensor({0.0, 8.0}, at::kDouble)};
+  const auto loss = [&](AuxLossLayers of) {
+    return BalanceReduction(world, {left, right}, 8, at::kCPU, {.layers = of}).finish().aux_loss;
+  };
+  EXPECT_DOUBLE_EQ(loss(AuxLossLayers::together), 1.0);
+  EXPECT_DOUBLE_EQ(loss(AuxLossLayers::each), 2.0);
+}
+
 TEST(Balance, refuses_a_micro_step_without_tokens) {
   LocalCommunicator world("world");
   const RoutingStatistics none{at::zeros({4}, at::kDouble), at::zeros({4}, at::kDouble), 0};
   EXPECT_THROW(BalanceReduction(world, {none}, 0, at::kCPU).finish(), InvariantError);
-}
-
-TEST(ExpertImbalance, is_maximum_over_mean_averaged_over_layers) {
-  EXPECT_DOUBLE_EQ(expert_imbalance(at::full({3, 4}, 5.0, at::kDouble)), 1.0);
-  EXPECT_DOUBLE_EQ(expert_imbalance(at::tensor({8.0, 0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0}, at::kDouble).view({2, 4})),
-                   2.5);
 }
 
 }  // namespace

@@ -1,0 +1,45 @@
+"""The command line, started by `conclave report`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from conclave.report.errors import ReportError
+from conclave.report.run import read_run
+
+
+def main() -> int:
+    """Exit codes: 0, 2 for a user's mistake, 1 for a failure of the machine."""
+    parser = argparse.ArgumentParser(prog="python -m conclave.report", description="Makes an HTML page of a run's metrics. Started by: conclave report.")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the folder of a run (run.output_dir)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page to write")
+    options = parser.parse_args()
+    try:
+        run = read_run(options.run)
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        from conclave.report.page import page_of  # needs matplotlib
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed, which a report needs. ./dev setup installs it.", file=sys.stderr)
+        return 1
+    page = page_of(run)
+    aside = options.output.with_name(f".{options.output.name}.{os.getpid()}")  # whoever has the old page open never sees half of a new one
+    try:
+        aside.write_text(page)
+        aside.replace(options.output)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        print(f"error: {options.output} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
+    for flaw in run.flaws:
+        print(f"note: {flaw}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+// Upcycling (Komatsuzaki et al., "Sparse Upcycling", arXiv 2212.05055): a Mixtral that begins as a dense model. Every
+// expert is a copy of its layer's MLP, the router is drawn as declared, all else is the dense model's. Because the
+// weights of a token's experts sum to 1, the Mixtral then computes what the dense model does, whatever the router.
+//
+// Copies that are alike learn alike. Two ways to tell them apart, alone or together:
+// - noise: to every copied weight a normal number, its standard deviation `noise` times that of the dense matrix;
+// - drop-upcycling (Nakamura et al., "Drop-Upcycling", arXiv 2502.19261): in each expert, a fraction of the
+// intermediate
+//   units is drawn anew: their rows of the gate and up projection and columns of the down projection, from a normal
+//   distribution with mean and standard deviation of the dense matrix they lie in.
+// All draws are functions of (seed, parameter, element), so that every layout starts from the same weights.
+#pragma once
+
+#include <filesystem>
+
+#include "comm/communicator.h"
+#include "train/parallel_model.h"
+
+namespace conclave {
+
+struct UpcycleOptions {
+  double noise = 0;            // relative to a dense matrix's standard deviation
+  double reinit_fraction = 0;  // of an expert's intermediate units
+  uint64_t seed = 0;
+};
+
+// Refuses, with a UserError, a dense model that does not fit: by its config.json, then by the tensors in its files.
+// Reads no weights.
+void check_upcycle_source(const ModelConfig& model, const std::filesystem::path& dense);
+
+// Collective. Fills the allocated parameters. Every rank reads the ranges of the dense model that it needs; with noise
+// or fresh units also its part of every dense MLP, once, for mean and deviation. `host_world`: all ranks; takes CPU
+// tensors.
+void upcycle(ParallelModel& model, const std::filesystem::path& dense, const UpcycleOptions& options,
+             Communicator& host_world);
+
+}  // namespace conclave
