@@ -77,7 +77,7 @@ def dead_experts_chart(run: Run) -> str | None:
     axes.step(at, mean, where="post", color=BLUE, label="dead experts, of all layers")
     axes.set_ylim(0, max(1.0, float(np.nanmax(run.scalars["dead_experts"]))) * 1.3)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if "drop_rate" in run:
+    if "drop_rate" in run and np.nanmax(run.scalars["drop_rate"]) > 0:
         right = axes.twinx()
         right.grid(False)
         draw_curve(right, run.steps, 100 * run.scalars["drop_rate"], SERIES[1], "dropped choices")

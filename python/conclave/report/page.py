@@ -74,7 +74,7 @@ def _tiles(run: Run) -> list[Tile]:
     if "dead_experts" in run:
         layers = run.tables.get("expert_share_by_layer")
         tiles.append(Tile("Dead experts", f"{run.last('dead_experts'):.0f}", f"of {layers.values[0].size:,}" if layers else ""))
-    if "drop_rate" in run:
+    if "drop_rate" in run and np.nanmax(run.scalars["drop_rate"]) > 0:
         tiles.append(Tile("Dropped choices", f"{100 * run.last('drop_rate'):.2f} %"))
     if "skipped" in run and (skipped := int(np.nansum(run.scalars["skipped"]))):
         tiles.append(Tile("Skipped steps", f"{skipped:,}", "loss or gradient not finite"))
