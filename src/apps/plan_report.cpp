@@ -46,15 +46,15 @@ std::vector<std::string> assumptions_of(const Plan& plan) {
                     "micro-step (moe.sinkhorn_iterations), each of {} numbers",
                     moe.sinkhorn_iterations, plan.job.model.num_local_experts + 1));
   if (moe.overload == OverloadPolicy::spill)
-    lines.push_back(
+    lines.emplace_back(
         "spilling holds every rank below the threshold; lent experts (their weights twice, their gradient once, and "
         "room for them) are in neither memory, traffic nor time");
   if (moe.overload == OverloadPolicy::chunk)
-    lines.push_back(
+    lines.emplace_back(
         "every rank divides its tokens into as many parts as its own rows ask for; in a run the busiest "
         "rank decides for its expert group");
   if (moe.global_token_shuffle)
-    lines.push_back("of the shuffle's tokens all but one in an expert group's size are taken to change ranks");
+    lines.emplace_back("of the shuffle's tokens all but one in an expert group's size are taken to change ranks");
   return lines;
 }
 

@@ -71,7 +71,7 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
 ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
   const at::Tensor expert = expert_of_choice_TK.to(at::kCPU).flatten();
   const at::Tensor sorted = std::get<1>(at::sort(expert, /*stable=*/true, /*dim=*/0, /*descending=*/false));
-  const int64_t dropped = expert.lt(0).sum().item<int64_t>();  // they come first
+  const auto dropped = expert.lt(0).sum().item<int64_t>();  // they come first
   const at::Tensor order = sorted.narrow(0, dropped, sorted.numel() - dropped);
   at::Tensor inverse = at::full_like(sorted, -1);
   inverse.scatter_(0, order, at::arange(order.numel(), order.options()));

@@ -328,7 +328,8 @@ def test_the_manifest_is_complete(undisturbed):
     assert state["job"]["optimizer.lr"] == "0.001" and state["job"]["data.global_batch_size"] == "4"
     assert json.loads(state["model_config"])["hidden_size"] == 32
     assert state["layout"]["world"] == 2 and state["layout"]["expert"] == 2
-    assert set(state["versions"]) == {"conclave", "torch"} and state["values"] == {}
+    assert set(state["versions"]) == {"conclave", "torch"} and set(state["values"]) == {"steps_without_tokens"}
+    assert len(state["values"]["steps_without_tokens"]) == 2 * 8  # of each layer's experts
     assert len(state["data_fingerprint"]) == 16
 
 

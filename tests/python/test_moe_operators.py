@@ -222,8 +222,13 @@ def even_choice(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     score = torch.softmax(logits.double(), dim=1)
     scale = torch.ones(score.shape[1], dtype=torch.float64)
     for _ in range(50):
-        share = score * scale
-        relative = (share / share.sum(dim=1, keepdim=True)).sum(dim=0) * score.shape[1] / score.shape[0]
+        wanted = score * scale
+        low, high = torch.full((len(score), 1), -300.0, dtype=torch.float64), torch.full((len(score), 1), 300.0, dtype=torch.float64)
+        for _ in range(100):  # the factor of each token with which its shares, at most 1, are top_k in all
+            middle = (low + high) / 2
+            too_few = (wanted * middle.exp()).clamp(max=1).sum(dim=1, keepdim=True) < top_k
+            low, high = torch.where(too_few, middle, low), torch.where(too_few, high, middle)
+        relative = (wanted * high.exp()).clamp(max=1).sum(dim=0) * score.shape[1] / (score.shape[0] * top_k)
         scale = scale / relative
         if (relative - 1).abs().max() <= 1e-2:
             break
