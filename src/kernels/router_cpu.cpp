@@ -120,7 +120,7 @@ Routing route_rows(const at::Tensor& logits_TE, const RouterOptions& options, co
   const at::Tensor logits = logits_TE.to(at::kFloat);
   const int64_t tokens = logits.size(0), experts = logits.size(1), top_k = options.top_k;
   const auto fp32 = at::TensorOptions().dtype(at::kFloat);
-  const Routing routing{at::empty({tokens, experts}, fp32), at::empty({tokens}, fp32), expert_of_choice_TK,
+  Routing routing{at::empty({tokens, experts}, fp32), at::empty({tokens}, fp32), expert_of_choice_TK,
                         at::empty({tokens, top_k}, fp32)};
   cpu::for_rows(tokens, experts * top_k, [&](int64_t begin, int64_t end) {
     auto choose = make_choose();
@@ -155,7 +155,7 @@ RoutingStatistics cpu::routing_statistics(const Routing& routing, const RouterOp
   const int64_t tokens = routing.score_TE.size(0), experts = routing.score_TE.size(1);
   const auto fp64 = at::TensorOptions().dtype(at::kDouble);
   RoutingStatistics statistics{at::zeros({experts}, fp64), at::zeros({experts}, fp64)};
-  double* count = statistics.count_E.data_ptr<double>();
+  auto* count = statistics.count_E.data_ptr<double>();
   const int32_t* expert = data<int32_t>(routing.expert_of_choice_TK);
   for (int64_t choice = 0; choice < routing.expert_of_choice_TK.numel(); ++choice) {
     check_invariant(expert[choice] >= 0 && expert[choice] < experts, "routing_statistics: expert {} of {}",

@@ -17,7 +17,7 @@ struct Sums {
   Sums(const at::Tensor& message, int64_t layers, int64_t experts) {
     int64_t begin = 0;
     const auto next = [&](int64_t count) {
-      const at::Tensor part = message.narrow(0, begin, count);
+      at::Tensor part = message.narrow(0, begin, count);
       begin += count;
       return part;
     };

@@ -10,6 +10,7 @@ namespace {
 
 // logits [T,E] -> expert_of_choice [T,top_k] int64. Collective over the group, also with no token. No gradient: choices
 // are constants.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): PyTorch hands strings by value
 at::Tensor sinkhorn_choice(const at::Tensor& logits, int64_t top_k, std::string group) {
   const auto world = communicator_of("world", group);
   RouterOptions options;

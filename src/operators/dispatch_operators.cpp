@@ -35,6 +35,8 @@ struct Way {
   std::string group;
 };
 
+// PyTorch hands strings by value.
+// NOLINTBEGIN(performance-unnecessary-value-param)
 std::vector<at::Tensor> plan_dispatch(const at::Tensor& expert_of_choice, std::string group, int64_t experts) {
   ExpertAxis axis(group, experts);
   const at::Tensor choice_TK = expert_of_choice.to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous();
@@ -53,6 +55,8 @@ at::Tensor combine(const at::Tensor& row, at::TensorList tensors, std::string gr
   const at::Tensor nothing = at::zeros({plan.tokens, row.size(1)}, row.options());
   return axis_of(group, plan).dispatcher->combine(plan, nothing, row.contiguous());
 }
+
+// NOLINTEND(performance-unnecessary-value-param)
 
 template <class Signature>
 auto operator_named(const char* name) {

@@ -13,7 +13,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 std::vector<int64_t> numbers_of(const at::Tensor& tensor) {
-  const int64_t* first = tensor.const_data_ptr<int64_t>();
+  const auto* first = tensor.const_data_ptr<int64_t>();
   return {first, first + tensor.numel()};
 }
 
@@ -97,7 +97,7 @@ class ExpertsFunction : public torch::autograd::Function<ExpertsFunction> {
 };
 
 at::Tensor experts(const at::Tensor& row, const at::Tensor& row_weight, const at::Tensor& gate_up,
-                   const at::Tensor& down, const at::Tensor& rows_per_expert, double gradient_scale) {
+                   const at::Tensor& down, const at::Tensor& rows_per_expert, double /*gradient_scale*/) {
   return std::get<0>(experts_forward_operator(row, row_weight, gate_up, down, rows_per_expert, /*keep=*/false));
 }
 

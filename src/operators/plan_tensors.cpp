@@ -32,7 +32,7 @@ std::vector<at::Tensor> to_tensors(const DispatchPlan& plan, const at::Tensor& e
 DispatchPlan plan_of(at::TensorList tensors) {
   check_invariant(tensors.size() == tensors_of_a_plan, "a dispatch plan is {} tensors, not {}", tensors_of_a_plan,
                   tensors.size());
-  const int64_t* number = tensors[0].const_data_ptr<int64_t>();
+  const auto* number = tensors[0].const_data_ptr<int64_t>();
   const int64_t ranks = number[1];
   check_invariant(tensors[0].numel() == 2 + 2 * ranks, "a dispatch plan of {} ranks has {} numbers", ranks,
                   tensors[0].numel());
@@ -40,7 +40,7 @@ DispatchPlan plan_of(at::TensorList tensors) {
   plan.tokens = number[0];
   plan.sent_per_rank.assign(number + 2, number + 2 + ranks);
   plan.received_per_rank.assign(number + 2 + ranks, number + 2 + 2 * ranks);
-  const int64_t* rows = tensors[1].const_data_ptr<int64_t>();
+  const auto* rows = tensors[1].const_data_ptr<int64_t>();
   plan.rows_per_expert.assign(rows, rows + tensors[1].numel());
   plan.row_of_choice_TK = tensors[2];
   plan.top_k = tensors[2].size(1);

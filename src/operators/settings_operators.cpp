@@ -30,6 +30,7 @@ std::vector<int64_t> layout_degrees(int64_t world, int64_t expert_parallel_degre
 
 // Elements begin .. begin + count of the initial values of the parameter `name`, as `conclave train` draws them: fp32,
 // normal with mean 0.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): PyTorch hands strings by value
 at::Tensor initial_values(std::string name, int64_t seed, int64_t begin, int64_t count, double std) {
   at::Tensor values = at::empty({count}, at::kFloat);
   fill_normal({values.data_ptr<float>(), static_cast<size_t>(count)}, static_cast<uint64_t>(seed), random_stream(name),
