@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sides import (RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, processor_name, run_conclave, run_rival,
                    summary_of)
-from train_step import FIRST_STEP_TOLERANCE, TOLERANCE, largest_difference
+from train_step import check_losses, largest_difference
 
 SIDES = ("program", "transformed", "plain")
 
@@ -32,11 +32,10 @@ def measure(options: argparse.Namespace) -> int:
         for side, expert_degree in (("transformed", degree), ("plain", 0)):
             runs[side].append(run_rival(tcmalloc, setting, options, options.batch, options.sequence, options.steps, expert_degree=expert_degree))
     for side in ("program", "transformed"):
-        first = [[lines[:1] for lines in runs[name]] for name in (side, "plain")]
-        if (error := largest_difference(*first, "loss")) > FIRST_STEP_TOLERANCE[options.precision]:
-            raise BenchmarkError(f"the loss of the first step differs by {error:.1e} between {side} and plain")
-        if (error := largest_difference(runs[side], runs["plain"], "loss")) > TOLERANCE[options.precision]:
-            raise BenchmarkError(f"the losses differ by up to {error:.1e} between {side} and plain")
+        try:
+            check_losses({"conclave": runs[side], "rival": runs["plain"]}, options.precision)
+        except BenchmarkError as error:
+            raise BenchmarkError(f"{side} and plain: {error}") from None
 
     left_out = min(20, options.steps // 2)
     seconds = {side: [statistics.median(line["step_seconds"] for line in lines[left_out:]) for lines in runs[side]] for side in SIDES}

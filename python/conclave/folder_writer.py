@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ class FolderWriter:
             if whole is not None:
                 self._attempt(lambda name=name, whole=whole: self._write_parameter(file, planned, name, whole))
         if file is not None:
+            self._attempt(file.flush)
+            self._attempt(lambda: os.fsync(file.fileno()))  # before the file gets its name
             self._attempt(file.close)
 
     def _write_parameter(self, file: IO[bytes], planned: PlannedFile, name: str, whole: torch.Tensor) -> None:

@@ -2,11 +2,9 @@
 #include <fmt/core.h>
 
 #include <iostream>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
-#include "apps/command.h"
 #include "train/collective_benchmark.h"
 
 namespace conclave {
@@ -36,30 +34,15 @@ void print_json(const std::vector<TimedCollective>& collectives) {
 }  // namespace
 
 void add_bench_collectives(CLI::App& bench, int& exit_code) {
-  struct Options {
-    JobOptions job;
-    int ranks = 1;
-    int64_t repeats = 20;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
-  CLI::App* command = bench.add_subcommand(
-      "collectives", "the collectives of a job's step, each alone, with the sizes that the job gives them");
-  add_job_options(*command, options->job);
-  add_ranks_option(*command, options->ranks);
-  command->add_option("--repeats", options->repeats, "of each collective; medians count")
-      ->check(CLI::Range(1, 100'000));
-  command->add_flag("--json", options->json, "print one JSON object");
-  command->footer(
+  add_bench_of_parts(
+      bench, exit_code, "collectives",
+      "the collectives of a job's step, each alone, with the sizes that the job gives them",
       "Bytes are those that a rank sends to others. The rates are what a device description of `conclave plan "
-      "--device` calls network.node_bandwidth, or cluster_bandwidth where the ranks are on several hosts.");
-  command->callback([options, &exit_code] {
-    const auto read = [options] { return read_job(options->job.file, options->job.overrides); };
-    exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
-      const std::vector<TimedCollective> collectives = time_collectives(job, options->repeats);
-      if (job.is_first()) (options->json ? print_json : print_table)(collectives);
-    });
-  });
+      "--device` calls network.node_bandwidth, or cluster_bandwidth where the ranks are on several hosts.",
+      [](ParallelJob& job, int64_t repeats, bool json) {
+        const std::vector<TimedCollective> times = time_collectives(job, repeats);
+        if (job.is_first()) (json ? print_json : print_table)(times);
+      });
 }
 
 }  // namespace conclave

@@ -2,11 +2,9 @@
 #include <fmt/core.h>
 
 #include <iostream>
-#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
-#include "apps/command.h"
 #include "train/product_benchmark.h"
 
 namespace conclave {
@@ -52,30 +50,16 @@ void print_json(const ProductTimes& times) {
 }  // namespace
 
 void add_bench_products(CLI::App& bench, int& exit_code) {
-  struct Options {
-    JobOptions job;
-    int ranks = 1;
-    int64_t repeats = 20;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
-  CLI::App* command = bench.add_subcommand(
-      "products", "the matrix products of a job's step alone, on all ranks at once: the floor under a step's time");
-  add_job_options(*command, options->job);
-  add_ranks_option(*command, options->ranks);
-  command->add_option("--repeats", options->repeats, "of each product; medians count")->check(CLI::Range(1, 100'000));
-  command->add_flag("--json", options->json, "print one JSON object");
-  command->footer(
+  add_bench_of_parts(
+      bench, exit_code, "products",
+      "the matrix products of a job's step alone, on all ranks at once: the floor under a step's time",
       "PyTorch's own products of the shapes of one rank's step, forward and backward, recomputed ones not counted; "
       "experts get equal shares of the rows. Compare with `conclave bench step` of the same job: what a step takes "
-      "longer is everything else, and the uneven shares of real routing.");
-  command->callback([options, &exit_code] {
-    const auto read = [options] { return read_job(options->job.file, options->job.overrides); };
-    exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
-      const ProductTimes times = time_products(job, options->repeats);
-      if (job.is_first()) (options->json ? print_json : print_table)(times);
-    });
-  });
+      "longer is everything else, and the uneven shares of real routing.",
+      [](ParallelJob& job, int64_t repeats, bool json) {
+        const ProductTimes times = time_products(job, repeats);
+        if (job.is_first()) (json ? print_json : print_table)(times);
+      });
 }
 
 }  // namespace conclave

@@ -33,6 +33,14 @@ std::filesystem::path checkpoint_of(const std::filesystem::path& given) {
   return *newest;
 }
 
+uint64_t bytes_of_files(const std::filesystem::path& checkpoint) {
+  uint64_t bytes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(checkpoint)) {
+    if (entry.is_regular_file()) bytes += entry.file_size();
+  }
+  return bytes;
+}
+
 ModelConfig model_of(const CheckpointReader& checkpoint) {
   const std::string& text = checkpoint.state().model_config;
   if (text.empty())
@@ -42,9 +50,16 @@ ModelConfig model_of(const CheckpointReader& checkpoint) {
                             fmt::format("the model config in {}", (checkpoint.path() / manifest_file_name).string()));
 }
 
-void OutputOptions::report(const std::string& what, uint64_t bytes, double seconds) const {
+void OutputOptions::write(const std::string& command, uint64_t bytes,
+                          const std::function<void(const BytesDone&)>& work) const {
+  double seconds = 0;
+  {
+    ByteProgress progress(command, bytes, quiet ? ByteProgress::Show::never : ByteProgress::Show::on_terminal);
+    work([&](uint64_t more) { progress.add(more); });
+    seconds = progress.seconds();
+  }
   if (quiet) return;
-  fmt::print("{} {}: {} in {:.1f} s, {}/s\n", what, output.string(), byte_count(bytes), seconds,
+  fmt::print("wrote {}: {} in {:.1f} s, {}/s\n", output.string(), byte_count(bytes), seconds,
              byte_count(static_cast<uint64_t>(static_cast<double>(bytes) / std::max(seconds, 1e-9))));
 }
 

@@ -4,9 +4,11 @@
 #include <CLI/CLI.hpp>
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "checkpoint/checkpoint_blocks.h"
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/output_folder.h"
 #include "checkpoint/tensor_slice.h"
@@ -34,6 +36,9 @@ std::filesystem::path checkpoints_folder_of(const std::filesystem::path& given);
 // The checkpoint that the user names: its folder, or a run's, whose newest one is taken.
 std::filesystem::path checkpoint_of(const std::filesystem::path& given);
 
+// Of the files that are there: also of a checkpoint whose manifest cannot be read.
+uint64_t bytes_of_files(const std::filesystem::path& checkpoint);
+
 // The model that a checkpoint is of, as it remembers it.
 ModelConfig model_of(const CheckpointReader& checkpoint);
 
@@ -44,9 +49,9 @@ struct OutputOptions {
   bool quiet = false;
 
   Overwrite when_there() const { return overwrite ? Overwrite::replace : Overwrite::refuse; }
-  ByteProgress::Show progress() const { return quiet ? ByteProgress::Show::never : ByteProgress::Show::on_terminal; }
-  // One line of what was done, with the rate, unless quiet.
-  void report(const std::string& what, uint64_t bytes, double seconds) const;
+  // Writes the folder by `work`, which says how many more bytes are done, with a progress line; then one line of what
+  // was done, with the rate. Neither when quiet.
+  void write(const std::string& command, uint64_t bytes, const std::function<void(const BytesDone&)>& work) const;
 };
 // `name`: "output" for a positional argument, "--output" for an option.
 void add_output_options(CLI::App& command, OutputOptions& options, const std::string& name, const std::string& help);

@@ -75,29 +75,26 @@ void to_dcp(CheckpointReader& from, const OutputOptions& options) {
   const json head = {{"tensors", describe(dcp_tensors(names), from.manifest())}, {"state", state_text(from.state())}};
   const OutputFolder folder(options.output, options.when_there(), is_dcp_file);
   folder.create();
-  const uint64_t bytes = bytes_of_tensors(from.manifest());
-  double seconds = 0;
   try {
-    ByteProgress progress("to-dcp", bytes, options.progress());
-    PythonPipe python(python_module, {"write", folder.aside().string()});
-    python.write_line(head.dump());
-    for (std::string_view kind : kinds) {
-      for (const DiskNames& parameter : names) {
-        for_each_block(from, state_tensor_name(kind, parameter.parameter), [&](int64_t, const at::Tensor& block) {
-          python.write(memory_of(block));
-          progress.add(block.nbytes());
-        });
+    options.write("to-dcp", bytes_of_tensors(from.manifest()), [&](const BytesDone& done) {
+      PythonPipe python(python_module, {"write", folder.aside().string()});
+      python.write_line(head.dump());
+      for (std::string_view kind : kinds) {
+        for (const DiskNames& parameter : names) {
+          for_each_block(from, state_tensor_name(kind, parameter.parameter), [&](int64_t, const at::Tensor& block) {
+            python.write(memory_of(block));
+            done(block.nbytes());
+          });
+        }
       }
-    }
-    python.finish();
-    for (const auto& entry : std::filesystem::directory_iterator(folder.aside())) flush_to_disk(entry.path());
-    folder.publish();
-    seconds = progress.seconds();
+      python.finish();
+      for (const auto& entry : std::filesystem::directory_iterator(folder.aside())) flush_to_disk(entry.path());
+      folder.publish();
+    });
   } catch (...) {
     folder.discard();
     throw;
   }
-  options.report("wrote", bytes, seconds);
 }
 
 // What the reading process says it has, held against what the model needs; returns each source's type.
@@ -149,9 +146,7 @@ void from_dcp(const std::filesystem::path& from, const OutputOptions& options) {
 
   uint64_t bytes = 0;
   for (const auto& entry : entries) bytes += checked_numel(entry.shape).value() * bits_of(entry.dtype) / 8;
-  double seconds = 0;
-  {
-    ByteProgress progress("from-dcp", bytes, options.progress());
+  options.write("from-dcp", bytes, [&](const BytesDone& done) {
     CheckpointStream out(options.output, state, entries, 1, options.when_there());
     for (const auto& entry : entries) {
       const at::TensorOptions type(scalar_type_of(entry.dtype).value());
@@ -162,14 +157,12 @@ void from_dcp(const std::filesystem::path& from, const OutputOptions& options) {
         const at::Tensor block = memory.narrow(0, 0, std::min(per_block, numel - begin));
         python.read(memory_of(block));
         out.append(block);
-        progress.add(block.nbytes());
+        done(block.nbytes());
       }
     }
     python.finish();
     out.finish();
-    seconds = progress.seconds();
-  }
-  options.report("wrote", bytes, seconds);
+  });
 }
 
 }  // namespace

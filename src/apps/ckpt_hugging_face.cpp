@@ -48,13 +48,9 @@ void add_ckpt_export(CLI::App& ckpt) {
     if (!options->tokenizer.empty()) target.tokenizer_folder = options->tokenizer;
     target.overwrite = options->output.when_there();
     const uint64_t bytes = bytes_of_export(names);
-    double seconds = 0;
-    {
-      ByteProgress progress("export", bytes, options->output.progress());
-      export_checkpoint(from, names, options->output.output, target, [&](uint64_t more) { progress.add(more); });
-      seconds = progress.seconds();
-    }
-    options->output.report("wrote", bytes, seconds);
+    options->output.write("export", bytes, [&](const BytesDone& done) {
+      export_checkpoint(from, names, options->output.output, target, done);
+    });
   });
 }
 
@@ -77,14 +73,10 @@ void add_ckpt_import(CLI::App& ckpt) {
     const ModelConfig model = read_model_config(options->hugging_face);
     const std::vector<DiskNames> names = mixtral_disk_names(model);
     const uint64_t bytes = bytes_of_import(names);
-    double seconds = 0;
-    {
-      ByteProgress progress("import", bytes, options->output.progress());
+    options->output.write("import", bytes, [&](const BytesDone& done) {
       import_hugging_face(options->hugging_face, names, state_of_imported(model), options->output.output,
-                          options->output.when_there(), [&](uint64_t more) { progress.add(more); });
-      seconds = progress.seconds();
-    }
-    options->output.report("wrote", bytes, seconds);
+                          options->output.when_there(), done);
+    });
   });
 }
 

@@ -21,10 +21,7 @@ struct Listed {
 };
 
 Listed look_at(const std::filesystem::path& checkpoint) {
-  Listed listed{checkpoint, damage_of(checkpoint)};
-  for (const auto& entry : std::filesystem::directory_iterator(checkpoint)) {
-    if (entry.is_regular_file()) listed.bytes += entry.file_size();
-  }
+  Listed listed{checkpoint, damage_of(checkpoint), bytes_of_files(checkpoint)};
   const auto age = std::filesystem::file_time_type::clock::now() - std::filesystem::last_write_time(checkpoint);
   listed.age_seconds = std::max<int64_t>(0, std::chrono::duration_cast<std::chrono::seconds>(age).count());
   return listed;

@@ -27,14 +27,9 @@ void add_ckpt_reshard(CLI::App& ckpt) {
   command->callback([options] {
     CheckpointReader from(checkpoint_of(options->checkpoint));
     const uint64_t bytes = bytes_of_tensors(from.manifest());
-    double seconds = 0;
-    {
-      ByteProgress progress("reshard", bytes, options->output.progress());
-      reshard_checkpoint(from, options->output.output, options->files, options->output.when_there(),
-                         [&](uint64_t more) { progress.add(more); });
-      seconds = progress.seconds();
-    }
-    options->output.report("wrote", bytes, seconds);
+    options->output.write("reshard", bytes, [&](const BytesDone& done) {
+      reshard_checkpoint(from, options->output.output, options->files, options->output.when_there(), done);
+    });
   });
 }
 
@@ -58,14 +53,9 @@ void add_ckpt_average(CLI::App& ckpt) {
       if (!std::filesystem::exists(path / manifest_file_name))
         user_error("{} is not a checkpoint: it has no {}.", path.string(), manifest_file_name);
     const uint64_t bytes = bytes_of_tensors(CheckpointReader(options->checkpoints.back()).manifest());
-    double seconds = 0;
-    {
-      ByteProgress progress("average", bytes, options->output.progress());
-      average_checkpoints(options->checkpoints, options->output.output, options->output.when_there(),
-                          [&](uint64_t more) { progress.add(more); });
-      seconds = progress.seconds();
-    }
-    options->output.report("wrote", bytes, seconds);
+    options->output.write("average", bytes, [&](const BytesDone& done) {
+      average_checkpoints(options->checkpoints, options->output.output, options->output.when_there(), done);
+    });
   });
 }
 

@@ -11,15 +11,6 @@
 namespace conclave {
 namespace {
 
-// Of the files that are there: also of a checkpoint whose manifest cannot be read.
-uint64_t bytes_of_files(const std::filesystem::path& checkpoint) {
-  uint64_t bytes = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(checkpoint)) {
-    if (entry.is_regular_file()) bytes += entry.file_size();
-  }
-  return bytes;
-}
-
 void print(const std::filesystem::path& checkpoint, const CheckpointVerdict& verdict, double seconds) {
   for (const CheckpointFlaw& flaw : verdict.flaws) {
     fmt::print("damaged: {}{}: {}\n", flaw.file, flaw.tensor.empty() ? "" : fmt::format(", tensor \"{}\"", flaw.tensor),

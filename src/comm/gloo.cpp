@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "base/first_line.h"
 #include "comm/rendezvous.h"
 
 namespace conclave {
@@ -23,9 +24,8 @@ std::shared_ptr<GlooDevice> make_gloo_device(const Process& process) {
   try {
     return std::make_shared<GlooDevice>(GlooDevice{c10d::ProcessGroupGloo::createDeviceForInterface(interface)});
   } catch (const std::exception& error) {
-    const std::string reason = error.what();
     user_error("GLOO_SOCKET_IFNAME is \"{}\", which cannot be used as a network interface of this host: {}", interface,
-               reason.substr(0, reason.find('\n')));
+               first_line(error.what()));
   }
 }
 

@@ -11,6 +11,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "base/error.h"
+#include "base/first_line.h"
 
 namespace conclave {
 namespace {
@@ -62,10 +63,10 @@ c10::intrusive_ptr<c10d::Store> connect_store(const Process& process, std::chron
           "port {} (MASTER_PORT) of this host is in use, so rank 0 cannot serve the store of the job there. Choose "
           "another.",
           process.master_port);
-    throw PeerLostError(fmt::format("rank {} could not reach {} within {} s: {}", process.rank, describe_store(process),
-                                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(),
-                                    reason.substr(0, reason.find('\n'))),
-                        {0});
+    throw PeerLostError(
+        fmt::format("rank {} could not reach {} within {} s: {}", process.rank, describe_store(process),
+                    std::chrono::duration_cast<std::chrono::seconds>(timeout).count(), first_line(reason)),
+        {0});
   }
   return c10::make_intrusive<c10d::PrefixStore>(
       fmt::format("conclave/{}/{}", process.restart_count, process.world_size), store);

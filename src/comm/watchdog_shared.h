@@ -6,14 +6,11 @@
 #include <list>
 #include <mutex>
 
+#include "base/first_line.h"
 #include "comm/notice_board.h"
 #include "comm/watchdog.h"
 
 namespace conclave {
-
-inline std::string first_line(const std::string& text) {
-  return text.substr(0, text.find('\n'));
-}
 
 // How long a rank has been silent, in beats of the one who watches.
 struct Silence {

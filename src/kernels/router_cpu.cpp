@@ -121,7 +121,7 @@ Routing route_rows(const at::Tensor& logits_TE, const RouterOptions& options, co
   const int64_t tokens = logits.size(0), experts = logits.size(1), top_k = options.top_k;
   const auto fp32 = at::TensorOptions().dtype(at::kFloat);
   Routing routing{at::empty({tokens, experts}, fp32), at::empty({tokens}, fp32), expert_of_choice_TK,
-                        at::empty({tokens, top_k}, fp32)};
+                  at::empty({tokens, top_k}, fp32)};
   cpu::for_rows(tokens, experts * top_k, [&](int64_t begin, int64_t end) {
     auto choose = make_choose();
     for (int64_t t = begin; t < end; ++t) {

@@ -70,11 +70,7 @@ Dispatcher::Combined AllGatherDispatcher::begin_combine(const DispatchPlan& plan
   row_RH.reset();
   const auto in_flight = reduce(plan.places_per_rank, std::move(all));
   return Combined([&plan, in_flight](at::Tensor out_TH, const at::Tensor& residual_TH) {
-    const at::Tensor sum_TH = in_flight->take().narrow(0, 0, plan.tokens);
-    if (residual_TH.defined())
-      at::add_out(out_TH, residual_TH, sum_TH);
-    else
-      out_TH.copy_(sum_TH);
+    put(in_flight->take().narrow(0, 0, plan.tokens), std::move(out_TH), residual_TH);
   });
 }
 

@@ -16,7 +16,7 @@ ExpertRows Dispatcher::dispatch(const DispatchPlan& plan, const at::Tensor& toke
 }
 
 at::Tensor Dispatcher::combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH) {
-  at::Tensor out_TH = at::empty_like(residual_TH);
+  at::Tensor out_TH = at::empty({plan.tokens, row_RH.size(1)}, row_RH.options());
   begin_combine(plan, std::move(row_RH)).finish(out_TH, residual_TH);
   return out_TH;
 }
@@ -34,6 +34,13 @@ DispatchGradient Dispatcher::dispatch_backward(const DispatchPlan& plan, ExpertR
                           at::empty({plan.tokens, plan.top_k}, weight_options)};
   arriving.finish(result);
   return result;
+}
+
+void Dispatcher::put(const at::Tensor& sum_TH, at::Tensor out_TH, const at::Tensor& residual_TH) {
+  if (residual_TH.defined())
+    at::add_out(out_TH, residual_TH, sum_TH);
+  else
+    out_TH.copy_(sum_TH);
 }
 
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,

@@ -53,6 +53,10 @@ class Dispatcher {
   at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH);
   at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH);
   DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad);
+
+ protected:
+  // The end of combine where the rows are summed already.
+  static void put(const at::Tensor& sum_TH, at::Tensor out_TH, const at::Tensor& residual_TH);
 };
 
 enum class DispatchBy { all_to_all, all_gather };

@@ -107,11 +107,7 @@ Dispatcher::Combined ShuffledDispatcher::begin_combine(const DispatchPlan& plan,
         MemoryScope scope(MemoryCategory::dispatch);
         at::Tensor sum = at::empty({plan.received_rows(), hidden}, options);
         arriving.finish(sum, {});
-        sum = from_places(plan, sum);
-        if (residual_TH.defined())
-          at::add_out(out_TH, residual_TH, sum);
-        else
-          out_TH.copy_(sum);
+        put(from_places(plan, sum), std::move(out_TH), residual_TH);
       });
 }
 

@@ -52,8 +52,7 @@ std::tuple<at::Tensor, at::Tensor> dispatch(const at::Tensor& token, const at::T
 
 at::Tensor combine(const at::Tensor& row, at::TensorList tensors, std::string group) {
   const DispatchPlan plan = plan_of(tensors);
-  const at::Tensor nothing = at::zeros({plan.tokens, row.size(1)}, row.options());
-  return axis_of(group, plan).dispatcher->combine(plan, nothing, row.contiguous());
+  return axis_of(group, plan).dispatcher->combine(plan, /*residual_TH=*/{}, row.contiguous());
 }
 
 // NOLINTEND(performance-unnecessary-value-param)

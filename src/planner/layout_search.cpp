@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "base/first_line.h"
 
 namespace conclave {
 namespace {
@@ -78,8 +79,7 @@ LayoutOption try_out(CheckedJob job, const DeviceDescription& device, double imb
 
 // The first line of a refusal, without "error: ".
 std::string reason_of(const UserError& error) {
-  const std::string text = error.what();
-  return text.substr(0, text.find('\n'));
+  return first_line(error.what());
 }
 
 }  // namespace

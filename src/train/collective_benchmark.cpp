@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "base/balance_message.h"
 #include "base/row_message.h"
 #include "mesh/collective_bytes.h"
 #include "train/stopwatch.h"
@@ -69,7 +70,7 @@ void time_statistics(ParallelJob& job, int64_t repeats, Stopwatch& stopwatch, st
   Communicator& world = job.axes().world();
   if (world.size() == 1) return;
   const ModelConfig& model = job.model_config();
-  const int64_t count = (model.num_hidden_layers + 1) * model.num_local_experts;
+  const int64_t count = balance_message_numbers(model.num_hidden_layers, model.num_local_experts);
   const at::Tensor statistics = at::zeros({count}, at::device(job.device()).dtype(at::kDouble));
   timed.push_back({world.name(), "all_reduce", "routing statistics",
                    all_reduce_bytes(count, statistics.element_size(), world.rank(), world.size()),

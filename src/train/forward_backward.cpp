@@ -55,7 +55,7 @@ std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeC
 // What an expert is lent for when the job does not say: about the break-even (moe/spill_plan.h) of a CPU core behind a
 // link of a few GB/s with room for what it does not count, and that of an H100 behind NVLink.
 int64_t spill_least_rows(const MoeConfig& moe, at::Device device) {
-  return moe.spill_least_rows.value_or(device.is_cuda() ? 2048 : 128);
+  return moe.spill_least_rows.value_or(device.is_cuda() ? 2048 : SpillOptions{}.least_rows);
 }
 
 DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
