@@ -107,7 +107,7 @@ std::string read_value(const GivenValue& given, T& value, const Rule& rule) {
       return "";
     }
     typename IsOptional<T>::Value inner{};
-    const std::string refusal = read_value(given, inner, rule);
+    std::string refusal = read_value(given, inner, rule);
     if (refusal.empty()) value = inner;
     return refusal;
   } else if constexpr (std::is_enum_v<T>) {
