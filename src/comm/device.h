@@ -15,6 +15,8 @@
 
 namespace conclave {
 
+struct CudaKernels;  // kernels/cuda_kernels.h
+
 // What libconclave_cuda.so offers, by its function conclave_cuda_plugin().
 struct CudaPlugin {
   int (*device_count)();  // 0 without a driver
@@ -28,6 +30,7 @@ struct CudaPlugin {
   // Pinned host memory, copied to and from on a stream of its own.
   std::unique_ptr<OffloadMedium> (*make_pinned_slots)();
   void (*synchronize)();  // the host waits until the device in use has done all its work
+  const CudaKernels* kernels;
 };
 
 // The plug-in, loaded on the first call and never unloaded; null if it cannot be, and then `why_not` says why.

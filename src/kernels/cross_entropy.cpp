@@ -3,6 +3,7 @@
 #include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
+#include "kernels/cuda_kernels.h"
 
 namespace conclave {
 
@@ -19,6 +20,7 @@ void check_cross_entropy(const char* op, const at::Tensor& logits_CV, const at::
 double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
   const KernelScope timed(Phase::kernels);
   check_cross_entropy("cross_entropy", logits_CV, targets_C);
+  if (const CudaKernels* cuda = cuda_kernels(logits_CV)) return cuda->cross_entropy(logits_CV, targets_C);
   if (has_cpu_path(logits_CV)) return cpu::cross_entropy(logits_CV, targets_C);
   return reference::cross_entropy(logits_CV, targets_C);
 }
@@ -26,6 +28,8 @@ double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
 double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
   const KernelScope timed(Phase::kernels);
   check_cross_entropy("cross_entropy_with_gradient_", logits_CV, targets_C);
+  if (const CudaKernels* cuda = cuda_kernels(logits_CV))
+    return cuda->cross_entropy_with_gradient_(logits_CV, targets_C, scale);
   if (has_cpu_path(logits_CV)) return cpu::cross_entropy_with_gradient_(logits_CV, targets_C, scale);
   return reference::cross_entropy_with_gradient_(logits_CV, targets_C, scale);
 }
