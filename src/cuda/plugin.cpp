@@ -8,6 +8,7 @@
 #include "cuda/launches.h"
 #include "cuda/nccl_communicator.h"
 #include "cuda/pinned_slots.h"
+#include "cuda/synchronization_count.h"
 
 namespace conclave {
 namespace {
@@ -37,8 +38,8 @@ void synchronize() {
   c10::cuda::device_synchronize();
 }
 
-const CudaPlugin plugin{device_count,      use_device,  make_communicator,
-                        make_pinned_slots, synchronize, &cuda::kernel_table};
+const CudaPlugin plugin{device_count, use_device,          make_communicator,      make_pinned_slots,
+                        synchronize,  &cuda::kernel_table, count_synchronizations, synchronizations};
 
 }  // namespace
 
