@@ -1,5 +1,5 @@
-// From tensors to pointers and sizes, and scratch memory. Nothing here waits for the device but what must return
-// numbers to the host.
+// From tensors to pointers and sizes, and scratch memory. Nothing here waits for the device but the one that must tell
+// the host how many rows there are.
 #include "cuda/kernel_table.h"
 
 #include <ATen/ATen.h>
@@ -30,10 +30,6 @@ int64_t row_bytes(const at::Tensor& rows) {
 
 Rows rows_of(const at::Tensor& rows) {
   return {data<char>(rows), row_bytes(rows), rows.size(0)};
-}
-
-double to_host(const at::Tensor& number) {
-  return number.to(at::kCPU).item<double>();
 }
 
 void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
@@ -74,20 +70,20 @@ void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool in
                table.cos_SD.size(1), inverse);
 }
 
-double sum_losses(const at::Tensor& logits_CV, const at::Tensor& targets_C, bool gradient, double scale) {
+at::Tensor sum_losses(const at::Tensor& logits_CV, const at::Tensor& targets_C, bool gradient, double scale) {
   const int64_t tokens = logits_CV.size(0);
   const at::Tensor loss = at::empty({tokens + 1}, logits_CV.options().dtype(at::kDouble));  // the sum comes last
   cuda::cross_entropy(current_stream(), element_of(logits_CV), logits_CV.data_ptr(), data<double>(loss),
                       data<int64_t>(targets_C), tokens, logits_CV.size(1), gradient, scale);
   cuda::sum_of_doubles(current_stream(), data<double>(loss) + tokens, data<double>(loss), tokens);
-  return to_host(loss[tokens]);
+  return loss[tokens];
 }
 
-double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
+at::Tensor cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
   return sum_losses(logits_CV, targets_C, /*gradient=*/false, /*scale=*/0);
 }
 
-double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
+at::Tensor cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
   return sum_losses(logits_CV, targets_C, /*gradient=*/true, scale);
 }
 
@@ -97,12 +93,12 @@ void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq,
               data<float>(grad), factors_of(step), parameter.numel());
 }
 
-double sum_of_squares(const at::Tensor& x) {
+at::Tensor sum_of_squares(const at::Tensor& x) {
   const int64_t blocks = sum_of_squares_blocks(x.numel());
   const at::Tensor partial = at::empty({blocks + 1}, x.options().dtype(at::kDouble));  // the sum comes last
   cuda::sum_of_squares(current_stream(), data<double>(partial), data<float>(x), x.numel());
   cuda::sum_of_doubles(current_stream(), data<double>(partial) + blocks, data<double>(partial), blocks);
-  return to_host(partial[blocks]);
+  return partial[blocks];
 }
 
 void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor& index_R) {
@@ -186,14 +182,13 @@ Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, cons
 RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options) {
   const int64_t tokens = routing.score_TE.size(0), experts = routing.score_TE.size(1);
   const auto fp64 = routing.score_TE.options().dtype(at::kDouble);
-  at::Tensor statistics = at::empty({2 * experts + 2}, fp64);
+  const at::Tensor statistics = at::empty({2 * experts + 2}, fp64);
   const at::Tensor partial = at::empty({routing_statistics_blocks(tokens), 2 * experts + 2}, fp64);
   cuda::routing_statistics(current_stream(), data<double>(statistics), data<double>(partial),
                            data<float>(routing.score_TE), data<float>(routing.logsumexp_T),
                            data<int32_t>(routing.expert_of_choice_TK), shape_of(routing.score_TE, options));
-  statistics = statistics.to(at::kCPU);
-  return {statistics.narrow(0, 0, experts), statistics.narrow(0, experts, experts),
-          statistics[2 * experts].item<double>(), statistics[2 * experts + 1].item<double>()};
+  return {statistics.narrow(0, 0, experts), statistics.narrow(0, experts, experts), statistics[2 * experts],
+          statistics[2 * experts + 1]};
 }
 
 void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,

@@ -1,5 +1,7 @@
 #include "kernels/adamw.h"
 
+#include <ATen/ops/scalar_tensor.h>
+
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 #include "kernels/cuda_kernels.h"
@@ -22,12 +24,16 @@ void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq,
   reference::adamw_step(parameter, exp_avg, exp_avg_sq, grad, step);
 }
 
-double sum_of_squares(const at::Tensor& x) {
+at::Tensor sum_of_squares_tensor(const at::Tensor& x) {
   check_dims("sum_of_squares", "x", x, 1);
   check_tensor("sum_of_squares", "x", x, x.sizes(), wide_dtype(x.scalar_type()));
   if (const CudaKernels* cuda = cuda_kernels(x)) return cuda->sum_of_squares(x);
-  if (has_cpu_path(x)) return cpu::sum_of_squares(x);
-  return reference::sum_of_squares(x);
+  const auto compute = has_cpu_path(x) ? cpu::sum_of_squares : reference::sum_of_squares;
+  return at::scalar_tensor(compute(x), at::kDouble);
+}
+
+double sum_of_squares(const at::Tensor& x) {
+  return sum_of_squares_tensor(x).item<double>();
 }
 
 }  // namespace conclave

@@ -17,6 +17,9 @@ void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq,
 // Sum of squares of a 1-D fp32 tensor, in double, in a fixed order of fixed blocks. Not finite if any element is not.
 double sum_of_squares(const at::Tensor& x);
 
+// The same as one double where x is, so that nobody has to wait for it.
+at::Tensor sum_of_squares_tensor(const at::Tensor& x);
+
 namespace reference {
 void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq, const at::Tensor& grad,
                 const AdamwStep& step);

@@ -1,7 +1,7 @@
 // The kernels of our own on CUDA. They live in the plug-in (src/cuda), which this library must not link: whoever loads
 // the plug-in hands its table over, and the entries choose it for CUDA tensors in fp32 and bf16 as they choose the fast
 // paths of the CPU. Arguments as in the public headers, already checked; every function works on the current stream of
-// the tensors' device. Those that return numbers wait for it, and nothing else does.
+// the tensors' device. order_by_expert waits for it, because the host needs the counts; nothing else does.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,12 +27,13 @@ struct CudaKernels {
 
   void (*rotary_)(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse);
 
-  double (*cross_entropy)(const at::Tensor& logits_CV, const at::Tensor& targets_C);
-  double (*cross_entropy_with_gradient_)(at::Tensor logits_CV, const at::Tensor& targets_C, double scale);
+  // One double, on the device.
+  at::Tensor (*cross_entropy)(const at::Tensor& logits_CV, const at::Tensor& targets_C);
+  at::Tensor (*cross_entropy_with_gradient_)(at::Tensor logits_CV, const at::Tensor& targets_C, double scale);
 
   void (*adamw_step)(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq, const at::Tensor& grad,
                      const AdamwStep& step);
-  double (*sum_of_squares)(const at::Tensor& x);
+  at::Tensor (*sum_of_squares)(const at::Tensor& x);  // one double, on the device
 
   void (*gather_rows)(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor& index_R);
   void (*pack_rows)(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tensor& row_index_R,

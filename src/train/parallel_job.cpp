@@ -60,7 +60,7 @@ std::vector<double> ParallelJob::max_over_world(const std::vector<double>& value
 }
 
 std::vector<double> ParallelJob::reduce_over_world(const std::vector<double>& values, Reduction reduction) {
-  at::Tensor tensor = at::tensor(values, at::kDouble).to(device());
+  at::Tensor tensor = at::tensor(values, at::kDouble).to(device(), /*non_blocking=*/true);
   axes_.world().all_reduce(tensor, reduction).wait();
   tensor = tensor.to(at::kCPU);
   const auto* data = tensor.const_data_ptr<double>();

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "comm/device.h"
+#include "kernel_test.h"
 #include "kernels/cuda_kernels.h"
 
 namespace conclave {
@@ -47,8 +48,8 @@ class Moved {
   std::vector<std::pair<at::Tensor, at::Tensor>> pairs_;
 };
 
-double returned(double number) {
-  return number;
+at::Tensor returned(const at::Tensor& tensor) {
+  return tensor.to(at::kCPU);
 }
 ExpertOrder returned(const ExpertOrder& order) {
   return {order.choice_of_row_R.to(at::kCPU), order.row_of_choice_TK.to(at::kCPU), order.count_E};
@@ -58,7 +59,8 @@ Routing returned(const Routing& routing) {
           routing.weight_TK.to(at::kCPU)};
 }
 RoutingStatistics returned(const RoutingStatistics& statistics) {
-  return statistics;
+  return {statistics.count_E.to(at::kCPU), statistics.probability_sum_E.to(at::kCPU),
+          statistics.logsumexp_square_sum.to(at::kCPU), statistics.confidence_sum.to(at::kCPU)};
 }
 
 template <auto member, class R, class... A>
@@ -118,6 +120,7 @@ int main(int argc, char** argv) {
   }
   conclave::load_cuda_plugin(nullptr)->use_device(0);
   conclave::use_cuda_kernels(&conclave::kernels_on_device, at::kCPU);
+  conclave::breach_breaks_device = true;
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
 }

@@ -116,6 +116,12 @@ TEST(KernelShapes, cross_entropy) {
       }
 }
 
+// More losses than the block that adds them has threads.
+TEST(KernelShapes, cross_entropy_of_many_tokens) {
+  const at::Tensor logits = random_tensor({700, 8}), targets = random_integers(0, 8, {700}, at::kLong);
+  EXPECT_NEAR(cross_entropy(logits, targets), reference::cross_entropy(exact(logits), targets), 700 * 4 * eps_fp32);
+}
+
 // Rows of every width of access, in the order of any index.
 TEST(KernelShapes, rows) {
   for (const at::ScalarType dtype : dtypes)
