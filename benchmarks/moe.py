@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from sides import RESULTS, ROOT, SHAPES, BenchmarkError, exit_code_of, processor_name
 
@@ -25,13 +26,15 @@ TOKENS = (2048, 1024, 512, 256, 128)  # of a sweep with 8 experts and 2 choices:
 EXPERTS = (8, 16, 32, 64)  # at 2048 tokens and 2 choices: 512 to 64 rows an expert
 
 
-def measure_conclave(case: dict, rounds: int) -> dict:
+def measure_conclave(case: dict, rounds: int, program: Path = ROOT / "build/bench_moe") -> dict:
     """What bench_moe prints for a case: median, least and most seconds of the layer and of its products."""
-    command = [ROOT / "build/bench_moe", "--rounds", rounds]
+    command = [program, "--rounds", rounds]
     for name in ("tokens", "experts", "choices", "hidden", "intermediate"):
         command += [f"--{name}", case[name]]
     if case["precision"] == "bf16":
         command.append("--bf16")
+    if case.get("device") == "cuda":
+        command.append("--cuda")
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         raise BenchmarkError(f"bench_moe ended with {done.returncode}: {done.stderr}")
@@ -44,7 +47,9 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
+    device = case.get("device", "cpu")
     torch.set_num_threads(1)
+    torch.set_default_device(device)
     torch.manual_seed(1)
     dtype = torch.bfloat16 if case["precision"] == "bf16" else torch.float32
     tokens, choices, experts, hidden = case["tokens"], case["choices"], case["experts"], case["hidden"]
@@ -90,6 +95,8 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
             token.grad = weight.grad = None
             start = time.perf_counter()
             forward().backward(gradient)
+            if device == "cuda":
+                torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
         seconds[name] = statistics.median(taken[1:])
         for parameter in layer.parameters():

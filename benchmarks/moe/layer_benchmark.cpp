@@ -1,5 +1,7 @@
 // One layer's routed experts on one rank, forward and backward, beside the bare matrix products of the same shapes.
-// Prints one JSON object with the median seconds of each, and how evenly the rounds went. Threads: OMP_NUM_THREADS.
+// Prints one JSON object with the median seconds of each, and how evenly the rounds went. Threads: OMP_NUM_THREADS. On
+// CUDA beside the dense products too: all rows as one, which is the rate that the chip's library reaches at these
+// sizes.
 #include <ATen/ATen.h>
 
 #include <CLI/CLI.hpp>
@@ -7,8 +9,12 @@
 #include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 
+#include "base/error.h"
+#include "comm/device.h"
 #include "comm/local_communicator.h"
+#include "kernels/cuda_kernels.h"
 #include "kernels/linear.h"
 #include "memory/memory_category.h"
 #include "moe/routed_experts.h"
@@ -20,21 +26,30 @@ struct Options {
   int64_t tokens = 4096, experts = 8, choices = 2, hidden = 512, intermediate = 1792;
   int64_t rounds = 7;
   bool bf16 = false;
+  bool cuda = false;
 };
+
+// Standard normal, in the dtype and on the device of the options.
+at::Tensor normal(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return at::randn(sizes, options.dtype(at::kFloat)).to(options);
+}
 
 // The layer's tensors. Choices go round over the experts: rows per expert are even.
 struct Layer {
   explicit Layer(const Options& o)
-      : options(at::device(at::kCPU).dtype(o.bf16 ? at::kBFloat16 : at::kFloat)),
-        token_TH(at::randn({o.tokens, o.hidden}).to(options)),
-        residual_TH(at::randn({o.tokens, o.hidden}).to(options)),
-        grad_TH(at::randn({o.tokens, o.hidden}).to(options)),
-        weight_TK(at::softmax(at::randn({o.tokens, o.choices}), 1)),
-        choice_TK((at::arange(o.tokens * o.choices) % o.experts).to(at::kInt).view({o.tokens, o.choices})),
-        weights{(at::randn({o.experts, 2 * o.intermediate, o.hidden}) * 0.02).to(options),
-                (at::randn({o.experts, o.hidden, o.intermediate}) * 0.02).to(options)},
-        grad_gate_up(at::zeros(weights.gate_up_LJH.sizes())),
-        grad_down(at::zeros(weights.down_LHI.sizes())) {}
+      : options(at::device(o.cuda ? at::kCUDA : at::kCPU).dtype(o.bf16 ? at::kBFloat16 : at::kFloat)),
+        token_TH(normal({o.tokens, o.hidden}, options)),
+        residual_TH(normal({o.tokens, o.hidden}, options)),
+        grad_TH(normal({o.tokens, o.hidden}, options)),
+        weight_TK(at::softmax(at::randn({o.tokens, o.choices}), 1).to(options.device())),
+        choice_TK((at::arange(o.tokens * o.choices) % o.experts)
+                      .to(at::kInt)
+                      .view({o.tokens, o.choices})
+                      .to(options.device())),
+        weights{normal({o.experts, 2 * o.intermediate, o.hidden}, options).mul_(0.02),
+                normal({o.experts, o.hidden, o.intermediate}, options).mul_(0.02)},
+        grad_gate_up(at::zeros(weights.gate_up_LJH.sizes(), options.dtype(at::kFloat))),
+        grad_down(at::zeros(weights.down_LHI.sizes(), options.dtype(at::kFloat))) {}
 
   at::TensorOptions options;
   at::Tensor token_TH, residual_TH, grad_TH, weight_TK, choice_TK;
@@ -65,10 +80,30 @@ void run_products(const Layer& layer, const at::Tensor& row_RH, const at::Tensor
   }
 }
 
+// The same multiplications as products of all rows with one expert's weights, into memory that lies ready.
+void run_dense_products(const Layer& layer, const at::Tensor& row_RH, const at::Tensor& gate_up_RJ,
+                        const at::Tensor& active_RI, const at::Tensor& out_RH, at::Tensor grad_gate_up,
+                        at::Tensor grad_down) {
+  const at::Tensor gate_up = layer.weights.gate_up_LJH[0], down = layer.weights.down_LHI[0];
+  at::Tensor rows = row_RH, wide = gate_up_RJ, active = active_RI, out = out_RH;
+  at::mm_out(wide, rows, gate_up.t());
+  at::mm_out(out, active, down.t());
+  at::mm_out(active, out, down);
+  at::mm_out(grad_down, out.t(), active);
+  at::mm_out(grad_gate_up, wide.t(), rows);
+  at::mm_out(out, wide, gate_up);
+}
+
+void settle(const Layer& layer) {
+  if (layer.options.device().is_cuda()) load_cuda_plugin(nullptr)->synchronize();
+}
+
 template <class F>
-double seconds_of(const F& work) {
+double seconds_of(const Layer& layer, const F& work) {
+  settle(layer);
   const auto start = std::chrono::steady_clock::now();
   work();
+  settle(layer);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -85,16 +120,25 @@ nlohmann::ordered_json measure(const Options& o) {
   const auto dispatcher = make_dispatcher(alone, o.experts, clock);
   const RoutedExperts experts(*dispatcher, alone, o.experts, {}, clock);
   const int64_t rows = o.tokens * o.choices / o.experts, all = rows * o.experts;
-  const at::Tensor row_RH = at::randn({all, o.hidden}).to(layer.options);
+  const at::Tensor row_RH = normal({all, o.hidden}, layer.options);
   const at::Tensor gate_up_RJ = at::empty({all, 2 * o.intermediate}, layer.options);
-  const at::Tensor active_RI = at::randn({all, o.intermediate}).to(layer.options), out_RH = at::empty_like(row_RH);
-  std::vector<double> of_layer, of_products;
+  const at::Tensor active_RI = normal({all, o.intermediate}, layer.options), out_RH = at::empty_like(row_RH);
+  at::Tensor grad_gate_up = at::empty_like(layer.weights.gate_up_LJH[0]);
+  at::Tensor grad_down = at::empty_like(layer.weights.down_LHI[0]);
+  std::vector<double> of_layer, of_products, of_dense;
   for (int64_t round = -2; round < o.rounds; ++round) {  // alternating; the first two warm up
-    const double products = seconds_of([&] { run_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows); });
-    const double whole = seconds_of([&] { run_layer(experts, layer); });
+    const double products =
+        seconds_of(layer, [&] { run_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows); });
+    const double dense =
+        o.cuda ? seconds_of(
+                     layer,
+                     [&] { run_dense_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, grad_gate_up, grad_down); })
+               : 0.0;
+    const double whole = seconds_of(layer, [&] { run_layer(experts, layer); });
     if (round < 0) continue;
     of_products.push_back(products);
     of_layer.push_back(whole);
+    of_dense.push_back(dense);
   }
   const double flops = 18.0 * static_cast<double>(all * o.hidden * o.intermediate);
   nlohmann::ordered_json result = {{"tokens", o.tokens},
@@ -109,7 +153,24 @@ nlohmann::ordered_json measure(const Options& o) {
   result["product_gflops"] = flops / result["products_seconds"]["median"].get<double>() / 1e9;
   result["fraction_of_product_rate"] =
       result["products_seconds"]["median"].get<double>() / result["layer_seconds"]["median"].get<double>();
+  if (!o.cuda) return result;
+  const double dense = summary(of_dense)["median"].get<double>();
+  result["dense_seconds"] = summary(of_dense);
+  result["dense_tflops"] = flops / dense / 1e12;
+  result["fraction_of_dense_rate"] = dense / result["layer_seconds"]["median"].get<double>();
   return result;
+}
+
+// An exit code, or none where there is nothing wrong.
+std::optional<int> use_gpu() {
+  std::string why_not;
+  if (cuda_device_count(&why_not) == 0) {
+    fmt::print(stderr, "error: --cuda, but {}.\n", why_not);
+    return exit_user_error;
+  }
+  load_cuda_plugin(nullptr)->use_device(0);
+  use_cuda_kernels(load_cuda_plugin(nullptr)->kernels);
+  return std::nullopt;
 }
 
 }  // namespace
@@ -125,7 +186,10 @@ int main(int argc, char** argv) {
   app.add_option("--intermediate", options.intermediate);
   app.add_option("--rounds", options.rounds);
   app.add_flag("--bf16", options.bf16);
+  app.add_flag("--cuda", options.cuda, "on the first GPU");
   CLI11_PARSE(app, argc, argv);
+  if (options.cuda)
+    if (const auto code = conclave::use_gpu()) return *code;
   conclave::install_counting_allocator();  // and with it the pool of large blocks, as the program has
   std::cout << conclave::measure(options).dump() << std::endl;
   return 0;

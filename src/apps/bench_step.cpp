@@ -60,6 +60,8 @@ void print_table(const StepProfile& profile, int ranks, int64_t steps) {
   print_row("total", profile.total, profile.kernels);
   fmt::print("in no phase: {:.4f} s, {:.2f} % of the step\n\n", profile.unattributed_seconds,
              100 * profile.unattributed_seconds / profile.step_seconds);
+  if (profile.synchronizations)
+    fmt::print("the host waited for the device {} times in the last step\n", *profile.synchronizations);
   for (Phase phase : collectives) {
     const auto share = overlapped(profile.total, phase);
     if (!share) continue;
@@ -85,6 +87,7 @@ void print_json(const StepProfile& profile, int ranks, int64_t steps) {
                                    {"highest_step_seconds", profile.highest_step_seconds},
                                    {"unattributed_seconds", profile.unattributed_seconds},
                                    {"total", json_of(profile.total, profile.kernels)}};
+  if (profile.synchronizations) object["synchronizations"] = *profile.synchronizations;
   for (size_t i = 0; i < profile.units.size(); ++i)
     object["units"][profile.units[i]] = json_of(profile.of_unit[i], profile.kernels);
   object["whole_step"] = json_of(profile.of_unit.back(), profile.kernels);

@@ -86,6 +86,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
     CheckedJob checked = check_job(read(), process.world_size);
     WorldOptions options;
     options.device = choose_device(checked.job.run.device, process);
+    options.host_staged = options.device.is_cuda() && ranks_share_gpus();
     options.timeout = std::chrono::seconds(checked.job.run.timeout_seconds);
     // A silent rank is lost after half a minute, or after the time-out where that is shorter (one beat a second).
     options.watchdog.lost_after_beats = static_cast<int>(std::clamp<int64_t>(checked.job.run.timeout_seconds, 5, 30));

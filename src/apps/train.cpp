@@ -4,6 +4,7 @@
 #include "apps/command.h"
 #include "base/error.h"
 #include "config/job_check.h"
+#include "train/profiled_steps.h"
 #include "train/trainer.h"
 
 namespace conclave {
@@ -12,11 +13,16 @@ void add_train(CLI::App& app, int& exit_code) {
   struct Options {
     JobOptions job;
     int ranks = 1;
+    std::string profile;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("train", "pre-train a model, or go on with a run that was stopped");
   add_job_options(*command, options->job);
   add_ranks_option(*command, options->ranks);
+  command->add_option(
+      "--profile", options->profile,
+      "FIRST:LAST, for example 10:12: write what these steps did, and when, as a Chrome trace of each rank "
+      "into run.output_dir/profile");
   command->footer(
       "One machine:    conclave train job.yaml --ranks 2\n"
       "Many machines:  torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
@@ -31,10 +37,15 @@ void add_train(CLI::App& app, int& exit_code) {
     const auto read = [options] {
       Job job = read_job(options->job.file, options->job.overrides);
       require(job, "data.train");
+      if (!options->profile.empty()) parse_profiled_steps(options->profile, job.run.steps);
       return job;
     };
     ExitCode ended = exit_success;
-    exit_code = run_on_ranks(options->ranks, read, [&](ParallelJob& job) { ended = Trainer(job).run(); });
+    exit_code = run_on_ranks(options->ranks, read, [&](ParallelJob& job) {
+      Trainer trainer(job);
+      if (!options->profile.empty()) trainer.profile(parse_profiled_steps(options->profile, job.job().run.steps));
+      ended = trainer.run();
+    });
     if (exit_code == exit_success) exit_code = ended;
   });
 }

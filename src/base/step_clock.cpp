@@ -50,14 +50,25 @@ void StepClock::move_to(std::optional<Place> place) {
   since_ = now;
 }
 
-ClockScope::ClockScope(StepClock& clock, Phase phase, size_t unit) : clock_(clock), outer_(clock.place_) {
+ClockScope::ClockScope(StepClock& clock, Phase phase, size_t unit)
+    : clock_(clock), outer_(clock.place_), listener_(clock.listener_) {
   clock_.move_to(StepClock::Place{phase, unit});
+  if (listener_ != nullptr) listener_->begin(name_of(phase), unit);
 }
 
 ClockScope::ClockScope(StepClock& clock, Phase phase) : ClockScope(clock, phase, clock.unit()) {}
 
 ClockScope::~ClockScope() {
+  if (listener_ != nullptr) listener_->end();
   clock_.move_to(outer_);
+}
+
+RangeScope::RangeScope(StepClock& clock, const char* name) : listener_(clock.listener_) {
+  if (listener_ != nullptr) listener_->begin(name, clock.unit());
+}
+
+RangeScope::~RangeScope() {
+  if (listener_ != nullptr) listener_->end();
 }
 
 KernelScope::KernelScope(Phase kind) : clock_(clock_of_kernels) {

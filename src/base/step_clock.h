@@ -30,6 +30,15 @@ inline constexpr int phases = 11;
 
 const char* name_of(Phase phase);
 
+// Told where named ranges begin and end, by the thread that computes; ranges nest. What a profiler shows.
+class RangeListener {
+ public:
+  virtual ~RangeListener() = default;
+  // `unit`: the unit that it is of, or the whole step.
+  virtual void begin(const char* name, size_t unit) = 0;
+  virtual void end() = 0;
+};
+
 class StepClock {
  public:
   using Time = std::chrono::steady_clock::time_point;
@@ -58,12 +67,17 @@ class StepClock {
   // own; that costs speed, so training does without.
   void set_settle(std::function<void()> settle) { settle_ = std::move(settle); }
 
+  // From now on every scope is a range for `listener`, which outlives the clock or is taken back; null: none is.
+  // Between scopes.
+  void set_listener(RangeListener* listener) { listener_ = listener; }
+
   // From now on the kernels that this thread calls are phases of their own (KernelScope).
   void time_kernels();
 
  private:
   friend class ClockScope;
   friend class KernelScope;
+  friend class RangeScope;
   struct Place {
     Phase phase;
     size_t unit;
@@ -75,6 +89,7 @@ class StepClock {
   std::optional<Place> place_;  // none: the time is nobody's
   Time since_;
   std::function<void()> settle_;
+  RangeListener* listener_ = nullptr;
 };
 
 // The clock is in `phase` while the scope lives, then where it was. Scopes nest.
@@ -89,6 +104,18 @@ class ClockScope {
  private:
   StepClock& clock_;
   std::optional<StepClock::Place> outer_;
+  RangeListener* listener_;
+};
+
+// A part of computing that has a name of its own where ranges are shown, and no time of its own.
+class RangeScope {
+ public:
+  RangeScope(StepClock& clock, const char* name);
+  ~RangeScope();
+  RangeScope(const RangeScope&) = delete;
+
+ private:
+  RangeListener* listener_;
 };
 
 // In a kernel: while it lives, the clock that times this thread's kernels, if there is one, is in `kind`. Kernels of a

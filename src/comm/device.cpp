@@ -3,8 +3,10 @@
 #include <dlfcn.h>
 #include <fmt/core.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
+#include <string_view>
 
 #include "base/error.h"
 
@@ -48,11 +50,17 @@ int cuda_device_count(std::string* why_not) {
   return devices;
 }
 
+bool ranks_share_gpus() {
+  const char* value = std::getenv("CONCLAVE_SHARE_GPUS");
+  return value != nullptr && std::string_view(value) == "1";
+}
+
 at::Device choose_device(Device wanted, const Process& process) {
   if (wanted == Device::cpu) return at::kCPU;
   std::string why_not;
   const int devices = cuda_device_count(&why_not);
   if (devices >= process.local_world_size) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank)};
+  if (devices > 0 && ranks_share_gpus()) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank % devices)};
   if (wanted == Device::automatic) return at::kCPU;
   if (devices > 0)
     why_not = fmt::format("this host has {} for its {} ranks", devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices),

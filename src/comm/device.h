@@ -15,6 +15,8 @@
 
 namespace conclave {
 
+struct CudaKernels;  // kernels/cuda_kernels.h
+
 // What libconclave_cuda.so offers, by its function conclave_cuda_plugin().
 struct CudaPlugin {
   int (*device_count)();  // 0 without a driver
@@ -28,6 +30,10 @@ struct CudaPlugin {
   // Pinned host memory, copied to and from on a stream of its own.
   std::unique_ptr<OffloadMedium> (*make_pinned_slots)();
   void (*synchronize)();  // the host waits until the device in use has done all its work
+  const CudaKernels* kernels;
+  // Counts the waits of this thread for the device (cuda/synchronization_count.h), from zero; or no longer.
+  void (*count_synchronizations)(bool on);
+  int64_t (*synchronizations)();
 };
 
 // The plug-in, loaded on the first call and never unloaded; null if it cannot be, and then `why_not` says why.
@@ -35,6 +41,10 @@ const CudaPlugin* load_cuda_plugin(std::string* why_not);
 
 // GPUs that this process can use; 0 without the plug-in, a driver or a device, and then `why_not` (if given) says why.
 int cuda_device_count(std::string* why_not = nullptr);
+
+// Whether ranks may share a GPU, talking through the host's memory: CONCLAVE_SHARE_GPUS=1 in the environment. For
+// checking several ranks on one GPU; slow.
+bool ranks_share_gpus();
 
 // The device of this rank: for `automatic` CUDA where there is a GPU for each rank of the host, else the CPU. CUDA that
 // cannot be had is a UserError with the reason.

@@ -10,6 +10,7 @@
 #include "comm/device.h"
 #include "comm/gloo.h"
 #include "comm/gloo_communicator.h"
+#include "comm/host_staged_communicator.h"
 #include "comm/local_communicator.h"
 #include "comm/rendezvous.h"
 
@@ -44,7 +45,7 @@ World::World(Process process, WorldOptions options) : process_(std::move(process
   }
   if (process_.is_single()) return;
   ignore_broken_pipes();
-  if (!options_.device.is_cuda()) gloo_device_ = make_gloo_device(process_);
+  if (uses_gloo()) gloo_device_ = make_gloo_device(process_);
   store_ = connect_store(process_, options_.timeout);
   watchdog_ = std::make_shared<Watchdog>(store_->clone(), describe_store(process_),
                                          process_.rank == 0 && !process_.launcher_serves_store, process_.rank,
@@ -66,7 +67,7 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
   const auto start = std::chrono::steady_clock::now();
   auto group_store = c10::make_intrusive<c10d::PrefixStore>(calls->key, store_);
   try {
-    if (options_.device.is_cuda())
+    if (!uses_gloo())
       return load_cuda_plugin(nullptr)->make_communicator(axis, group.index, group.size(), group_store, watchdog_,
                                                           calls, options_.timeout);
     auto connection = std::make_shared<Connection>();
@@ -74,7 +75,9 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
     connection->watchdog = watchdog_;
     connection->calls = calls;
     connection->timeout = options_.timeout;
-    return std::make_unique<GlooCommunicator>(axis, group.index, group.size(), std::move(connection));
+    auto host = std::make_unique<GlooCommunicator>(axis, group.index, group.size(), std::move(connection));
+    if (options_.device.is_cuda()) return std::make_unique<HostStagedCommunicator>(std::move(host));
+    return host;
   } catch (const std::exception& error) {
     const std::chrono::duration<double> waited = std::chrono::steady_clock::now() - start;
     watchdog_->fail({connecting, -1, /*timed_out=*/true, waited.count(), error.what()});

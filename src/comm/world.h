@@ -23,6 +23,7 @@ struct WorldOptions {
   at::Device device = at::kCPU;                // CPU: Gloo; CUDA: NCCL (see choose_device())
   std::chrono::milliseconds timeout{300'000};  // a collective that takes longer means a lost or hung rank
   WatchdogOptions watchdog;
+  bool host_staged = false;  // CUDA by way of the host and Gloo: ranks share a GPU
 };
 
 class World {
@@ -48,6 +49,8 @@ class World {
   void finish();
 
  private:
+  bool uses_gloo() const { return options_.device.is_cpu() || options_.host_staged; }
+
   Process process_;
   WorldOptions options_;
   c10::intrusive_ptr<c10d::Store> store_;  // null in a world of one

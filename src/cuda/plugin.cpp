@@ -1,10 +1,14 @@
 // The functions of the plug-in; see CudaPlugin in comm/device.h. Loading this library also registers ATen's CUDA
 // kernels.
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAStream.h>
 
 #include "comm/device.h"
+#include "cuda/kernel_table.h"
+#include "cuda/launches.h"
 #include "cuda/nccl_communicator.h"
 #include "cuda/pinned_slots.h"
+#include "cuda/synchronization_count.h"
 
 namespace conclave {
 namespace {
@@ -34,9 +38,15 @@ void synchronize() {
   c10::cuda::device_synchronize();
 }
 
-constexpr CudaPlugin plugin{device_count, use_device, make_communicator, make_pinned_slots, synchronize};
+const CudaPlugin plugin{device_count, use_device,          make_communicator,      make_pinned_slots,
+                        synchronize,  &cuda::kernel_table, count_synchronizations, synchronizations};
 
 }  // namespace
+
+cuda::Stream cuda::current_stream() {
+  return c10::cuda::getCurrentCUDAStream();
+}
+
 }  // namespace conclave
 
 extern "C" __attribute__((visibility("default"))) const conclave::CudaPlugin* conclave_cuda_plugin() {

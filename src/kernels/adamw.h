@@ -4,17 +4,9 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace conclave {
+#include "kernels/adamw_step.h"
 
-struct AdamwStep {
-  double lr = 0;
-  double beta1 = 0.9;
-  double beta2 = 0.95;
-  double eps = 1e-8;
-  double weight_decay = 0;
-  int64_t step = 1;       // 1-based: bias correction 1 - beta^step
-  double grad_scale = 1;  // the gradient is multiplied by this first (clipping)
-};
+namespace conclave {
 
 // All 1-D fp32 of one length:
 //   g = grad * grad_scale; p *= 1 - lr * weight_decay; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
@@ -24,6 +16,9 @@ void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq,
 
 // Sum of squares of a 1-D fp32 tensor, in double, in a fixed order of fixed blocks. Not finite if any element is not.
 double sum_of_squares(const at::Tensor& x);
+
+// The same as one double where x is, so that nobody has to wait for it.
+at::Tensor sum_of_squares_tensor(const at::Tensor& x);
 
 namespace reference {
 void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq, const at::Tensor& grad,

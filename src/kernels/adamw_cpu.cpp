@@ -1,6 +1,5 @@
 #include "kernels/adamw.h"
 
-#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -13,25 +12,6 @@
 #include <hwy/highway.h>
 
 #include "kernels/simd-inl.h"
-
-#ifndef CONCLAVE_KERNELS_ADAMW_FACTORS
-#define CONCLAVE_KERNELS_ADAMW_FACTORS
-namespace conclave {
-
-// The step's numbers as the elements need them: computed once in double, rounded once.
-struct AdamwFactors {
-  float grad_scale;
-  float keep;  // 1 - lr * weight_decay
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float root_correction2;  // sqrt(1 - beta2^step)
-  float eps;
-  float step_size;  // lr / (1 - beta1^step)
-};
-
-}  // namespace conclave
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace conclave::HWY_NAMESPACE {
@@ -89,16 +69,7 @@ HWY_EXPORT(squares_of_elements);
 
 void cpu::adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq, const at::Tensor& grad,
                      const AdamwStep& step) {
-  const AdamwFactors factors = {
-      .grad_scale = static_cast<float>(step.grad_scale),
-      .keep = static_cast<float>(1 - step.lr * step.weight_decay),
-      .one_minus_beta1 = static_cast<float>(1 - step.beta1),
-      .beta2 = static_cast<float>(step.beta2),
-      .one_minus_beta2 = static_cast<float>(1 - step.beta2),
-      .root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(step.beta2, step.step))),
-      .eps = static_cast<float>(step.eps),
-      .step_size = static_cast<float>(step.lr / (1 - std::pow(step.beta1, step.step))),
-  };
+  const AdamwFactors factors = factors_of(step);
   for_rows(parameter.numel(), 1, [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(adamw_elements)
     (data<float>(parameter) + begin, data<float>(exp_avg) + begin, data<float>(exp_avg_sq) + begin,

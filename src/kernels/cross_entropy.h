@@ -13,6 +13,10 @@ double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C);
 // The same, and logits become scale * (softmax(logits) - onehot(target)); rows of ignored targets become 0.
 double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale);
 
+// The same two with the sum as one double where the logits are, so that nobody has to wait for it.
+at::Tensor cross_entropy_sum(const at::Tensor& logits_CV, const at::Tensor& targets_C);
+at::Tensor cross_entropy_sum_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale);
+
 namespace reference {
 double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C);
 double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale);

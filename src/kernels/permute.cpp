@@ -4,6 +4,7 @@
 #include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
+#include "kernels/cuda_kernels.h"
 
 namespace conclave {
 
@@ -17,6 +18,7 @@ void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor&
   check_dims(op, "rows", rows_NH, 2);
   check_tensor(op, "index", index_R, {index_R.numel()}, at::kInt);
   check_tensor(op, "out", out_RH, {index_R.numel(), rows_NH.size(1)}, rows_NH.scalar_type());
+  if (const CudaKernels* cuda = cuda_kernels(rows_NH)) return cuda->gather_rows(out_RH, rows_NH, index_R);
   if (has_cpu_path(rows_NH)) return cpu::gather_rows(out_RH, rows_NH, index_R);
   reference::gather_rows(out_RH, rows_NH, index_R);
 }
@@ -31,6 +33,8 @@ void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tens
   check_tensor(op, "weight_index", weight_index_R, {count}, at::kInt);
   check_tensor(op, "weights", weights, weights.sizes(), at::kFloat);
   check_tensor(op, "messages", messages_RM, {count, message_bytes(rows_NH.size(1), rows_NH.scalar_type())}, at::kByte);
+  if (const CudaKernels* cuda = cuda_kernels(rows_NH))
+    return cuda->pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
   if (has_cpu_path(rows_NH)) return cpu::pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
   reference::pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
 }
@@ -45,6 +49,8 @@ void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& mess
   check_tensor(op, "weight", weight_R, {count}, at::kFloat);
   check_tensor(op, "messages", messages_NM,
                {messages_NM.size(0), message_bytes(rows_RH.size(1), rows_RH.scalar_type())}, at::kByte);
+  if (const CudaKernels* cuda = cuda_kernels(rows_RH))
+    return cuda->unpack_rows(rows_RH, weight_R, messages_NM, index_R);
   if (has_cpu_path(rows_RH)) return cpu::unpack_rows(rows_RH, weight_R, messages_NM, index_R);
   reference::unpack_rows(rows_RH, weight_R, messages_NM, index_R);
 }
@@ -59,6 +65,8 @@ void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Te
   check_tensor(op, "row_of_choice", row_of_choice_TK, row_of_choice_TK.sizes(), at::kInt);
   check_tensor(op, "out", out_TH, {tokens, rows_RH.size(1)}, rows_RH.scalar_type());
   if (residual_TH.defined()) check_tensor(op, "residual", residual_TH, out_TH.sizes(), rows_RH.scalar_type());
+  if (const CudaKernels* cuda = cuda_kernels(out_TH))
+    return cuda->combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
   if (has_cpu_path(out_TH)) return cpu::combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
   reference::combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
 }
@@ -73,6 +81,8 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
   check_tensor(op, "weight", weight_TK, row_of_choice_TK.sizes(), at::kFloat);
   check_tensor(op, "messages", messages_RM, {messages_RM.size(0), message_bytes(out_TH.size(1), out_TH.scalar_type())},
                at::kByte);
+  if (const CudaKernels* cuda = cuda_kernels(out_TH))
+    return cuda->combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
   if (has_cpu_path(out_TH)) return cpu::combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
   reference::combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
 }
@@ -82,6 +92,8 @@ ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t exper
   constexpr auto op = "order_by_expert";
   check_dims(op, "expert_of_choice", expert_of_choice_TK, 2);
   check_tensor(op, "expert_of_choice", expert_of_choice_TK, expert_of_choice_TK.sizes(), at::kInt);
+  if (const CudaKernels* cuda = cuda_kernels(expert_of_choice_TK.device().type()))
+    return cuda->order_by_expert(expert_of_choice_TK, experts);
   if (expert_of_choice_TK.is_cpu()) return cpu::order_by_expert(expert_of_choice_TK, experts);
   return reference::order_by_expert(expert_of_choice_TK, experts);
 }

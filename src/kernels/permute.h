@@ -32,7 +32,7 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
 
 // A stable counting sort of the T*K choices by expert, where -1 is no expert's: choice_of_row [R] int32 (t * K + k,
 // ascending within an expert), row_of_choice [T,K] int32 its inverse (-1 for a choice without a row), count [E] int64.
-// All on the CPU.
+// On the device of the choices, but count on the CPU: what is done with the rows next needs it there.
 struct ExpertOrder {
   at::Tensor choice_of_row_R;
   at::Tensor row_of_choice_TK;

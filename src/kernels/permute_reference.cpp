@@ -69,14 +69,14 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
 }
 
 ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
-  const at::Tensor expert = expert_of_choice_TK.to(at::kCPU).flatten();
+  const at::Tensor expert = expert_of_choice_TK.flatten();
   const at::Tensor sorted = std::get<1>(at::sort(expert, /*stable=*/true, /*dim=*/0, /*descending=*/false));
   const auto dropped = expert.lt(0).sum().item<int64_t>();  // they come first
   const at::Tensor order = sorted.narrow(0, dropped, sorted.numel() - dropped);
   at::Tensor inverse = at::full_like(sorted, -1);
   inverse.scatter_(0, order, at::arange(order.numel(), order.options()));
   return {order.to(at::kInt), inverse.to(at::kInt).view(expert_of_choice_TK.sizes()),
-          at::bincount(expert.index_select(0, order), /*weights=*/{}, experts)};
+          at::bincount(expert.index_select(0, order), /*weights=*/{}, experts).to(at::kCPU)};
 }
 
 }  // namespace conclave::reference

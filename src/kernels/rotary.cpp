@@ -5,6 +5,7 @@
 #include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
+#include "kernels/cuda_kernels.h"
 
 namespace conclave {
 
@@ -38,6 +39,7 @@ RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta
 void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
   const KernelScope timed(Phase::kernels);
   check_rotary("rotary_forward_", qkv_TN, heads, head_dim, table);
+  if (const CudaKernels* cuda = cuda_kernels(qkv_TN)) return cuda->rotary_(qkv_TN, heads, table, /*inverse=*/false);
   if (has_cpu_path(qkv_TN)) return cpu::rotary_(qkv_TN, heads, table, /*inverse=*/false);
   reference::rotary_forward_(qkv_TN, heads, head_dim, table);
 }
@@ -45,6 +47,8 @@ void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const R
 void rotary_backward_(at::Tensor grad_qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
   const KernelScope timed(Phase::kernels);
   check_rotary("rotary_backward_", grad_qkv_TN, heads, head_dim, table);
+  if (const CudaKernels* cuda = cuda_kernels(grad_qkv_TN))
+    return cuda->rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
   if (has_cpu_path(grad_qkv_TN)) return cpu::rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
   reference::rotary_backward_(grad_qkv_TN, heads, head_dim, table);
 }

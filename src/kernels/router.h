@@ -33,10 +33,11 @@ struct Routing {
 // What balancing needs to know of the tokens of this rank. An expert's probability is its score, divided by the sum of
 // the token's scores where that is not 1 by itself (sigmoid).
 struct RoutingStatistics {
-  at::Tensor count_E;               // double: choices that fell on each expert
-  at::Tensor probability_sum_E;     // double: sum over tokens of each expert's probability
-  double logsumexp_square_sum = 0;  // sum over tokens of logsumexp^2 (z-loss: Zoph et al., "ST-MoE", 2022)
-  double confidence_sum = 0;        // sum over tokens of the highest probability
+  // Doubles, on the routing's device: nobody has to wait for them.
+  at::Tensor count_E;               // choices that fell on each expert
+  at::Tensor probability_sum_E;     // sum over tokens of each expert's probability
+  at::Tensor logsumexp_square_sum;  // one number: sum over tokens of logsumexp^2 (z-loss: Zoph et al., "ST-MoE", 2022)
+  at::Tensor confidence_sum;        // one number: sum over tokens of the highest probability
 };
 
 // logits [T,E], fp32 or bf16. selection_bias [E] fp32 is added to the scores for choosing, not for weighing; undefined
@@ -46,8 +47,7 @@ Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const a
 // The same with choices made elsewhere: expert_of_choice [T,K] int32, each token's experts distinct.
 Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK);
 
-// Sums in token order within fixed blocks, so that the result does not depend on threads. On the CPU whatever the
-// routing's device.
+// Sums in token order within fixed blocks, so that the result does not depend on threads.
 RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options);
 
 // grad_logits [T,E] (dtype of the logits) from the gradient of the weights, plus what the balancing losses add:

@@ -154,7 +154,8 @@ Routing cpu::route_to(const at::Tensor& logits_TE, const RouterOptions& options,
 RoutingStatistics cpu::routing_statistics(const Routing& routing, const RouterOptions& options) {
   const int64_t tokens = routing.score_TE.size(0), experts = routing.score_TE.size(1);
   const auto fp64 = at::TensorOptions().dtype(at::kDouble);
-  RoutingStatistics statistics{at::zeros({experts}, fp64), at::zeros({experts}, fp64)};
+  RoutingStatistics statistics{at::zeros({experts}, fp64), at::zeros({experts}, fp64), at::zeros({}, fp64),
+                               at::zeros({}, fp64)};
   auto* count = statistics.count_E.data_ptr<double>();
   const int32_t* expert = data<int32_t>(routing.expert_of_choice_TK);
   for (int64_t choice = 0; choice < routing.expert_of_choice_TK.numel(); ++choice) {
@@ -181,8 +182,8 @@ RoutingStatistics cpu::routing_statistics(const Routing& routing, const RouterOp
   for (int64_t b = 0; b < blocks; ++b) {
     const double* sum = data<double>(partial) + b * columns;
     for (int64_t e = 0; e < experts; ++e) data<double>(statistics.probability_sum_E)[e] += sum[e];
-    statistics.logsumexp_square_sum += sum[experts];
-    statistics.confidence_sum += sum[experts + 1];
+    *data<double>(statistics.logsumexp_square_sum) += sum[experts];
+    *data<double>(statistics.confidence_sum) += sum[experts + 1];
   }
   return statistics;
 }

@@ -53,11 +53,10 @@ RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions
   at::Tensor probability = routing.score_TE.to(at::kDouble);
   if (options.scores == RouterScores::sigmoid) probability = probability / probability.sum(1, /*keepdim=*/true);
   RoutingStatistics statistics;
-  statistics.count_E =
-      at::bincount(routing.expert_of_choice_TK.flatten(), /*weights=*/{}, experts).to(at::kCPU, at::kDouble);
-  statistics.probability_sum_E = probability.sum(0).to(at::kCPU);
-  statistics.logsumexp_square_sum = routing.logsumexp_T.to(at::kDouble).square().sum().item<double>();
-  statistics.confidence_sum = probability.amax(1).sum().item<double>();
+  statistics.count_E = at::bincount(routing.expert_of_choice_TK.flatten(), /*weights=*/{}, experts).to(at::kDouble);
+  statistics.probability_sum_E = probability.sum(0);
+  statistics.logsumexp_square_sum = routing.logsumexp_T.to(at::kDouble).square().sum();
+  statistics.confidence_sum = probability.amax(1).sum();
   return statistics;
 }
 

@@ -18,7 +18,7 @@ at::Tensor MixtralHead::project(const at::Tensor& normed_CH, const at::Tensor& p
 
 double MixtralHead::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_T, double scale,
                                         const HeadWeights& weights, HeadGradients gradients) const {
-  double sum = 0;
+  at::Tensor sum;  // on the device: waited for once
   at::Tensor& grad_norm_H = gradients.norm_H.zeroed();
   // One chunk at least, so that a rank without tokens still writes its gradients.
   int64_t begin = 0;
@@ -29,7 +29,8 @@ double MixtralHead::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& 
     at::Tensor rstd_C = at::empty({count}, hidden_TH.options().dtype(at::kFloat));
     rms_norm_forward(normed_CH, rstd_C, hidden_CH, weights.norm_H, eps_);
     at::Tensor logits_CV = project(normed_CH, weights.projection_VH);
-    sum += cross_entropy_with_gradient_(logits_CV, target_T.narrow(0, begin, count), scale);
+    const at::Tensor loss = cross_entropy_sum_with_gradient_(logits_CV, target_T.narrow(0, begin, count), scale);
+    sum = sum.defined() ? sum + loss : loss;
     linear_backward_weight(gradients.projection_VH.tensor, logits_CV, normed_CH, gradients.projection_VH.accumulate);
     gradients.projection_VH.accumulate = true;
     linear_backward_input(normed_CH, logits_CV, weights.projection_VH);
@@ -39,7 +40,7 @@ double MixtralHead::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& 
     hidden_CH.copy_(grad_CH);
     begin += count;
   } while (begin < hidden_TH.size(0));
-  return sum;
+  return sum.item<double>();
 }
 
 double MixtralHead::loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const {

@@ -38,8 +38,9 @@ void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int6
       }
     }
   }
-  plan.arrival_of_row_R = arrival_of_row.to(device);
-  plan.row_of_arrival_R = row_of_arrival.to(device);
+  // Not waited for: what is copied from ordinary memory has left it when the call returns.
+  plan.arrival_of_row_R = arrival_of_row.to(device, /*non_blocking=*/true);
+  plan.row_of_arrival_R = row_of_arrival.to(device, /*non_blocking=*/true);
 }
 
 }  // namespace
@@ -56,7 +57,7 @@ DispatchPlan AllToAllDispatcher::plan_at_home(const at::Tensor& expert_of_choice
   DispatchPlan plan = std::move(order.plan);
 
   const at::Device device = expert_of_choice_TK.device();
-  at::Tensor sent = order.count_S.to(device);
+  at::Tensor sent = order.count_S.to(device, /*non_blocking=*/true);
   at::Tensor received = at::empty_like(sent);
   received = RowsInFlight(received, sent, expert_.all_to_all(received, sent, splits, splits), clock_).take();
   received = received.to(at::kCPU);
@@ -67,7 +68,8 @@ DispatchPlan AllToAllDispatcher::plan_at_home(const at::Tensor& expert_of_choice
 DispatchPlan AllToAllDispatcher::plan_with_helpers(const at::Tensor& expert_of_choice_TK, const SpillOptions& options) {
   const int ranks = expert_.size();
   const at::Device device = expert_of_choice_TK.device();
-  const at::Tensor own = order_by_expert(expert_of_choice_TK.to(at::kCPU), experts_).count_E.to(device);
+  const at::Tensor own =
+      order_by_expert(expert_of_choice_TK.contiguous(), experts_).count_E.to(device, /*non_blocking=*/true);
   at::Tensor all = at::empty({ranks, experts_}, own.options());
   all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take().to(at::kCPU);
 

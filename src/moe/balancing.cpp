@@ -72,17 +72,17 @@ BalanceReduction::BalanceReduction(Communicator& world, const std::vector<Routin
       device_(device),
       options_(options),
       ranks_(world.size()),
-      own_(at::zeros({balance_message_numbers(layers_, experts_)}, at::kDouble)) {
+      own_(at::zeros({balance_message_numbers(layers_, experts_)}, at::device(device).dtype(at::kDouble))) {
   const Sums own(own_, layers_, experts_);
   for (int64_t layer = 0; layer < layers_; ++layer) {
     own.count_LE[layer].copy_(layers[layer].count_E);
     own.probability_LE[layer].copy_(layers[layer].probability_sum_E);
-    own.logsumexp_square_L[layer].fill_(layers[layer].logsumexp_square_sum);
-    own.confidence_L[layer].fill_(layers[layer].confidence_sum);
+    own.logsumexp_square_L[layer].copy_(layers[layer].logsumexp_square_sum);
+    own.confidence_L[layer].copy_(layers[layer].confidence_sum);
   }
   own.tokens.fill_(static_cast<double>(tokens));
   if (options.scope == AuxLossScope::each_rank) own.aux_loss.fill_(aux_loss_of(own, options.layers).value);
-  sums_ = own_.to(device, at::kDouble, /*non_blocking=*/false, /*copy=*/true);
+  sums_ = own_.clone();
   pending_ = world.all_reduce(sums_);
 }
 
@@ -95,13 +95,13 @@ Balance BalanceReduction::finish() {
   check_invariant(balance.tokens > 0, "a micro-step has {} tokens", balance.tokens);
   ModelAuxLoss aux = options_.scope == AuxLossScope::all_ranks
                          ? aux_loss_of(sums, options_.layers)
-                         : aux_loss_of(Sums(own_, layers_, experts_), options_.layers);
+                         : aux_loss_of(Sums(own_.to(at::kCPU), layers_, experts_), options_.layers);
   if (options_.scope == AuxLossScope::each_rank) {
     aux.value = sums.aux_loss.item<double>() / ranks_;
     aux.gradient_LE = aux.gradient_LE / ranks_;
   }
   balance.aux_loss = aux.value;
-  balance.aux_gradient_LE = aux.gradient_LE.to(device_, at::kFloat).contiguous();
+  balance.aux_gradient_LE = aux.gradient_LE.to(device_, at::kFloat, /*non_blocking=*/true).contiguous();
   const auto tokens = static_cast<double>(balance.tokens);
   balance.aux_loss_L = aux_loss_of_each_layer(sums).value_G;
   balance.z_loss_L = sums.logsumexp_square_L / tokens;

@@ -55,7 +55,7 @@ class BalanceReduction {
   at::Device device_;
   AuxLossOptions options_;
   int ranks_;
-  at::Tensor own_;   // double, CPU: what this rank adds to `sums`
+  at::Tensor own_;   // double: what this rank adds to `sums`
   at::Tensor sums_;  // double: as balance_message.h says
   Pending pending_;
 };

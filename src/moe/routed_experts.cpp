@@ -29,6 +29,7 @@ RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64
 }
 
 RoutedExperts::Parts RoutedExperts::plan_parts(const at::Tensor& expert_of_choice_TK) const {
+  const RangeScope range(clock_, "plan");
   MemoryScope scope(MemoryCategory::activations);
   const bool travels = expert_.size() > 1;
   const bool bounded = options_.most_rows_factor && travels;
@@ -76,9 +77,12 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     RoutedPart& part = parts[i];
     start(one_by_one ? i : i + 1);
     part.rows = dispatching[i].rows.finish();
-    ExpertOutput output = experts_forward(part.rows, part.plan.rows_per_expert,
-                                          dispatching[i].guests ? dispatching[i].guests->finish() : weights,
-                                          drop_rows ? PreActivation::repeated : pre_activation);
+    ExpertOutput output = [&] {
+      const RangeScope range(clock_, "experts");
+      return experts_forward(part.rows, part.plan.rows_per_expert,
+                             dispatching[i].guests ? dispatching[i].guests->finish() : weights,
+                             drop_rows ? PreActivation::repeated : pre_activation);
+    }();
     dispatching[i].guests.reset();
     part.gate_up_RJ = std::move(output.gate_up_RJ);
     if (drop_rows) part.rows = {};
@@ -135,9 +139,11 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     std::optional<GuestGradients> guest_gradients;
     if (part.plan.spill) guest_gradients.emplace(*part.plan.spill, weights, expert_, clock_);
     ExpertGradients with_guests = guest_gradients ? guest_gradients->with_guests(gradients) : gradients;
-    ExpertRows grad_rows =
-        experts_backward(grad_RH, std::move(part.rows), std::move(part.gate_up_RJ), part.plan.rows_per_expert,
-                         dispatching[i].guests ? dispatching[i].guests->finish() : weights, with_guests);
+    ExpertRows grad_rows = [&] {
+      const RangeScope range(clock_, "experts");
+      return experts_backward(grad_RH, std::move(part.rows), std::move(part.gate_up_RJ), part.plan.rows_per_expert,
+                              dispatching[i].guests ? dispatching[i].guests->finish() : weights, with_guests);
+    }();
     gradients.gate_up_LJH.accumulate = gradients.down_LHI.accumulate = true;
     grad_RH.reset();
     dispatching[i].guests.reset();

@@ -7,17 +7,15 @@
 namespace conclave {
 
 SendOrder make_send_order(const at::Tensor& slot_of_choice_TK, const std::vector<int64_t>& slots_per_rank) {
-  // Positions are sorted on the host: split sizes are needed there anyway.
-  const at::Device device = slot_of_choice_TK.device();
   const int64_t slots = std::accumulate(slots_per_rank.begin(), slots_per_rank.end(), int64_t{0});
-  ExpertOrder order = order_by_expert(slot_of_choice_TK.to(at::kCPU), slots);
+  ExpertOrder order = order_by_expert(slot_of_choice_TK.contiguous(), slots);
   SendOrder result;
   DispatchPlan& plan = result.plan;
   plan.tokens = slot_of_choice_TK.size(0);
   plan.top_k = slot_of_choice_TK.size(1);
-  plan.row_of_choice_TK = order.row_of_choice_TK.to(device);
-  plan.token_of_row_R = order.choice_of_row_R.div(plan.top_k, "floor").to(device);
-  plan.choice_of_row_R = order.choice_of_row_R.to(device);
+  plan.row_of_choice_TK = order.row_of_choice_TK;
+  plan.token_of_row_R = order.choice_of_row_R.div(plan.top_k, "floor");
+  plan.choice_of_row_R = order.choice_of_row_R;
   const auto* count = order.count_E.const_data_ptr<int64_t>();
   for (const int64_t slots_of_rank : slots_per_rank) {
     plan.sent_per_rank.push_back(std::accumulate(count, count + slots_of_rank, int64_t{0}));

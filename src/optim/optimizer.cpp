@@ -7,11 +7,10 @@
 namespace conclave {
 
 std::vector<double> Optimizer::gradient_squares(Communicator& world, at::Device device) const {
-  at::Tensor squares = at::zeros({static_cast<int64_t>(units_.size())}, at::kDouble);
-  auto* square = squares.data_ptr<double>();
+  at::Tensor squares = at::zeros({static_cast<int64_t>(units_.size())}, at::device(device).dtype(at::kDouble));
   for (size_t i = 0; i < units_.size(); ++i)
-    for (const at::Tensor& gradient : units_[i].counted_gradients) square[i] += sum_of_squares(gradient);
-  squares = squares.to(device);
+    for (const at::Tensor& gradient : units_[i].counted_gradients)
+      squares[static_cast<int64_t>(i)] += sum_of_squares_tensor(gradient);
   world.all_reduce(squares).wait();
   squares = squares.to(at::kCPU);
   const auto* sum = squares.const_data_ptr<double>();

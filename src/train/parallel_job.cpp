@@ -1,6 +1,8 @@
 #include "train/parallel_job.h"
 
 #include "base/log.h"
+#include "comm/device.h"
+#include "kernels/cuda_kernels.h"
 #include "metrics/running_memory.h"
 #include "train/compute_precision.h"
 #include "train/upcycle.h"
@@ -19,7 +21,9 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
   auto& chunks = checked_.job.moe.dispatch_chunks;
   chunks = dispatch_chunks(checked_, world.process().local_world_size);
   if (*chunks > 1) spdlog::info("rows are dispatched in {} parts (moe.dispatch_chunks)", *chunks);
-  if (world.device().is_cuda()) host_world_.emplace(axes_.world(), world.device());
+  if (!world.device().is_cuda()) return;
+  host_world_.emplace(axes_.world(), world.device());
+  use_cuda_kernels(load_cuda_plugin(nullptr)->kernels);
 }
 
 void start_parameters(ParallelJob& job) {
@@ -56,7 +60,7 @@ std::vector<double> ParallelJob::max_over_world(const std::vector<double>& value
 }
 
 std::vector<double> ParallelJob::reduce_over_world(const std::vector<double>& values, Reduction reduction) {
-  at::Tensor tensor = at::tensor(values, at::kDouble).to(device());
+  at::Tensor tensor = at::tensor(values, at::kDouble).to(device(), /*non_blocking=*/true);
   axes_.world().all_reduce(tensor, reduction).wait();
   tensor = tensor.to(at::kCPU);
   const auto* data = tensor.const_data_ptr<double>();

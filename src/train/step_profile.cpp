@@ -70,18 +70,25 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   job.model().allocate_parameters();
   job.model().allocate_training_state();
   start_parameters(job);
-  if (job.device().is_cuda()) forward_backward.clock().set_settle(load_cuda_plugin(nullptr)->synchronize);
+  const CudaPlugin* plugin = job.device().is_cuda() ? load_cuda_plugin(nullptr) : nullptr;
+  if (plugin != nullptr) forward_backward.clock().set_settle(plugin->synchronize);
   if (request.kernels) forward_backward.clock().time_kernels();
   TrainStep train_step(job, forward_backward);
   BatchLoader loader(training, {job.job().data.micro_batch_size, job.micro_steps(), job.world().size(), job.rank()});
 
   std::vector<std::vector<double>> of_step;
+  std::optional<int64_t> synchronizations;
   for (int64_t step = 1; step <= request.untimed + request.steps; ++step) {
     job.axes().world().barrier();
     const auto start = std::chrono::steady_clock::now();
+    if (plugin != nullptr) plugin->count_synchronizations(true);
     StepReport report = train_step.run(
         loader, step, learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (plugin != nullptr) {
+      synchronizations = plugin->synchronizations();
+      plugin->count_synchronizations(false);
+    }
     const bool measured = step > request.untimed;
     spdlog::info("step {} of {}{}: {:.3f} s", step, request.untimed + request.steps, measured ? "" : " (not measured)",
                  seconds);
@@ -112,6 +119,7 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     if (rank == 0 || waited(profile.total) > waited(slowest.total)) slowest = std::move(profile);
   }
   slowest.kernels = request.kernels;
+  slowest.synchronizations = synchronizations;
   for (const UnitDeclaration& unit : job.model().declarations()) slowest.units.push_back(unit.name);
   return slowest;
 }

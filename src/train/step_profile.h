@@ -2,6 +2,7 @@
 // parameters a new run starts with. Nothing of it is kept.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,8 @@ struct StepProfile {
   double step_seconds = 0;                // from the first batch asked for to the end of AdamW
   double lowest_step_seconds = 0;
   double highest_step_seconds = 0;
-  double unattributed_seconds = 0;  // of a step, in no phase
+  double unattributed_seconds = 0;          // of a step, in no phase
+  std::optional<int64_t> synchronizations;  // of the last step with the device, on this rank; none on the CPU
 };
 
 // Collective; the same on every rank. Fills parameters and training state.

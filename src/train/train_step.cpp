@@ -16,7 +16,7 @@ MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Devic
   const int64_t tokens = loaded.samples * sequence;  // rows without a sample are left out
   const auto tensor = [&](const std::vector<int64_t>& values) {
     return at::from_blob(const_cast<int64_t*>(values.data()), {tokens}, at::kLong)
-        .to(device, at::kLong, false, /*copy=*/true);
+        .to(device, at::kLong, /*non_blocking=*/true, /*copy=*/true);
   };
   MicroBatch batch{tensor(loaded.inputs_BS), tensor(loaded.targets_BS), loaded.samples, sequence, {}};
   for (int64_t b = 0; b < loaded.samples; ++b) batch.sample_of_B.push_back(loaded.first_sample + b);

@@ -92,6 +92,12 @@ void Trainer::start() {
   progress_ = std::make_unique<ProgressLine>(job.run.steps, job.metrics.log_every, stdout);
 }
 
+void Trainer::profile(ProfiledSteps steps) {
+  if (steps.last < first_step_ && job_.is_first())
+    spdlog::warn("--profile {}:{}: these steps are done already, so none is profiled", steps.first, steps.last);
+  tracer_ = std::make_unique<StepTracer>(job_, forward_backward_.clock(), steps);
+}
+
 ExitCode Trainer::run() {
   const Job& job = job_.job();
   if (position_.step >= job.run.steps) {
@@ -104,9 +110,11 @@ ExitCode Trainer::run() {
   while (position_.step < job.run.steps) {
     const int64_t step = position_.step + 1;
     const double lr = learning_rate(job.schedule, job.optimizer.lr, job.run.steps, step);
+    if (tracer_) tracer_->before_step(step);
     const auto start = std::chrono::steady_clock::now();
     const StepReport step_report = train_step.run(loader, position_.updates + 1, lr);
     const double seconds = seconds_since(start);
+    if (tracer_) tracer_->after_step(step);
     position_.step = step;
     if (step_report.not_finite.empty()) dead_experts_.finish_step(step_report.load.count_LE());
 

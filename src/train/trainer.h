@@ -12,6 +12,7 @@
 #include "moe/dead_experts.h"
 #include "train/evaluation.h"
 #include "train/run_folder.h"
+#include "train/step_tracer.h"
 #include "train/stop_signals.h"
 #include "train/train_step.h"
 
@@ -22,6 +23,9 @@ class Trainer {
   // Opens the data, allocates and fills the shards: from a checkpoint, a Hugging Face folder, or the declared
   // initialization. `job` outlives it.
   explicit Trainer(ParallelJob& job);
+
+  // These steps of the run are to be written as a Chrome trace (train/step_tracer.h).
+  void profile(ProfiledSteps steps);
 
   // All remaining steps, or those until a signal asks to stop (see StopSignals), which the code tells. Collective.
   ExitCode run();
@@ -52,7 +56,8 @@ class Trainer {
   ForwardBackward forward_backward_;
   CheckpointWriter writer_;
   DeadExperts dead_experts_;
-  int64_t first_step_ = 1;  // that this process runs
+  int64_t first_step_ = 1;              // that this process runs
+  std::unique_ptr<StepTracer> tracer_;  // null: no step is profiled
   StopSignals signals_;
   double save_stall_seconds_ = 0;  // that training waited for checkpoints, since the last report
   int64_t failed_saves_ = 0;

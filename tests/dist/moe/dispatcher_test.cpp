@@ -144,7 +144,8 @@ TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
     std::vector<RoutingStatistics> own, sum;
     int64_t own_tokens = 0, tokens = 0;
     for (int64_t layer = 0; layer < layers; ++layer) {
-      sum.push_back({at::zeros({experts}, at::kDouble), at::zeros({experts}, at::kDouble), 0});
+      sum.push_back({at::zeros({experts}, at::kDouble), at::zeros({experts}, at::kDouble), at::zeros({}, at::kDouble),
+                     at::zeros({}, at::kDouble)});
       for (int rank = 0; rank < world.size(); ++rank) {
         const int64_t count = rank == 1 ? 0 : 5 + rank;
         at::Generator generator = at::detail::createCPUGenerator(seed + static_cast<uint64_t>(10 * rank + layer));
@@ -166,15 +167,15 @@ TEST_P(Dispatch, balance_spans_the_tokens_of_all_ranks) {
     const at::Tensor count_E = sum[0].count_E + sum[1].count_E;
     const double aux =
         experts * (count_E * (sum[0].probability_sum_E + sum[1].probability_sum_E)).sum().item<double>() / rows / rows;
-    const double z = (sum[0].logsumexp_square_sum + sum[1].logsumexp_square_sum) / rows;
+    const double z = (sum[0].logsumexp_square_sum + sum[1].logsumexp_square_sum).item<double>() / rows;
     EXPECT_EQ(balance.tokens, tokens);
     EXPECT_TRUE(balance.count_LE[0].equal(sum[0].count_E));
     EXPECT_TRUE(balance.count_LE[1].equal(sum[1].count_E));
     EXPECT_NEAR(balance.aux_loss, aux, 1e-13 * aux);
     EXPECT_NEAR(balance.z_loss, z, 1e-13 * z);
     for (int64_t layer = 0; layer < layers; ++layer)
-      EXPECT_NEAR(balance.confidence_L[layer].item<double>(), sum[layer].confidence_sum / static_cast<double>(tokens),
-                  1e-13);
+      EXPECT_NEAR(balance.confidence_L[layer].item<double>(),
+                  sum[layer].confidence_sum.item<double>() / static_cast<double>(tokens), 1e-13);
     const at::Tensor values = at::tensor({balance.aux_loss, balance.z_loss}, at::kDouble);
     const at::Tensor extremes = at::cat({values, -values});
     all->all_reduce(extremes, Reduction::max).wait();

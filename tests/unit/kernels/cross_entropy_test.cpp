@@ -95,6 +95,7 @@ TEST_P(CrossEntropy, ignored_rows_and_not_a_number) {
 }
 
 TEST_P(CrossEntropy, a_target_outside_the_vocabulary_is_refused) {
+  if (breach_breaks_device) GTEST_SKIP() << "a kernel that traps leaves a device that no later test can use";
   Case c = make_case(4, 50, at::kFloat);
   c.targets[3] = 50;
   EXPECT_THROW(cross_entropy(c.logits, c.targets), InvariantError);

@@ -20,6 +20,9 @@ inline double rounding(at::ScalarType dtype) {
   return dtype == at::kBFloat16 ? eps_bf16 / 2 : dtype == at::kFloat ? eps_fp32 / 2 : 0;
 }
 
+// Set where the kernels under test run on a GPU: there a value out of range is no exception, but the end of the device.
+inline bool breach_breaks_device = false;
+
 // |actual - expected| <= relative * |expected| + absolute for every element; the message names the worst one.
 struct Tolerance {
   double relative = 0;

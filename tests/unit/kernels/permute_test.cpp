@@ -232,6 +232,7 @@ TEST_P(Permute, does_not_depend_on_threads) {
 }
 
 TEST(PermuteEntry, refuses_an_index_outside_the_rows) {
+  if (breach_breaks_device) GTEST_SKIP() << "a kernel that traps leaves a device that no later test can use";
   const at::Tensor rows = at::zeros({3, 4});
   at::Tensor out = at::zeros({1, 4});
   for (const int32_t index : {-1, 3}) {

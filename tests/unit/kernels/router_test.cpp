@@ -238,8 +238,9 @@ TEST(Router, statistics_equal_a_plain_loop) {
         EXPECT_EQ(actual.count_E[e].item<double>(), count[e]);
         EXPECT_NEAR(actual.probability_sum_E[e].item<double>(), static_cast<double>(sum[e]), 1e-12 * s.tokens);
       }
-      EXPECT_NEAR(actual.logsumexp_square_sum, static_cast<double>(squares), 1e-13 * static_cast<double>(squares));
-      EXPECT_NEAR(actual.confidence_sum, static_cast<double>(confidence), 1e-12 * s.tokens);
+      EXPECT_NEAR(actual.logsumexp_square_sum.item<double>(), static_cast<double>(squares),
+                  1e-13 * static_cast<double>(squares));
+      EXPECT_NEAR(actual.confidence_sum.item<double>(), static_cast<double>(confidence), 1e-12 * s.tokens);
     }
   }
 }
@@ -255,7 +256,8 @@ TEST(Router, statistics_of_sigmoid_scores_count_each_token_once) {
        {routing_statistics(routing, options), reference::routing_statistics(routing, options)}) {
     expect_close("probability sum", actual.probability_sum_E, expected, {20 * eps_fp32, 0});
     EXPECT_NEAR(actual.probability_sum_E.sum().item<double>(), 700.0, 700 * eps_fp32);
-    EXPECT_NEAR(actual.confidence_sum, (exact / exact.sum(1, true)).amax(1).sum().item<double>(), 700 * eps_fp32);
+    EXPECT_NEAR(actual.confidence_sum.item<double>(), (exact / exact.sum(1, true)).amax(1).sum().item<double>(),
+                700 * eps_fp32);
   }
 }
 
@@ -269,14 +271,14 @@ TEST(Router, does_not_depend_on_threads) {
     const RoutingStatistics statistics = routing_statistics(routing, options);
     at::Tensor grad = garbage(logits.sizes());
     route_backward(grad, routing, options, terms.grad_weight_TK, terms.probability_gradient_E, terms.z_coefficient);
-    return std::vector<at::Tensor>{
-        routing.score_TE,
-        routing.logsumexp_T,
-        routing.expert_of_choice_TK,
-        routing.weight_TK,
-        statistics.probability_sum_E,
-        at::tensor({statistics.logsumexp_square_sum, statistics.confidence_sum}, at::kDouble),
-        grad};
+    return std::vector<at::Tensor>{routing.score_TE,
+                                   routing.logsumexp_T,
+                                   routing.expert_of_choice_TK,
+                                   routing.weight_TK,
+                                   statistics.probability_sum_E,
+                                   statistics.logsumexp_square_sum,
+                                   statistics.confidence_sum,
+                                   grad};
   });
 }
 

@@ -30,12 +30,17 @@ Layers random_layers(int64_t layers, int64_t tokens, int64_t experts, int64_t to
   return made;
 }
 
+// The confidence is nobody's concern in these.
+RoutingStatistics statistics_of(const at::Tensor& count_E, const at::Tensor& probability_sum_E, double squares = 0) {
+  return {count_E, probability_sum_E, at::scalar_tensor(squares, at::kDouble), at::zeros({}, at::kDouble)};
+}
+
 std::vector<RoutingStatistics> statistics_of(const Layers& layers) {
   std::vector<RoutingStatistics> statistics;
   for (size_t i = 0; i < layers.probability_TE.size(); ++i)
     statistics.push_back({at::bincount(layers.expert_TK[i].flatten(), {}, layers.experts).to(at::kDouble),
-                          layers.probability_TE[i].sum(0), layers.logsumexp_T[i].square().sum().item<double>(),
-                          layers.probability_TE[i].amax(1).sum().item<double>()});
+                          layers.probability_TE[i].sum(0), layers.logsumexp_T[i].square().sum(),
+                          layers.probability_TE[i].amax(1).sum()});
   return statistics;
 }
 
@@ -149,10 +154,10 @@ TEST(Balance, gradients_are_the_central_difference) {
 // Even routing with even probabilities gives top_k, all on one expert gives E times its probability.
 TEST(Balance, closed_values) {
   LocalCommunicator world("world");
-  const RoutingStatistics even{at::full({4}, 4.0, at::kDouble), at::full({4}, 2.0, at::kDouble), 0};
+  const RoutingStatistics even = statistics_of(at::full({4}, 4.0, at::kDouble), at::full({4}, 2.0, at::kDouble));
   EXPECT_DOUBLE_EQ(BalanceReduction(world, {even, even}, 8, at::kCPU).finish().aux_loss, 2.0);
-  const RoutingStatistics one{at::tensor({8.0, 0.0, 0.0, 0.0}, at::kDouble),
-                              at::tensor({8.0, 0.0, 0.0, 0.0}, at::kDouble), 72.0};
+  const RoutingStatistics one =
+      statistics_of(at::tensor({8.0, 0.0, 0.0, 0.0}, at::kDouble), at::tensor({8.0, 0.0, 0.0, 0.0}, at::kDouble), 72.0);
   const Balance balance = BalanceReduction(world, {one}, 8, at::kCPU).finish();
   EXPECT_DOUBLE_EQ(balance.aux_loss, 4.0);
   EXPECT_DOUBLE_EQ(balance.z_loss, 9.0);
@@ -161,8 +166,10 @@ TEST(Balance, closed_values) {
 // Two layers that are uneven in opposite directions are even together, and as uneven as one alone each.
 TEST(Balance, opposite_layers_cost_nothing_together) {
   LocalCommunicator world("world");
-  const RoutingStatistics left{at::tensor({8.0, 0.0}, at::kDouble), at::tensor({8.0, 0.0}, at::kDouble)};
-  const RoutingStatistics right{at::tensor({0.0, 8.0}, at::kDouble), at::tensor({0.0, 8.0}, at::kDouble)};
+  const RoutingStatistics left =
+      statistics_of(at::tensor({8.0, 0.0}, at::kDouble), at::tensor({8.0, 0.0}, at::kDouble));
+  const RoutingStatistics right =
+      statistics_of(at::tensor({0.0, 8.0}, at::kDouble), at::tensor({0.0, 8.0}, at::kDouble));
   const auto loss = [&](AuxLossLayers of) {
     return BalanceReduction(world, {left, right}, 8, at::kCPU, {.layers = of}).finish().aux_loss;
   };
@@ -172,7 +179,7 @@ TEST(Balance, opposite_layers_cost_nothing_together) {
 
 TEST(Balance, refuses_a_micro_step_without_tokens) {
   LocalCommunicator world("world");
-  const RoutingStatistics none{at::zeros({4}, at::kDouble), at::zeros({4}, at::kDouble), 0};
+  const RoutingStatistics none = statistics_of(at::zeros({4}, at::kDouble), at::zeros({4}, at::kDouble));
   EXPECT_THROW(BalanceReduction(world, {none}, 0, at::kCPU).finish(), InvariantError);
 }
 

@@ -1,0 +1,84 @@
+"""One layer's routed experts on one GPU in bf16, forward and backward: as a fraction of the rate that cuBLAS reaches on dense products of the same sizes in
+the same run, and beside Transformers' experts (eager and grouped_mm).
+
+    ./dev gpu-bench
+    ./dev gpu-bench --shapes fine --no-rivals
+
+Shapes: a layer of Mixtral 8x7B, whole and with the slices of its experts that a rank has at expert degree 2, 4 and 8 (as many rows for fewer experts), and a
+fine-grained one. Exit code 2 where there is no GPU; with --check 1 when a fraction is below what is wanted of it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from moe import measure_conclave, measure_rivals
+from sides import BenchmarkError, exit_code_of
+
+SHAPES = {
+    "mixtral": dict(hidden=4096, intermediate=14336, experts=8, choices=2, degrees=(1, 2, 4, 8), wanted=0.85),
+    "fine": dict(hidden=2048, intermediate=1408, experts=64, choices=8, degrees=(1,), wanted=0.65),
+}
+TOKENS = (8192, 32768)
+
+
+def cases_of(options: argparse.Namespace) -> list[dict]:
+    return [dict(hidden=shape["hidden"], intermediate=shape["intermediate"], experts=shape["experts"] // degree, choices=shape["choices"], tokens=tokens,
+                 precision="bf16", device="cuda", shape=name, degree=degree, wanted=shape["wanted"])
+            for name, shape in SHAPES.items() if name in options.shapes for tokens in options.tokens for degree in shape["degrees"]]
+
+
+def rivals_of(case: dict, rounds: int) -> dict:
+    """In a process of their own: what they allocate goes with them, and one that runs out of memory leaves the others."""
+    program = "import json, sys, moe; print(json.dumps(moe.measure_rivals(json.loads(sys.argv[1]), int(sys.argv[2]))))"
+    done = subprocess.run([sys.executable, "-c", program, json.dumps(case), str(rounds)], capture_output=True, text=True, cwd=Path(__file__).parent)
+    if done.returncode != 0:
+        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(options: argparse.Namespace) -> int:
+    import torch
+
+    if not torch.cuda.is_available():
+        print("error: no NVIDIA GPU is visible here, and these benchmarks need one.", file=sys.stderr)
+        return 2
+    machine = {"gpu": torch.cuda.get_device_name(0), "torch": version("torch"), "date": date.today().isoformat()}
+    print(f"{machine['gpu']}, torch {machine['torch']}; bf16, forward and backward")
+    print(f"{'shape':<9}{'tokens':>7}{'degree':>7}{'dense TFLOP/s':>15}{'of dense':>10}{'of products':>13}   rivals' seconds / ours")
+    results, short = [], 0
+    for case in cases_of(options):
+        result = dict(case, **measure_conclave(case, options.rounds, options.program))
+        ours = result["layer_seconds"]["median"]
+        rivals = rivals_of(case, options.rounds) if options.rivals and case["degree"] == 1 else {}
+        result["rivals_seconds"] = rivals
+        results.append(result)
+        short += result["fraction_of_dense_rate"] < case["wanted"]
+        beside = ", ".join(f"{name} {seconds / ours:.2f}" if isinstance(seconds, float) else f"{name}: {seconds}" for name, seconds in rivals.items())
+        print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}{result['dense_tflops']:>15.0f}{result['fraction_of_dense_rate']:>10.3f}"
+              f"{result['fraction_of_product_rate']:>13.3f}   {beside}", flush=True)
+    print(f"{short} of {len(results)} are below what is wanted: " + ", ".join(f"{name} {shape['wanted']}" for name, shape in SHAPES.items()))
+    if options.output:
+        options.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    return 1 if options.check and short else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="without Transformers' experts")
+    parser.add_argument("--check", action="store_true", help="exit code 1 when a fraction of the dense rate is below what is wanted")
+    parser.add_argument("--output", type=Path, help="write all numbers there, as JSON")
+    parser.add_argument("--program", type=Path, default=Path(os.environ.get("CONCLAVE_GPU_BUILD", "build")) / "bench_moe", help=argparse.SUPPRESS)
+    return exit_code_of(measure, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

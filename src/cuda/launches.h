@@ -1,0 +1,96 @@
+// What the .cu files offer to kernel_table.cpp: kernels on a stream, over plain pointers, so that no .cu file needs
+// ATen's headers. Void pointers are to elements in `Element`. Shapes and meanings as in kernels/*.h.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/adamw_step.h"
+
+struct CUstream_st;
+
+namespace conclave::cuda {
+
+using Stream = CUstream_st*;
+enum class Element { fp32, bf16 };
+
+// The stream of the calling thread on the device in use.
+Stream current_stream();
+
+void swiglu_forward(Stream stream, Element element, void* out, const void* gate_up, const float* weight, int64_t rows,
+                    int64_t intermediate);
+void swiglu_backward(Stream stream, Element element, void* grad_gate_up, void* activation, float* grad_weight,
+                     const void* grad_out, const void* gate_up, const float* weight, int64_t rows,
+                     int64_t intermediate);
+
+void rms_norm_forward(Stream stream, Element element, void* y, float* rstd, const void* x, const void* weight,
+                      int64_t tokens, int64_t hidden, double eps);
+void rms_norm_repeat(Stream stream, Element element, void* y, const void* x, const float* rstd, const void* weight,
+                     int64_t tokens, int64_t hidden);
+// `partial` [rms_norm_blocks(tokens), hidden] is scratch.
+int64_t rms_norm_blocks(int64_t tokens);
+void rms_norm_backward(Stream stream, Element element, void* grad_x, float* grad_weight, float* partial,
+                       const void* grad_y, const void* x, const float* rstd, const void* weight, int64_t tokens,
+                       int64_t hidden);
+
+// Rows lie `row_elements` apart.
+void rotary(Stream stream, Element element, void* qkv, const float* cosine, const float* sine, int64_t rows,
+            int64_t row_elements, int64_t heads, int64_t sequence, int64_t half, bool inverse);
+
+// loss [tokens]; with `gradient`, logits become it.
+void cross_entropy(Stream stream, Element element, void* logits, double* loss, const int64_t* targets, int64_t tokens,
+                   int64_t vocabulary, bool gradient, double scale);
+// sum [1] of values, in an order that their count fixes.
+void sum_of_doubles(Stream stream, double* sum, const double* values, int64_t count);
+
+void adamw(Stream stream, float* parameter, float* exp_avg, float* exp_avg_sq, const float* grad,
+           const AdamwFactors& factors, int64_t count);
+// partial [sum_of_squares_blocks(count)] sums that sum_of_doubles adds.
+int64_t sum_of_squares_blocks(int64_t count);
+void sum_of_squares(Stream stream, double* partial, const float* x, int64_t count);
+
+// Rows of `bytes` at a stride, in bytes.
+struct Rows {
+  char* begin;
+  int64_t stride;
+  int64_t count;
+};
+void gather_rows(Stream stream, Rows out, Rows rows, int64_t bytes, const int32_t* index);
+void gather_rows(Stream stream, Rows out, Rows rows, int64_t bytes, const int64_t* index);
+void pack_rows(Stream stream, Rows messages, Rows rows, int64_t bytes, const int32_t* row_index, const float* weights,
+               int64_t weight_count, const int32_t* weight_index);
+void unpack_rows(Stream stream, Rows rows, float* weight, Rows messages, int64_t bytes, const int32_t* index);
+// `residual` and `weight` may be null; the weight of a message lies behind its row.
+void combine(Stream stream, Element element, void* out, float* weight, const void* residual, Rows rows,
+             const int32_t* row_of_choice, int64_t tokens, int64_t top_k, int64_t hidden);
+
+// `choice_of_row` has room for all choices; `scratch` [expert_order_scratch(choices, experts)].
+int64_t expert_order_scratch(int64_t choices, int64_t experts);
+void order_by_expert(Stream stream, int32_t* choice_of_row, int32_t* row_of_choice, int64_t* count, int32_t* scratch,
+                     const int32_t* expert_of_choice, int64_t choices, int64_t experts);
+
+struct RouterShape {
+  int64_t tokens, experts, top_k;
+  bool sigmoid, renormalize;
+  float scale;
+  int64_t groups, top_groups;
+};
+// The most experts that a warp's shared memory holds.
+int64_t router_experts_limit();
+// Chooses experts, or takes those in `expert`. `bias` may be null.
+void route(Stream stream, Element element, float* score, float* logsumexp, int32_t* expert, float* weight,
+           const void* logits, const float* bias, const RouterShape& shape, bool choose);
+void route_backward(Stream stream, Element element, void* grad_logits, const float* score, const float* logsumexp,
+                    const int32_t* expert, const float* weight, const float* grad_weight,
+                    const float* probability_gradient, float z_coefficient, const RouterShape& shape);
+// statistics [2 E + 2]: counts, sums of probabilities, of logsumexp^2, of the highest probabilities.
+// `partial` [routing_statistics_blocks(tokens), 2 E + 2] is scratch.
+int64_t routing_statistics_blocks(int64_t tokens);
+void routing_statistics(Stream stream, double* statistics, double* partial, const float* score, const float* logsumexp,
+                        const int32_t* expert, const RouterShape& shape);
+
+// order [tokens]: places of the tokens sorted by token, stably; sorted_token [tokens]: the tokens there.
+void embedding_backward(Stream stream, Element element, float* grad_table, const void* grad_out,
+                        const int64_t* sorted_token, const int64_t* order, int64_t tokens, int64_t vocabulary,
+                        int64_t hidden);
+
+}  // namespace conclave::cuda

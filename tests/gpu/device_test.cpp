@@ -1,0 +1,111 @@
+// What only a GPU can show of the plug-in: ATen's attention, NCCL, pinned memory on a stream of its own, the count of
+// waits.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+
+#include "comm/device.h"
+#include "kernel_test.h"
+#include "kernels/attention.h"
+#include "kernels/linear.h"
+
+namespace conclave {
+namespace {
+
+const CudaPlugin& plugin() {
+  return *load_cuda_plugin(nullptr);
+}
+
+// Oracle: the reference in double. Tolerance: scores and outputs are rounded to bf16 on the way; sums of S terms.
+TEST(DeviceAttention, equals_reference) {
+  for (const std::optional<int64_t> window : {std::optional<int64_t>{}, std::optional<int64_t>{5}}) {
+    const AttentionShape shape{2, 37, 8, 2, 64, window};
+    const at::Tensor qkv = random_tensor({2 * 37, 12 * 64}, at::kBFloat16);
+    const at::Tensor grad_out = random_tensor({2 * 37, 8 * 64}, at::kBFloat16);
+    at::Tensor out = at::empty_like(grad_out), logsumexp = at::empty({2, 8, 37}), grad_qkv = at::empty_like(qkv);
+    at::Tensor out_exact = out.to(at::kDouble), logsumexp_exact = logsumexp.to(at::kDouble);
+    at::Tensor grad_exact = qkv.to(at::kDouble);
+    reference::attention_forward(out_exact, logsumexp_exact, qkv.to(at::kDouble), shape);
+    reference::attention_backward(grad_exact, grad_out.to(at::kDouble), out_exact, logsumexp_exact, qkv.to(at::kDouble),
+                                  shape);
+    out = out.cuda();
+    logsumexp = logsumexp.cuda();
+    grad_qkv = grad_qkv.cuda();
+    attention_forward(out, logsumexp, qkv.cuda(), shape);
+    attention_backward(grad_qkv, grad_out.cuda(), out, logsumexp, qkv.cuda(), shape);
+    expect_close("out", out.cpu(), out_exact, {2 * eps_bf16, 2 * eps_bf16});
+    expect_close("logsumexp", logsumexp.cpu(), logsumexp_exact, {eps_bf16, eps_bf16});
+    expect_close("grad_qkv", grad_qkv.cpu(), grad_exact, {4 * eps_bf16, 16 * eps_bf16});
+  }
+}
+
+// Oracle: the same products on the CPU in double. Tolerance: bf16 results are rounded once.
+TEST(DeviceLinear, products_accumulate_in_fp32) {
+  for (const int64_t rows : {0, 1, 129}) {
+    const at::Tensor x = random_tensor({rows, 256}, at::kBFloat16), w = random_tensor({64, 256}, at::kBFloat16);
+    const at::Tensor grad_y = random_tensor({rows, 64}, at::kBFloat16);
+    at::Tensor y = at::empty({rows, 64}, x.options()).cuda(), grad_w = at::ones({64, 256}).cuda();
+    linear_forward(y, x.cuda(), w.cuda());
+    linear_backward_weight(grad_w, grad_y.cuda(), x.cuda(), /*accumulate=*/true);
+    expect_close("y", y.cpu(), at::mm(x.to(at::kDouble), w.to(at::kDouble).t()), {eps_bf16, 1e-3});
+    expect_close("grad_w", grad_w.cpu(), at::mm(grad_y.to(at::kDouble).t(), x.to(at::kDouble)) + 1, {eps_bf16, 1e-3});
+  }
+}
+
+// In a group of one every collective copies.
+TEST(DeviceNccl, world_of_one) {
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  const std::chrono::milliseconds timeout(30'000);
+  const auto watchdog =
+      std::make_shared<Watchdog>(store, "the test's store", /*serves_store=*/true, 0, 1, WatchdogOptions{}, timeout);
+  {
+    const auto group =
+        plugin().make_communicator("world", 0, 1, store, watchdog, watchdog->watch("world", {0}), timeout);
+    const at::Tensor input = at::randn({6, 4}).cuda();
+    at::Tensor output = at::zeros_like(input);
+    group->all_gather(output, input).wait();
+    expect_identical("all_gather", output.cpu(), input.cpu());
+    output.zero_();
+    group->reduce_scatter(output, input).wait();
+    expect_identical("reduce_scatter", output.cpu(), input.cpu());
+    output.zero_();
+    group->all_to_all(output, input, {6}, {6}).wait();
+    expect_identical("all_to_all", output.cpu(), input.cpu());
+    group->all_to_all(at::empty({0, 4}, input.options()), at::empty({0, 4}, input.options()), {0}, {0}).wait();
+    group->all_reduce(output, Reduction::max).wait();
+    group->broadcast(output, 0).wait();
+    group->barrier();
+    expect_identical("all_reduce and broadcast", output.cpu(), input.cpu());
+  }
+  watchdog->finish();
+  watchdog->end();
+}
+
+TEST(DevicePinnedSlots, bring_back_what_they_were_given) {
+  const auto slots = plugin().make_pinned_slots();
+  slots->reserve(2, 1 << 20);
+  const at::Tensor first = at::randn({1000, 100}).cuda(), second = at::randn({513, 7}).cuda().to(at::kBFloat16);
+  slots->write(0, first)();
+  slots->write(1, second)();
+  at::Tensor first_again = at::zeros_like(first), second_again = at::zeros_like(second);
+  slots->read(1, second_again)();
+  slots->read(0, first_again)();
+  expect_identical("first", first_again.cpu(), first.cpu());
+  expect_identical("second", second_again.cpu(), second.cpu());
+}
+
+TEST(DeviceSynchronizations, are_counted_where_the_host_waits) {
+  const at::Tensor number = at::ones({3}).cuda();
+  plugin().count_synchronizations(true);
+  const at::Tensor sum = number * 2 + 1;
+  EXPECT_EQ(plugin().synchronizations(), 0);
+  EXPECT_EQ(sum[0].item<float>(), 3);
+  EXPECT_EQ(plugin().synchronizations(), 1);
+  EXPECT_EQ(sum.cpu().numel(), 3);
+  EXPECT_EQ(plugin().synchronizations(), 2);
+  plugin().count_synchronizations(false);
+}
+
+}  // namespace
+}  // namespace conclave

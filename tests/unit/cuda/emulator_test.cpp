@@ -1,0 +1,105 @@
+// What the emulator must notice, or a kernel that is wrong on a GPU would pass here.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "base/error.h"
+#include "cuda/device_code.h"
+
+namespace conclave {
+namespace {
+
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+// Every thread writes its number and reads its neighbour's; `waits` says whether it waits in between.
+template <bool waits>
+void read_neighbour(int* out) {
+  __shared__ int number[64];
+  number[threadIdx.x] = -1;
+  __syncthreads();
+  number[threadIdx.x] = static_cast<int>(threadIdx.x + blockIdx.x);
+  if (waits) __syncthreads();
+  out[blockIdx.x * blockDim.x + threadIdx.x] = number[(threadIdx.x + 1) % blockDim.x];
+}
+
+std::vector<int> neighbours(void (*kernel)(int*), emulator::ThreadOrder order) {
+  emulator::thread_order = order;
+  std::vector<int> out(3 * 64, -7);
+  cuda::launch(nullptr, {.blocks = 3, .threads = 64}, kernel, out.data());
+  return out;
+}
+
+TEST(Emulator, runs_all_threads_of_all_blocks_and_waits_at_barriers) {
+  for (const auto order : {emulator::ThreadOrder::ascending, emulator::ThreadOrder::descending}) {
+    const std::vector<int> out = neighbours(read_neighbour<true>, order);
+    for (int i = 0; i < 3 * 64; ++i) EXPECT_EQ(out[i], (i % 64 + 1) % 64 + i / 64);
+  }
+}
+
+TEST(Emulator, a_forgotten_barrier_shows_in_one_of_the_orders) {
+  EXPECT_NE(neighbours(read_neighbour<false>, emulator::ThreadOrder::ascending),
+            neighbours(read_neighbour<true>, emulator::ThreadOrder::ascending));
+}
+
+void half_of_the_block_waits() {
+  if (threadIdx.x < 32) __syncthreads();
+}
+
+TEST(Emulator, a_barrier_that_not_all_threads_reach_is_an_error) {
+  EXPECT_THAT([] { cuda::launch(nullptr, {.blocks = 1, .threads = 64}, half_of_the_block_waits); },
+              ThrowsMessage<InvariantError>(HasSubstr("32 of 64 threads of block 0 wait")));
+}
+
+void writes_past_shared_memory() {
+  cuda::shared_memory<double>()[blockDim.x] = 1;
+}
+
+TEST(Emulator, a_write_past_shared_memory_is_an_error) {
+  const cuda::Grid grid{.blocks = 1, .threads = 32, .shared_bytes = 32 * sizeof(double)};
+  EXPECT_THAT([&] { cuda::launch(nullptr, grid, writes_past_shared_memory); },
+              ThrowsMessage<InvariantError>(HasSubstr("wrote past the 256 bytes")));
+}
+
+void third_thread_breaks_a_check() {
+  cuda::device_check(threadIdx.x != 2);
+  __syncthreads();
+}
+
+// And the next launch starts anew.
+TEST(Emulator, a_value_out_of_range_is_an_error_that_names_the_thread) {
+  for (int again = 0; again < 2; ++again)
+    EXPECT_THAT([] { cuda::launch(nullptr, {.blocks = 2, .threads = 32}, third_thread_breaks_a_check); },
+                ThrowsMessage<InvariantError>(HasSubstr("thread 2 of block 0")));
+  EXPECT_EQ(neighbours(read_neighbour<true>, emulator::ThreadOrder::descending)[0], 1);
+}
+
+template <class V>
+void reduce(V* out) {
+  const V value = static_cast<V>(threadIdx.x) + static_cast<V>(blockIdx.x);
+  out[blockIdx.x * blockDim.x + threadIdx.x] = cuda::block_reduce(value, cuda::Sum{});
+}
+
+TEST(DeviceCode, block_reduce_gives_every_thread_the_sum) {
+  for (const int threads : {32, 96, 1024}) {
+    std::vector<double> sum(2 * threads);
+    cuda::launch(nullptr, {.blocks = 2, .threads = threads}, reduce<double>, sum.data());
+    for (int i = 0; i < 2 * threads; ++i)
+      EXPECT_EQ(sum[i], threads * (threads - 1) / 2.0 + (i / threads) * static_cast<double>(threads));
+  }
+}
+
+// Oracle: the rule itself, ties to even; 1 + 2^-8 lies in the middle of 1 and its neighbour 1 + 2^-7.
+TEST(DeviceCode, bf16_rounds_to_nearest_even) {
+  const auto through = [](float x) { return cuda::widened(cuda::narrowed<cuda::Bf16>(x)); };
+  EXPECT_EQ(through(1.0f + 0x1p-8f), 1.0f);
+  EXPECT_EQ(through(1.0f + 0x1.02p-8f), 1.0f + 0x1p-7f);
+  EXPECT_EQ(through(1.0f + 0x3p-8f), 1.0f + 0x1p-6f);
+  EXPECT_EQ(through(-3.5f), -3.5f);
+  EXPECT_TRUE(std::isinf(through(3.4e38f)));
+  EXPECT_TRUE(std::isnan(through(NAN)));
+}
+
+}  // namespace
+}  // namespace conclave
