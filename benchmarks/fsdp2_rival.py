@@ -61,7 +61,7 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     with torch.device("meta"):
         model = MixtralForCausalLM._from_config(config, experts_implementation=settings.experts, attn_implementation="sdpa")
     if settings.expert_degree:
-        conclave.init({"expert_parallel_degree": settings.expert_degree, "moe": {"overload": "spill"}})
+        conclave.init({"expert_parallel_degree": settings.expert_degree, "moe": {"overload": "spill", "spill_threshold": 1.05}})
         conclave.transform(model)
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":

@@ -21,6 +21,7 @@ class MoEConfig:
         overload: what happens when a rank's experts get far more tokens than another's (docs/dispatch.md); results differ by rounding only. "none":
             the others wait; "spill": busy experts are lent to idle ranks; "chunk": a rank takes its tokens one part after the other.
         max_tokens_per_rank_factor: of "chunk": at most so many rows at once, over the mean of the ranks; None: 1.5.
+        spill_threshold: of "spill": rows of the busiest rank over the mean above which experts are lent; None: 1.3.
         spill_least_rows: of "spill": the fewest rows that an expert is lent for; None: 128 on CPUs, 2048 on GPUs.
         dispatch_chunks: parts of the tokens that travel while experts compute another; None: 1.
         smp_moe: True; there is one layer.
@@ -38,6 +39,7 @@ class MoEConfig:
     moe_z_loss_coeff: float | None = None
     overload: str = "none"
     max_tokens_per_rank_factor: float | None = None
+    spill_threshold: float | None = None
     spill_least_rows: int | None = None
     dispatch_chunks: int | None = None
     smp_moe: bool = True

@@ -24,6 +24,7 @@ struct Settings {
   // As the keys of `moe` in a job have them.
   std::string overload = "none";
   double max_tokens_per_rank_factor = 1.5;
+  double spill_threshold = 1.3;
   std::optional<int64_t> spill_least_rows = {};
   int64_t dispatch_chunks = 1;
 };
@@ -39,7 +40,8 @@ struct ExpertAxis {
   static DispatcherOptions dispatcher_options(const Settings& settings, at::Device device) {
     DispatcherOptions options;
     if (settings.overload == "spill")
-      options.spill = SpillOptions{.least_rows = settings.spill_least_rows.value_or(default_spill_rows(device))};
+      options.spill = SpillOptions{.threshold = settings.spill_threshold,
+                                   .least_rows = settings.spill_least_rows.value_or(default_spill_rows(device))};
     return options;
   }
   static PartOptions part_options(const Settings& settings) {
@@ -76,11 +78,13 @@ void check(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& 
 std::tuple<at::Tensor, std::vector<at::Tensor>> routed_experts_forward(
     const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
     const at::Tensor& down, std::string group, int64_t experts, std::string overload, double max_tokens_per_rank_factor,
-    std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks, bool keep_pre_activation) {
+    double spill_threshold, std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
+    bool keep_pre_activation) {
   check(token, weight, expert_of_choice, gate_up, down);
   const at::Tensor choice_TK = expert_of_choice.to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous();
-  const ExpertAxis axis({group, experts, overload, max_tokens_per_rank_factor, spill_least_rows, dispatch_chunks},
-                        token.device());
+  const ExpertAxis axis(
+      {group, experts, overload, max_tokens_per_rank_factor, spill_threshold, spill_least_rows, dispatch_chunks},
+      token.device());
   RoutedExperts::Parts parts;
   at::Tensor out = axis.routed.forward({token.contiguous(), weight.contiguous(), choice_TK}, /*residual_TH=*/{},
                                        {gate_up.contiguous(), down.contiguous()},
@@ -99,8 +103,8 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
                                   .typed<decltype(routed_experts_forward)>();
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, kept] = below.call(token, weight, expert_of_choice, gate_up, down, settings.group, settings.experts,
-                                  settings.overload, settings.max_tokens_per_rank_factor, settings.spill_least_rows,
-                                  settings.dispatch_chunks, keep_pre_activation);
+                                  settings.overload, settings.max_tokens_per_rank_factor, settings.spill_threshold,
+                                  settings.spill_least_rows, settings.dispatch_chunks, keep_pre_activation);
     // In a recomputation by backward what was kept may come from the first time.
     if (torch::autograd::get_current_graph_task_id() != -1)
       check_invariant(at::equal(choices_of(kept), expert_of_choice.to(at::kInt)),
@@ -114,6 +118,7 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
     context->saved_data["experts"] = settings.experts;
     context->saved_data["overload"] = settings.overload;
     context->saved_data["max_tokens_per_rank_factor"] = settings.max_tokens_per_rank_factor;
+    context->saved_data["spill_threshold"] = settings.spill_threshold;
     context->saved_data["spill_least_rows"] = settings.spill_least_rows;
     context->saved_data["dispatch_chunks"] = settings.dispatch_chunks;
     context->saved_data["gradient_scale"] = gradient_scale;
@@ -155,11 +160,9 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
  private:
   static Settings settings_of(AutogradContext& context) {
     auto& data = context.saved_data;
-    return {data["group"].toStringRef(),
-            data["experts"].toInt(),
-            data["overload"].toStringRef(),
-            data["max_tokens_per_rank_factor"].toDouble(),
-            data["spill_least_rows"].toOptional<int64_t>(),
+    return {data["group"].toStringRef(),        data["experts"].toInt(),
+            data["overload"].toStringRef(),     data["max_tokens_per_rank_factor"].toDouble(),
+            data["spill_threshold"].toDouble(), data["spill_least_rows"].toOptional<int64_t>(),
             data["dispatch_chunks"].toInt()};
   }
 };
@@ -168,10 +171,11 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
 at::Tensor routed_experts(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice,
                           const at::Tensor& gate_up, const at::Tensor& down, std::string group, int64_t experts,
                           double /*gradient_scale*/, std::string overload, double max_tokens_per_rank_factor,
-                          std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
+                          double spill_threshold, std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
                           bool /*keep_pre_activation*/) {
   return std::get<0>(routed_experts_forward(token, weight, expert_of_choice, gate_up, down, group, experts, overload,
-                                            max_tokens_per_rank_factor, spill_least_rows, dispatch_chunks, false));
+                                            max_tokens_per_rank_factor, spill_threshold, spill_least_rows,
+                                            dispatch_chunks, false));
 }
 // NOLINTEND(performance-unnecessary-value-param)
 
@@ -179,14 +183,15 @@ at::Tensor routed_experts_with_gradient(const at::Tensor& token, const at::Tenso
                                         const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
                                         const at::Tensor& down, std::string group, int64_t experts,
                                         double gradient_scale, std::string overload, double max_tokens_per_rank_factor,
-                                        std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
-                                        bool keep_pre_activation) {
+                                        double spill_threshold, std::optional<int64_t> spill_least_rows,
+                                        int64_t dispatch_chunks, bool keep_pre_activation) {
   const bool differentiated = at::GradMode::is_enabled() && (token.requires_grad() || weight.requires_grad() ||
                                                              gate_up.requires_grad() || down.requires_grad());
-  return RoutedExpertsFunction::apply(token, weight, expert_of_choice, gate_up, down,
-                                      Settings{std::move(group), experts, std::move(overload),
-                                               max_tokens_per_rank_factor, spill_least_rows, dispatch_chunks},
-                                      gradient_scale, keep_pre_activation && differentiated);
+  return RoutedExpertsFunction::apply(
+      token, weight, expert_of_choice, gate_up, down,
+      Settings{std::move(group), experts, std::move(overload), max_tokens_per_rank_factor, spill_threshold,
+               spill_least_rows, dispatch_chunks},
+      gradient_scale, keep_pre_activation && differentiated);
 }
 
 }  // namespace
@@ -194,12 +199,14 @@ at::Tensor routed_experts_with_gradient(const at::Tensor& token, const at::Tenso
 TORCH_LIBRARY_FRAGMENT(conclave, library) {
   library.def(
       "routed_experts_forward(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str "
-      "group, int experts, str overload, float max_tokens_per_rank_factor, int? spill_least_rows, int dispatch_chunks, "
+      "group, int experts, str overload, float max_tokens_per_rank_factor, float spill_threshold, int? "
+      "spill_least_rows, int dispatch_chunks, "
       "bool "
       "keep_pre_activation) -> (Tensor, Tensor[])");
   library.def(
       "routed_experts(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str group, "
-      "int experts, float gradient_scale, str overload, float max_tokens_per_rank_factor, int? spill_least_rows, int "
+      "int experts, float gradient_scale, str overload, float max_tokens_per_rank_factor, float spill_threshold, int? "
+      "spill_least_rows, int "
       "dispatch_chunks, bool "
       "keep_pre_activation) -> Tensor");
 }

@@ -57,7 +57,8 @@ DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
   if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
   if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
   if (job.moe.overload == OverloadPolicy::spill)
-    options.spill = SpillOptions{.least_rows = job.moe.spill_least_rows.value_or(default_spill_rows(device))};
+    options.spill = SpillOptions{.threshold = job.moe.spill_threshold,
+                                 .least_rows = job.moe.spill_least_rows.value_or(default_spill_rows(device))};
   return options;
 }
 
