@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "memory/memory_category.h"
+#include "moe/grouped_experts.h"
 #include "moe/guest_experts.h"
 
 namespace conclave {
@@ -79,9 +80,9 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     part.rows = dispatching[i].rows.finish();
     ExpertOutput output = [&] {
       const RangeScope range(clock_, "experts");
-      return experts_forward(part.rows, part.plan.rows_per_expert,
-                             dispatching[i].guests ? dispatching[i].guests->finish() : weights,
-                             drop_rows ? PreActivation::repeated : pre_activation);
+      const ExpertWeights all = dispatching[i].guests ? dispatching[i].guests->finish() : weights;
+      const auto compute = takes_grouped_products(part.rows, all) ? grouped_experts_forward : experts_forward;
+      return compute(part.rows, part.plan.rows_per_expert, all, drop_rows ? PreActivation::repeated : pre_activation);
     }();
     dispatching[i].guests.reset();
     part.gate_up_RJ = std::move(output.gate_up_RJ);
@@ -141,8 +142,10 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     ExpertGradients with_guests = guest_gradients ? guest_gradients->with_guests(gradients) : gradients;
     ExpertRows grad_rows = [&] {
       const RangeScope range(clock_, "experts");
-      return experts_backward(grad_RH, std::move(part.rows), std::move(part.gate_up_RJ), part.plan.rows_per_expert,
-                              dispatching[i].guests ? dispatching[i].guests->finish() : weights, with_guests);
+      const ExpertWeights all = dispatching[i].guests ? dispatching[i].guests->finish() : weights;
+      const auto compute = takes_grouped_products(part.rows, all) ? grouped_experts_backward : experts_backward;
+      return compute(grad_RH, std::exchange(part.rows, {}), std::move(part.gate_up_RJ), part.plan.rows_per_expert, all,
+                     with_guests);
     }();
     gradients.gate_up_LJH.accumulate = gradients.down_LHI.accumulate = true;
     grad_RH.reset();

@@ -1,0 +1,84 @@
+#include "moe/grouped_experts.h"
+
+#include <ATen/ATen.h>
+
+#include "base/step_clock.h"
+#include "kernels/swiglu.h"
+#include "memory/memory_category.h"
+
+namespace conclave {
+
+namespace {
+
+// Where the rows of each expert end, int32, as at::_grouped_mm wants them. Not waited for: what is copied from ordinary
+// memory has left it when the call returns.
+at::Tensor ends_of(const std::vector<int64_t>& rows_per_expert, at::Device device) {
+  at::Tensor ends = at::tensor(rows_per_expert, at::kInt).cumsum(0, at::kInt);
+  return ends.to(device, /*non_blocking=*/true);
+}
+
+// [R,N] = rows [R,M] times the expert's matrix [M,N], for each expert's rows.
+at::Tensor products(const at::Tensor& row_RM, const at::Tensor& matrix_LMN, const at::Tensor& ends_L) {
+  const KernelScope timed(Phase::products);
+  return at::_grouped_mm(row_RM, matrix_LMN, ends_L);
+}
+
+// gradient [L,N,M] = or += grad_y^T x over each expert's rows.
+void add_weight_gradients(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
+                          const std::vector<int64_t>& rows_per_expert, const at::Tensor& ends_L) {
+  const KernelScope timed(Phase::products);
+  at::Tensor sum = at::_grouped_mm(grad_y_RN.t(), x_RM, ends_L);
+  // An expert without rows has no product, so nothing is promised of its place.
+  for (size_t expert = 0; expert < rows_per_expert.size(); ++expert)
+    if (rows_per_expert[expert] == 0) sum[static_cast<int64_t>(expert)].zero_();
+  at::Tensor target = gradient.tensor;
+  gradient.accumulate ? target.add_(sum) : target.copy_(sum);
+}
+
+}  // namespace
+
+bool takes_grouped_products(const ExpertRows& rows, const ExpertWeights& weights) {
+  constexpr int64_t whole = 8;  // elements of bf16 in 16 bytes
+  const int64_t count = rows.row_RH.size(0), experts = weights.down_LHI.size(0);
+  return rows.row_RH.is_cuda() && rows.row_RH.scalar_type() == at::kBFloat16 && !weights.guest_gate_up_GJH.defined() &&
+         weights.down_LHI.size(1) % whole == 0 && weights.down_LHI.size(2) % whole == 0 && count > 0 &&
+         count <= experts * expert_chunk_rows;
+}
+
+ExpertOutput grouped_experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
+                                     const ExpertWeights& weights, PreActivation pre_activation) {
+  const at::Tensor ends_L = ends_of(rows_per_expert, rows.row_RH.device());
+  ExpertOutput output;
+  at::Tensor gate_up_RJ;
+  {
+    MemoryScope scope(MemoryCategory::activations);
+    gate_up_RJ = products(rows.row_RH, weights.gate_up_LJH.transpose(1, 2), ends_L);
+  }
+  const at::Tensor activation_RI = at::empty({gate_up_RJ.size(0), weights.down_LHI.size(2)}, gate_up_RJ.options());
+  swiglu_forward(activation_RI, gate_up_RJ, rows.weight_R);
+  if (pre_activation == PreActivation::kept) output.gate_up_RJ = gate_up_RJ;
+  gate_up_RJ.reset();
+  MemoryScope scope(MemoryCategory::dispatch);
+  output.row_RH = products(activation_RI, weights.down_LHI.transpose(1, 2), ends_L);
+  return output;
+}
+
+// By value, so that the rows are gone with this function.
+// NOLINTNEXTLINE(performance-unnecessary-value-param)
+ExpertRows grouped_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tensor gate_up_RJ,
+                                    const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
+                                    ExpertGradients& gradients) {
+  const at::Tensor ends_L = ends_of(rows_per_expert, rows.row_RH.device());
+  if (!gate_up_RJ.defined()) gate_up_RJ = products(rows.row_RH, weights.gate_up_LJH.transpose(1, 2), ends_L);
+  ExpertRows grad{{}, at::empty_like(rows.weight_R)};
+  at::Tensor activation_RI = products(grad_RH, weights.down_LHI, ends_L);
+  // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
+  swiglu_backward(gate_up_RJ, activation_RI, grad.weight_R, activation_RI, gate_up_RJ, rows.weight_R);
+  add_weight_gradients(gradients.down_LHI, grad_RH, activation_RI, rows_per_expert, ends_L);
+  activation_RI.reset();
+  add_weight_gradients(gradients.gate_up_LJH, gate_up_RJ, rows.row_RH, rows_per_expert, ends_L);
+  grad.row_RH = products(gate_up_RJ, weights.gate_up_LJH, ends_L);
+  return grad;
+}
+
+}  // namespace conclave
