@@ -2,7 +2,7 @@
 
 #include <ATen/ATen.h>
 
-#include <cstring>
+#include <algorithm>
 
 namespace conclave {
 
@@ -12,7 +12,7 @@ std::vector<std::string> gather_texts(Communicator& ranks, const std::string& ow
   const auto longest = lengths.max().item<int64_t>();
   if (longest == 0) return std::vector<std::string>(static_cast<size_t>(ranks.size()));
   at::Tensor padded = at::zeros({longest}, at::kByte);
-  std::memcpy(padded.data_ptr(), own.data(), own.size());
+  std::copy(own.begin(), own.end(), static_cast<char*>(padded.data_ptr()));
   const at::Tensor all = at::zeros({ranks.size() * longest}, at::kByte);
   ranks.all_gather(all, padded).wait();
   std::vector<std::string> texts;
@@ -27,7 +27,7 @@ std::string broadcast_text(Communicator& ranks, int source, const std::string& o
   const at::Tensor length = at::full({1}, static_cast<int64_t>(own.size()), at::kLong);
   ranks.broadcast(length, source).wait();
   const at::Tensor text = at::zeros({length.item<int64_t>()}, at::kByte);
-  if (ranks.rank() == source) std::memcpy(text.data_ptr(), own.data(), own.size());
+  if (ranks.rank() == source) std::copy(own.begin(), own.end(), static_cast<char*>(text.data_ptr()));
   if (text.numel() > 0) ranks.broadcast(text, source).wait();
   return {static_cast<const char*>(text.data_ptr()), static_cast<size_t>(text.numel())};
 }

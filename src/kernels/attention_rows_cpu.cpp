@@ -98,10 +98,15 @@ void probabilities_and_gradients(float* scores, float* grads, const ScoreBlock& 
     }
     const float logsumexp = logsumexps[row], delta = deltas[row];
     float *score_seen = score + visible.begin, *grad_seen = grad + visible.begin;
+    // Who sees one key alone has the probability 1 whatever the score: the gradient is 0, not what grad - delta rounds
+    // to.
+    const bool sees_one = std::min(block.first_query + row % block.queries + 1, block.window) == 1;
+    const float scale = sees_one ? 0.0F : 1.0F;
     for_lanes(static_cast<size_t>(visible.end - visible.begin), [=](auto d, size_t i) HWY_ATTR {
       const auto p = hn::Exp(d, hn::Sub(load(d, score_seen + i), hn::Set(d, logsumexp)));
       store(p, d, score_seen + i);
-      store(hn::Mul(p, hn::Sub(load(d, grad_seen + i), hn::Set(d, delta))), d, grad_seen + i);
+      const auto difference = hn::Sub(load(d, grad_seen + i), hn::Set(d, delta));
+      store(hn::Mul(hn::Mul(p, hn::Set(d, scale)), difference), d, grad_seen + i);
     });
   }
 }
