@@ -10,57 +10,17 @@ Needs root, `ip` and `tc`. Runs alternate between the numbers of parts; the name
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
+from hosts import start_two_ranks, two_hosts
 from sides import RESULTS, ROOT, SHAPES, BenchmarkError, Setting, exit_code_of, find_program, processor_name
-
-HOSTS = ("conclave-bench-0", "conclave-bench-1")
-ADDRESS = "10.213.77.{}"
-PORT = 29617
-
-
-def system(*words: str) -> None:
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise BenchmarkError(f"`{' '.join(words)}` ended with {done.returncode}: {done.stderr.strip()}")
-
-
-def remove_hosts() -> None:
-    for host in HOSTS:
-        subprocess.run(["ip", "netns", "delete", host], capture_output=True)
-
-
-@contextmanager
-def two_hosts(rate: str) -> Iterator[None]:
-    """Two namespaces joined by a pair of interfaces, each of which sends at most `rate`. Those of a run that was killed are removed first."""
-    remove_hosts()
-    try:
-        for host in HOSTS:
-            system("ip", "netns", "add", host)
-        system("ip", "link", "add", "cbench0", "netns", HOSTS[0], "type", "veth", "peer", "name", "cbench1", "netns", HOSTS[1])
-        for i, host in enumerate(HOSTS):
-            system("ip", "-n", host, "address", "add", ADDRESS.format(i + 1) + "/24", "dev", f"cbench{i}")
-            for device in ("lo", f"cbench{i}"):
-                system("ip", "-n", host, "link", "set", device, "up")
-            system("tc", "-n", host, "qdisc", "add", "dev", f"cbench{i}", "root", "tbf", "rate", rate, "burst", "256kb", "latency", "50ms")
-        yield
-    finally:
-        remove_hosts()
-
 
 def step_seconds(command: list, hosts: bool) -> dict:
     """What `conclave bench step --json` prints, of two ranks on two hosts or on this one."""
-    ranks = []
-    for rank in range(2):
-        variables = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": "0" if hosts else str(rank),
-                     "LOCAL_WORLD_SIZE": "1" if hosts else "2", "MASTER_ADDR": ADDRESS.format(1) if hosts else "127.0.0.1", "MASTER_PORT": str(PORT)}
-        words = ["ip", "netns", "exec", HOSTS[rank], "env", f"GLOO_SOCKET_IFNAME=cbench{rank}"] if hosts else []
-        ranks.append(subprocess.Popen([*words, *map(str, command)], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    ranks = start_two_ranks(command, hosts, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ended = [rank.communicate() for rank in ranks]
     if any(rank.returncode != 0 for rank in ranks):
         raise BenchmarkError(f"bench step ended with {[rank.returncode for rank in ranks]}:\n{ended[0][1]}\n{ended[1][1]}")
@@ -68,7 +28,6 @@ def step_seconds(command: list, hosts: bool) -> dict:
 
 
 def measure(options: argparse.Namespace) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the namespaces go
     options.experts, options.choices = 8, 2
     setting = Setting(options.shape, SHAPES[options.shape], options)
     job = {"run": {"name": "bench", "output_dir": str(setting.folder / "conclave"), "device": "cpu", "steps": 1000},

@@ -61,7 +61,7 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     with torch.device("meta"):
         model = MixtralForCausalLM._from_config(config, experts_implementation=settings.experts, attn_implementation="sdpa")
     if settings.expert_degree:
-        conclave.init({"expert_parallel_degree": settings.expert_degree})
+        conclave.init({"expert_parallel_degree": settings.expert_degree, "moe": {"overload": "spill", "spill_threshold": 1.05}})
         conclave.transform(model)
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
@@ -148,7 +148,9 @@ def train(settings: argparse.Namespace) -> None:
                       "grad_norm": gradient_norm, "step_seconds": seconds, "peak_resident_bytes": int(peak.item())})
     if rank == 0:
         settings.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    dist.destroy_process_group()
+    # All is measured and written: Gloo's threads, torn down by the interpreter's end, abort the process now and then.
+    dist.barrier()
+    os._exit(0)
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ def parse_options() -> argparse.Namespace:
         parser.error("--steps must be at least 2: the first step allocates what the next ones use again")
     # A learning rate under which routing stays that of the checkpoint: in a few steps of a high one it collapses onto few experts.
     options.lr = 1e-6
-    options.experts, options.choices, options.world, options.precision, options.rival_experts = 8, 2, 2, "fp32", "grouped_mm"
+    options.experts, options.choices, options.world, options.precision, options.rival_experts, options.rate = 8, 2, 2, "fp32", "grouped_mm", None
     return options
 
 

@@ -4,6 +4,9 @@ Transformers' experts (eager and grouped_mm) and a plain loop over the experts.
     ./dev bench moe
     ./dev bench moe --precision bf16 --shapes small
     ./dev bench moe --no-rivals
+    ./dev bench moe --shapes wide --sweeps experts --experts 64
+
+Cases that are not measured again stay in the results as they were.
 
 Rows per expert fall from many to few at a fixed model (tokens vary), and experts rise from 8 to 64 at equal work (tokens x choices is fixed).
 """
@@ -82,8 +85,9 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
         return owner, forward
 
     seconds = {}
-    for name, (layer, forward) in {"transformers_eager": transformers_experts("eager"),
-                                   "transformers_grouped_mm": transformers_experts("grouped_mm"), "plain_loop": plain_loop()}.items():
+    for name, made in {"transformers_eager": lambda: transformers_experts("eager"), "transformers_grouped_mm": lambda: transformers_experts("grouped_mm"),
+                       "plain_loop": plain_loop}.items():
+        layer, forward = made()  # one at a time: 64 wide experts with their gradients take 6 GB
         taken = []
         for _ in range(rounds + 1):  # the first one warms up
             for parameter in layer.parameters():
@@ -95,6 +99,9 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - start)
         seconds[name] = statistics.median(taken[1:])
+        for parameter in layer.parameters():
+            parameter.grad = None
+        del layer, forward
     return seconds
 
 
@@ -103,7 +110,7 @@ def cases_of(options: argparse.Namespace) -> list[dict]:
     for shape in options.shapes:
         model = dict(hidden=SHAPES[shape]["hidden_size"], intermediate=SHAPES[shape]["intermediate_size"], choices=2, precision=options.precision, shape=shape)
         cases += [dict(model, sweep="rows", tokens=tokens, experts=8) for tokens in TOKENS]
-        cases += [dict(model, sweep="experts", tokens=TOKENS[0], experts=experts) for experts in EXPERTS]
+        cases += [dict(model, sweep="experts", tokens=TOKENS[0], experts=experts) for experts in options.experts]
     return [case for case in cases if case["sweep"] in options.sweeps]
 
 
@@ -119,13 +126,13 @@ def show(result: dict) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     subprocess.run(["cmake", "--build", str(ROOT / "build"), "--target", "bench_moe"], check=True, stdout=subprocess.DEVNULL)
-    results = []
     file = RESULTS / f"moe-{'-'.join(options.shapes)}-{options.precision}.json"
+    results = json.loads(file.read_text())["cases"] if file.exists() else []
     print(HEADER)
     for case in cases_of(options):
         result = {**case, **measure_conclave(case, options.rounds)}
         result["rivals"] = measure_rivals(case, options.rival_rounds) if options.rivals else {}
-        results.append(result)
+        results = [other for other in results if any(other[key] != value for key, value in case.items())] + [result]
         show(result)
         file.write_text(json.dumps({"machine": processor_name(), "load": os.getloadavg()[0], "precision": options.precision, "cases": results}, indent=1) + "\n")
     print(f"written: {file.relative_to(ROOT)}")
@@ -135,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["small"])
     parser.add_argument("--sweeps", nargs="+", choices=["rows", "experts"], default=["rows", "experts"])
+    parser.add_argument("--experts", nargs="+", type=int, default=EXPERTS, help="of the sweep over experts")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rival-rounds", type=int, default=3)

@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--tcmalloc", default="auto", metavar="PATH", help="what the Python sides preload: a path, auto (the system's, if any) or none")
     parser.add_argument("--output", type=Path, help="the result (default: benchmarks/results/python_step-....json)")
     options = parser.parse_args()
-    options.lr = 1e-3
+    options.lr, options.rate = 1e-3, None
     return exit_code_of(measure, options)
 
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import yaml
+from hosts import HostsError, start_two_ranks, two_hosts
 
 ROOT = Path(__file__).resolve().parents[1]
 RIVAL = ROOT / "benchmarks/fsdp2_rival.py"
@@ -45,14 +46,29 @@ def model_config(shape: dict, experts: int, choices: int) -> dict:
             "head_dim": shape["hidden_size"] // shape["num_attention_heads"], **shape}
 
 
+def _check(command: list, exit_code: int, log: Path) -> None:
+    if exit_code != 0:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+        raise BenchmarkError(f"`{' '.join(map(str, command))}` ended with exit code {exit_code}:\n{tail}")
+
+
 def run(command: list, log: Path, environment: dict | None = None) -> None:
     """Run a command in the root of the checkout with one thread a process; what it prints goes to `log`."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1", **(environment or {})}
     with open(log, "w") as out:
         done = subprocess.run([str(word) for word in command], cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT)
-    if done.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-        raise BenchmarkError(f"`{' '.join(map(str, command))}` ended with exit code {done.returncode}:\n{tail}")
+    _check(command, done.returncode, log)
+
+
+def run_on_two_hosts(command: list, rate: str, log: Path, environment: dict | None = None) -> None:
+    """The same as two ranks, one on each of two hosts whose link is held to `rate`."""
+    try:
+        with open(log, "w") as out, two_hosts(rate):
+            ranks = start_two_ranks(command, True, {"PYTHONPATH": str(ROOT / "python"), **(environment or {})}, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+            codes = [rank.wait() for rank in ranks]
+    except HostsError as error:
+        raise BenchmarkError(str(error)) from None
+    _check(command, max(codes, key=abs), log)
 
 
 class Setting:
@@ -114,7 +130,7 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
         "model": {"config": str(setting.config), "init_from": str(setting.checkpoint)},
         "data": {"train": str(setting.data), "sequence_length": sequence, "micro_batch_size": batch},
         "parallel": {"expert_parallel_degree": expert_degree},
-        "moe": {"overload": "spill"},
+        "moe": {"overload": "spill", "spill_threshold": 1.05},
         "precision": {"compute": options.precision, "reduce": "fp32"},
         "optimizer": {**OPTIMIZER, "lr": options.lr, "beta1": 0.9, "beta2": 0.95, "eps": 1.0e-8},
         "schedule": {"kind": "constant", "warmup_steps": min(WARMUP_STEPS, steps)},
@@ -125,7 +141,11 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
     job_file.write_text(yaml.safe_dump(job, sort_keys=False))
     (output / "metrics.jsonl").unlink(missing_ok=True)
     overrides = [word for key, value in (keys or {}).items() for word in ("--set", f"{key}={value}")]
-    run([program, "train", job_file, "--ranks", options.world, *overrides], setting.folder / "conclave.log")
+    log = setting.folder / "conclave.log"
+    if options.rate:
+        run_on_two_hosts([program, "train", job_file, *overrides], options.rate, log)
+    else:
+        run([program, "train", job_file, "--ranks", options.world, *overrides], log)
     return read_lines(output / "metrics.jsonl")
 
 
@@ -142,7 +162,11 @@ def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespa
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
     if recompute:
         words.append("--recompute")
-    run([*launcher, RIVAL, *words], setting.folder / "rival.log", environment)
+    log = setting.folder / "rival.log"
+    if options.rate:
+        run_on_two_hosts([sys.executable, RIVAL, *words], options.rate, log, environment)
+    else:
+        run([*launcher, RIVAL, *words], log, environment)
     return read_lines(output)
 
 

@@ -97,11 +97,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each side (default 3)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--world", type=int, default=2, help="ranks, of one thread each (default 2)")
+    parser.add_argument("--rate", help="2 ranks on two hosts, emulated by network namespaces, whose link is held to this rate by tc, for example 1gbit; needs root")
     parser.add_argument("--rival-experts", choices=["grouped_mm", "eager"], default="grouped_mm", help="Transformers' experts_implementation")
     parser.add_argument("--tcmalloc", default="auto", metavar="PATH", help="what the rival preloads: a path, auto (the system's, if any) or none")
     parser.add_argument("--output", type=Path, help="the result (default: benchmarks/results/train_step-....json)")
     options = parser.parse_args()
     options.lr = OPTIMIZER["lr"]
+    if options.rate and options.world != 2:
+        parser.error(f"--rate is for 2 ranks, one on each of two hosts, and --world is {options.world}")
     if options.untimed is None:
         options.untimed = min(options.steps // 2, 20)
     if min(options.steps - options.untimed, options.rounds, options.world, options.batch, options.sequence) < 1:
@@ -127,7 +130,7 @@ def measure(options: argparse.Namespace) -> int:
             print(f"round {number + 1}, {side}: {median:.3f} s/step, loss {runs[side][-1][-1]['loss']:.4f}", flush=True)
 
     summary = summarize(runs, footprint, options.world * options.batch * options.sequence, options.untimed)
-    name = f"{options.shape}-{options.batch}x{options.sequence}-{options.precision}-world{options.world}"
+    name = f"{options.shape}-{options.batch}x{options.sequence}-{options.precision}-world{options.world}{f'-{options.rate}' if options.rate else ''}{'' if tcmalloc else '-as-installed'}"
     result = {
         "benchmark": "train_step",
         "name": name,

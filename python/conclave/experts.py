@@ -1,4 +1,4 @@
-"""The experts of one layer, divided over the ranks of the expert axis: dispatch, compute, combine, inside PyTorch's autograd."""
+"""The experts of one layer, divided over the ranks of the expert axis, inside PyTorch's autograd."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from conclave._library import operators
-from conclave.errors import ConclaveError
+from conclave.activation_checkpointing import repeats_arithmetic
 from conclave.mesh import Mesh
+from conclave.moe_config import MoEConfig
 
 
 @dataclass
@@ -20,12 +21,14 @@ class ExpertAxis:
     group: str  # the name PyTorch knows the process group by; "": no other rank
     degree: int
     experts: int  # of the whole layer
+    config: MoEConfig
     load: torch.Tensor | None = None  # int64 [E]: this rank's choices in training
 
     @classmethod
-    def of(cls, mesh: Mesh, experts: int) -> ExpertAxis:
+    def of(cls, mesh: Mesh, experts: int, config: MoEConfig | None = None) -> ExpertAxis:
+        """`config`: None: that of conclave.init."""
         axis = mesh.expert
-        return cls(mesh, axis.get_group().group_name if axis.size() > 1 else "", axis.size(), experts)
+        return cls(mesh, axis.get_group().group_name if axis.size() > 1 else "", axis.size(), experts, mesh.moe if config is None else config)
 
     def count(self, expert_of_choice: torch.Tensor) -> None:
         count = torch.bincount(expert_of_choice.detach().flatten(), minlength=self.experts)
@@ -50,15 +53,12 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
     in the dtype of `hidden` (under autocast in autocast's); the result [T,H] has the dtype of `hidden`. Gradients of gate_up and down
     are the mean over the axis's ranks.
     """
-    ops = operators()
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     recomputed = torch._C._current_graph_task_id() != -1  # by backward
     if torch.is_grad_enabled() and not recomputed:
         axis.count(expert_of_choice)
-    plan = ops.plan_dispatch(expert_of_choice, axis.group, axis.experts)
-    if recomputed and not torch.equal(plan[-1], expert_of_choice.int()):
-        raise ConclaveError("invariant broken: a recomputed router chose other experts than before; something in front of it is not deterministic")
-    row, row_weight = ops.dispatch(hidden.to(dtype), weight.float(), plan, axis.group)
-    row = ops.experts(row, row_weight, _local(gate_up, dtype), _local(down, dtype), plan[1], 1.0 / axis.degree)
-    return ops.combine(row, plan, axis.group).to(hidden.dtype)
+    out = operators().routed_experts(hidden.to(dtype), weight.float(), expert_of_choice, _local(gate_up, dtype), _local(down, dtype), axis.group,
+                                     axis.experts, 1.0 / axis.degree, axis.config.overload, axis.config.max_tokens_per_rank_factor or 1.5,
+                                     axis.config.spill_threshold or 1.3, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, not repeats_arithmetic())
+    return out.to(hidden.dtype)

@@ -1,4 +1,4 @@
-"""conclave.MoEConfig: how the experts of a transformed model are balanced."""
+"""conclave.MoEConfig: how the experts of a transformed model are balanced, and how tokens reach them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conclave.errors import UnsupportedError
 
 @dataclass(frozen=True)
 class MoEConfig:
-    """The balancing of a transformed model, by SMP's names. What is not given stays as the model's own configuration says.
+    """Balancing and dispatch of a transformed model, by the names of SMP and of the job file. What is not given stays as the model's own configuration says.
 
     Attributes:
         moe_load_balancing: None: Transformers' own loss, on or off as `output_router_logits` of the model says; "aux_loss": that loss, switched on;
@@ -18,6 +18,12 @@ class MoEConfig:
             (docs/balancing.md). "bias" and "balanced" are the program's (`conclave train`).
         moe_aux_loss_coeff: the strength of the auxiliary loss; None: the model's own `router_aux_loss_coef`.
         moe_z_loss_coeff: 0 or None; the z-loss is the program's.
+        overload: what happens when a rank's experts get far more tokens than another's (docs/dispatch.md); results differ by rounding only. "none":
+            the others wait; "spill": busy experts are lent to idle ranks; "chunk": a rank takes its tokens one part after the other.
+        max_tokens_per_rank_factor: of "chunk": at most so many rows at once, over the mean of the ranks; None: 1.5.
+        spill_threshold: of "spill": rows of the busiest rank over the mean above which experts are lent; None: 1.3.
+        spill_least_rows: of "spill": the fewest rows that an expert is lent for; None: 128 on CPUs, 2048 on GPUs.
+        dispatch_chunks: parts of the tokens that travel while experts compute another; None: 1.
         smp_moe: True; there is one layer.
         moe_all_to_all_dispatcher: True; tokens travel by all-to-all.
         global_token_shuffle: False; tokens stay in order.
@@ -31,6 +37,11 @@ class MoEConfig:
     moe_load_balancing: str | None = None
     moe_aux_loss_coeff: float | None = None
     moe_z_loss_coeff: float | None = None
+    overload: str = "none"
+    max_tokens_per_rank_factor: float | None = None
+    spill_threshold: float | None = None
+    spill_least_rows: int | None = None
+    dispatch_chunks: int | None = None
     smp_moe: bool = True
     moe_all_to_all_dispatcher: bool = True
     global_token_shuffle: bool = False

@@ -78,7 +78,7 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
     if not next(model.parameters()).is_meta:
         _check_same_weights(model, mesh)
     for module in experts.values():
-        _slice_experts(module, mesh)
+        _slice_experts(module, mesh, config)
     apply_balancing(model, config, experts)
     model.conclave = Transformed(mesh, config, experts)
     activation_checkpointing.keep_communication(model)
@@ -165,7 +165,7 @@ def _check_same_weights(model: nn.Module, mesh: Mesh) -> None:
                                 "Give every rank the same seed before the model is built, or load the same checkpoint.")
 
 
-def _slice_experts(module: nn.Module, mesh: Mesh) -> None:
+def _slice_experts(module: nn.Module, mesh: Mesh, config: MoEConfig) -> None:
     axis = mesh.expert
     local = module.num_experts // axis.size()
     begin = axis.get_local_rank() * local
@@ -178,7 +178,7 @@ def _slice_experts(module: nn.Module, mesh: Mesh) -> None:
     # The experts' own copy: another model that was built from the same configuration is not affected.
     module.config = copy.copy(module.config)
     module.config._experts_implementation = "conclave"
-    module.conclave_axis = ExpertAxis.of(mesh, module.num_experts)
+    module.conclave_axis = ExpertAxis.of(mesh, module.num_experts, config)
 
 
 def _refuse_plain_save(model: PreTrainedModel) -> None:

@@ -6,8 +6,6 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
-#include "apps/command.h"
-#include "config/job_check.h"
 #include "train/step_profile.h"
 
 namespace conclave {
@@ -103,24 +101,10 @@ void print_json(const StepProfile& profile, int ranks, int64_t steps) {
 }  // namespace
 
 void add_bench_step(CLI::App& bench, int& exit_code) {
-  struct Options {
-    JobOptions job;
-    int ranks = 1;
-    ProfileRequest request;
-    bool json = false;
-  };
-  auto options = std::make_shared<Options>();
-  CLI::App* command = bench.add_subcommand(
-      "step", "training steps of a job: seconds computing and waiting, by unit; writes no checkpoint and no metrics");
-  add_job_options(*command, options->job);
-  add_ranks_option(*command, options->ranks);
-  command->add_option("--steps", options->request.steps, "measured steps")->check(CLI::Range(1, 1'000'000));
-  command->add_option("--untimed", options->request.untimed, "steps before them, not measured")
-      ->check(CLI::Range(0, 1'000'000));
-  command->add_flag("--profile", options->request.kernels,
-                    "computing divided further: products, attention, permute, other kernels, and what is none of them");
-  command->add_flag("--json", options->json, "print one JSON object");
-  command->footer(
+  auto kernels = std::make_shared<bool>(false);
+  CLI::App* command = add_bench_of_steps(
+      bench, exit_code, "step",
+      "training steps of a job: seconds computing and waiting, by unit; writes no checkpoint and no metrics",
       "computing  arithmetic of the unit, or of the step as a whole; with --profile what is left of it beside\n"
       "           products (matrix products), attention (scores and softmax), permute (rows into another order)\n"
       "           and kernels (all others)\n"
@@ -132,20 +116,14 @@ void add_bench_step(CLI::App& bench, int& exit_code) {
       "In flight is the time from the start of a collective to the end of the wait for it. Each number is a median "
       "over the "
       "steps. On a GPU the host waits for the device wherever a phase ends, so a step takes somewhat longer than in "
-      "training.");
-  command->callback([options, &exit_code] {
-    const auto read = [options] {
-      Job job = read_job(options->job.file, options->job.overrides);
-      require(job, "data.train");
-      return job;
-    };
-    exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
-      const StepProfile profile = profile_steps(job, options->request);
-      if (!job.is_first()) return;
-      const auto print = options->json ? print_json : print_table;
-      print(profile, job.world().size(), options->request.steps);
-    });
-  });
+      "training.",
+      [kernels](ParallelJob& job, ProfileRequest request, bool json) {
+        request.kernels = *kernels;
+        const StepProfile profile = profile_steps(job, request);
+        if (job.is_first()) (json ? print_json : print_table)(profile, job.world().size(), request.steps);
+      });
+  command->add_flag("--profile", *kernels,
+                    "computing divided further: products, attention, permute, other kernels, and what is none of them");
 }
 
 }  // namespace conclave

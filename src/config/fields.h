@@ -184,6 +184,10 @@ void describe(AnyJob& job, Visitor&& visitor) {
       "experts to ranks with fewer");
   visitor.field("moe.max_tokens_per_rank_factor", job.moe.max_tokens_per_rank_factor, at_least(1),
                 "overload: chunk takes at most so many tokens at once, over the mean of the ranks");
+  visitor.field(
+      "moe.spill_threshold", job.moe.spill_threshold, at_least(1),
+      "overload: spill lends experts when the rows of the busiest rank, over the mean of the ranks, are above "
+      "this");
   visitor.field("moe.spill_least_rows", job.moe.spill_least_rows, size_of_at_least(1),
                 "overload: spill lends an expert for so many of its tokens or more; null: 128 on CPUs, 2048 on GPUs");
   visitor.field("moe.router_jitter_noise", job.moe.router_jitter_noise, from_to_below(0, 1),

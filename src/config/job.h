@@ -86,6 +86,7 @@ struct MoeConfig {
   std::optional<DropPolicy> drop_policy = {};   // default: probability, where there is a capacity
   OverloadPolicy overload = OverloadPolicy::none;
   double max_tokens_per_rank_factor = 1.5;         // of chunk: the most rows at once on a rank, over the mean
+  double spill_threshold = 1.3;                    // of spill: rows of the busiest rank over the mean; above: lends
   std::optional<int64_t> spill_least_rows = {};    // of spill: the fewest rows an expert's weights travel for; default:
                                                    // 128 on CPUs, 2048 on GPUs
   std::optional<double> router_jitter_noise = {};  // default: the model's own

@@ -157,6 +157,8 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   };
   refuse_unless_overload(OverloadPolicy::chunk, "chunk", "moe.max_tokens_per_rank_factor",
                          moe.max_tokens_per_rank_factor != defaults.max_tokens_per_rank_factor, "1.5");
+  refuse_unless_overload(OverloadPolicy::spill, "spill", "moe.spill_threshold",
+                         moe.spill_threshold != defaults.spill_threshold, "1.3");
   refuse_unless_overload(OverloadPolicy::spill, "spill", "moe.spill_least_rows", moe.spill_least_rows.has_value(),
                          "null");
   refuse_if(moe.overload != OverloadPolicy::none && moe.dispatcher == DispatcherKind::all_gather,

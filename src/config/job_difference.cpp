@@ -52,6 +52,7 @@ constexpr Free free_keys[] = {
     {"moe.global_token_shuffle", "tokens return to where they were"},
     {"moe.overload", "where rows are computed, not what becomes of them"},
     {"moe.max_tokens_per_rank_factor", "how many rows are computed at once"},
+    {"moe.spill_threshold", "where rows are computed, not what becomes of them"},
     {"moe.spill_least_rows", "where rows are computed, not what becomes of them"},
     {"optimizer.max_skipped_steps", "when to give up"},
     {"checkpoint.", "what is kept of a run is not what it is"},

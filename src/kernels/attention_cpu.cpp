@@ -1,105 +1,213 @@
-// ATen's flash kernel of the CPU over strided views of the packed rows; fewer key/value heads are its own affair.
+// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block, by fp32 products of
+// BLAS. The query heads of one key/value head are one matrix with its keys, so that products are large enough for full
+// speed: ATen's kernel, which takes 64 rows of one head at a time, needs half as long again.
 #include <ATen/ATen.h>
 
 #include <limits>
 
 #include "kernels/attention.h"
+#include "kernels/attention_rows.h"
 #include "kernels/cpu.h"
 
 namespace conclave {
 
 namespace {
 
-// Heads [first, first + heads) of the packed rows as [B, heads, S, D], without a copy.
-at::Tensor heads_of(const at::Tensor& packed_TM, const AttentionShape& shape, int64_t first, int64_t heads) {
-  return packed_TM.narrow(1, first * shape.head_dim, heads * shape.head_dim)
-      .view({shape.batch, shape.sequence, heads, shape.head_dim})
-      .transpose(1, 2);
-}
+constexpr int64_t rows_of_block = 256, keys_of_block = 512;  // scores of half a MiB: they stay in the core's cache
 
-struct PackedHeads {
-  at::Tensor query, key, value;
-};
+// One key/value head of one sequence with the query heads that read it. All are views.
+class HeadGroup {
+ public:
+  HeadGroup(const AttentionShape& shape, int64_t sequence, int64_t kv_head)
+      : shape_(shape), first_row_(sequence * shape.sequence), kv_head_(kv_head) {}
 
-PackedHeads split(const at::Tensor& packed_TM, const AttentionShape& shape) {
-  return {heads_of(packed_TM, shape, 0, shape.heads), heads_of(packed_TM, shape, shape.heads, shape.kv_heads),
-          heads_of(packed_TM, shape, shape.heads + shape.kv_heads, shape.kv_heads)};
-}
+  int64_t heads() const { return shape_.heads / shape_.kv_heads; }
+  int64_t first_head() const { return kv_head_ * heads(); }
 
-// One call of the flash kernel: queries [first_query, last_query) over keys [first_key, last_query). Without a window
-// there is one block, the whole sequence, masked by the kernel itself.
-struct Block {
-  int64_t first_query, last_query, first_key;
-  std::optional<at::Tensor> mask;  // added to the scores: 0 or -infinity; none: causal
-
-  int64_t queries() const { return last_query - first_query; }
-  int64_t keys() const { return last_query - first_key; }
-};
-
-// With a window W: blocks of C queries over the at most W - 1 + C keys they can see, so that no S x S matrix arises.
-// All blocks share one mask: with keys counted from W - 1 before the block's first query, query i sees keys i .. i + W
-// - 1.
-std::vector<Block> blocks_of(const AttentionShape& shape, at::ScalarType dtype) {
-  const int64_t sequence = shape.sequence, window = shape.window.value_or(sequence);
-  if (window >= sequence) return {{0, sequence, 0, std::nullopt}};
-  const int64_t length = std::min(sequence, std::clamp<int64_t>(window, 128, 512));
-  const at::Tensor query = at::arange(length).unsqueeze(1), key = at::arange(window - 1 + length).unsqueeze(0);
-  const at::Tensor hidden = at::logical_or(key.lt(query), key.ge(query + window));
-  const at::Tensor mask = at::zeros({length, window - 1 + length}, at::TensorOptions().dtype(dtype))
-                              .masked_fill_(hidden, -std::numeric_limits<double>::infinity());
-  std::vector<Block> blocks;
-  for (int64_t first = 0; first < sequence; first += length) {
-    Block block{first, std::min(sequence, first + length), std::max<int64_t>(0, first - (window - 1)), std::nullopt};
-    const int64_t skipped = block.first_key - (first - (window - 1));  // keys before the sequence's begin
-    block.mask = mask.narrow(0, 0, block.queries()).narrow(1, skipped, block.keys());
-    blocks.push_back(std::move(block));
+  // [heads, queries, D] of packed rows whose first columns are the query heads.
+  at::Tensor queries(const at::Tensor& packed_TM, int64_t first, int64_t count) const {
+    return packed_TM.narrow(0, first_row_ + first, count)
+        .narrow(1, first_head() * shape_.head_dim, heads() * shape_.head_dim)
+        .view({count, heads(), shape_.head_dim})
+        .transpose(0, 1);
   }
-  return blocks;
+  // [keys, D] of the packed projections.
+  at::Tensor keys(const at::Tensor& qkv_TM, int64_t first, int64_t count) const {
+    return columns(qkv_TM, shape_.heads + kv_head_, first, count);
+  }
+  at::Tensor values(const at::Tensor& qkv_TM, int64_t first, int64_t count) const {
+    return columns(qkv_TM, shape_.heads + shape_.kv_heads + kv_head_, first, count);
+  }
+
+ private:
+  at::Tensor columns(const at::Tensor& qkv_TM, int64_t head, int64_t first, int64_t count) const {
+    return qkv_TM.narrow(0, first_row_ + first, count).narrow(1, head * shape_.head_dim, shape_.head_dim);
+  }
+
+  const AttentionShape& shape_;
+  int64_t first_row_, kv_head_;
+};
+
+// How a sequence is divided. A function of the shape alone, so that results do not depend on the number of threads.
+struct Division {
+  explicit Division(const AttentionShape& shape)
+      : sequence(shape.sequence),
+        window(std::min(shape.window.value_or(shape.sequence), shape.sequence)),
+        group(shape.heads / shape.kv_heads),
+        queries_of_block(std::clamp<int64_t>(rows_of_block / group, 32, 128)) {}
+
+  int64_t sequence, window, group, queries_of_block;
+
+  int64_t blocks() const { return (sequence + queries_of_block - 1) / queries_of_block; }
+  int64_t first_query(int64_t block) const { return block * queries_of_block; }
+  int64_t queries(int64_t block) const { return std::min(queries_of_block, sequence - first_query(block)); }
+  // Keys that some query of the block sees are [first_key, end_key).
+  int64_t first_key(int64_t block) const { return std::max<int64_t>(0, first_query(block) - window + 1); }
+  int64_t end_key(int64_t block) const { return first_query(block) + queries(block); }
+
+  // f(scores of these queries with so many keys) for one block of keys after the other.
+  template <class F>
+  void for_key_blocks(int64_t block, const F& f) const {
+    for (int64_t key = first_key(block); key < end_key(block); key += keys_of_block)
+      f(cpu::ScoreBlock{.rows = group * queries(block),
+                        .queries = queries(block),
+                        .first_query = first_query(block),
+                        .first_key = key,
+                        .keys = std::min(keys_of_block, end_key(block) - key),
+                        .window = window});
+  }
+};
+
+at::Tensor matrix(const at::Tensor& buffer, int64_t rows, int64_t columns) {
+  return buffer.narrow(0, 0, rows * columns).view({rows, columns});
 }
 
-PackedHeads narrow(const PackedHeads& heads, const Block& block) {
-  return {heads.query.narrow(2, block.first_query, block.queries()), heads.key.narrow(2, block.first_key, block.keys()),
-          heads.value.narrow(2, block.first_key, block.keys())};
+// The queries of a block as one fp32 matrix [heads x queries, D].
+at::Tensor stacked(const HeadGroup& group, const at::Tensor& packed_TM, int64_t first, int64_t count) {
+  const at::Tensor queries = group.queries(packed_TM, first, count);
+  at::Tensor out = at::empty(queries.sizes(), at::kFloat);
+  out.copy_(queries);
+  return out.view({-1, queries.size(2)});
+}
+
+double scale_of(const AttentionShape& shape) {
+  return 1 / std::sqrt(static_cast<double>(shape.head_dim));
+}
+
+void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM,
+                   const AttentionShape& shape, const Division& division, int64_t sequence, int64_t kv_head,
+                   int64_t block) {
+  const HeadGroup group(shape, sequence, kv_head);
+  const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
+  const at::Tensor query = stacked(group, qkv_TM, first, count).mul_(scale_of(shape));
+  const at::Tensor scores = at::empty({rows * std::min(keys_of_block, division.end_key(block))}, at::kFloat);
+  const at::Tensor out = at::zeros({rows, shape.head_dim}, at::kFloat);
+  const at::Tensor most = at::full({rows}, -std::numeric_limits<float>::infinity(), at::kFloat);
+  const at::Tensor sum = at::zeros({rows}, at::kFloat);
+  division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
+    at::Tensor score = matrix(scores, rows, b.keys);
+    at::mm_out(score, query, group.keys(qkv_TM, b.first_key, b.keys).to(at::kFloat).t());
+    cpu::exponentials_(score.data_ptr<float>(), b, most.data_ptr<float>(), sum.data_ptr<float>(), out.data_ptr<float>(),
+                       shape.head_dim);
+    at::Tensor(out).addmm_(score, group.values(qkv_TM, b.first_key, b.keys).to(at::kFloat));
+  });
+  const at::Tensor logsumexp = at::empty({rows}, at::kFloat);
+  cpu::divide_(out.data_ptr<float>(), sum.data_ptr<float>(), most.data_ptr<float>(), logsumexp.data_ptr<float>(), rows,
+               shape.head_dim);
+  group.queries(out_TN, first, count).copy_(out.view({group.heads(), count, shape.head_dim}));
+  logsumexp_BNS[sequence]
+      .narrow(0, group.first_head(), group.heads())
+      .narrow(1, first, count)
+      .copy_(logsumexp.view({group.heads(), count}));
+}
+
+// Consecutive blocks of queries whose gradients of keys and values are added up by one thread.
+struct BlockRange {
+  int64_t begin, end;
+};
+
+// At least 256 queries each, and 16 sums at most: each takes room.
+std::vector<BlockRange> ranges_of(const Division& division, int64_t kv_heads) {
+  const int64_t most = std::max<int64_t>(1, 16 / kv_heads), blocks = division.blocks();
+  const int64_t ranges = std::clamp<int64_t>(division.sequence / 256, 1, most);
+  std::vector<BlockRange> result;
+  for (int64_t i = 0; i < ranges; ++i) result.push_back({blocks * i / ranges, blocks * (i + 1) / ranges});
+  return result;
+}
+
+struct BackwardInput {
+  const at::Tensor &grad_out_TN, &out_TN, &logsumexp_BNS, &qkv_TM;
+};
+
+// Writes the gradients of the range's queries into grad_qkv, and adds those of keys and values to grad_key and
+// grad_value [D, S]: so the larger matrix of their products is not the transposed one, a quarter faster.
+void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS, const at::Tensor& grad_value_DS,
+                    const BackwardInput& in, const AttentionShape& shape, const Division& division, int64_t sequence,
+                    int64_t kv_head, BlockRange range) {
+  const HeadGroup group(shape, sequence, kv_head);
+  const int64_t most_rows = division.group * std::min(division.queries_of_block, division.sequence);
+  const int64_t room = most_rows * std::min(keys_of_block, division.sequence);
+  const at::Tensor scores = at::empty({room}, at::kFloat), grads = at::empty({room}, at::kFloat);
+  const at::Tensor delta = at::empty({most_rows}, at::kFloat);
+  for (int64_t block = range.begin; block < range.end; ++block) {
+    const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
+    const at::Tensor query = stacked(group, in.qkv_TM, first, count).mul_(scale_of(shape));
+    const at::Tensor grad_out = stacked(group, in.grad_out_TN, first, count);
+    const at::Tensor logsumexp =
+        in.logsumexp_BNS[sequence].narrow(0, group.first_head(), group.heads()).narrow(1, first, count).contiguous();
+    cpu::dot_rows(delta.data_ptr<float>(), grad_out.data_ptr<float>(),
+                  stacked(group, in.out_TN, first, count).data_ptr<float>(), rows, shape.head_dim);
+    const at::Tensor grad_query = at::zeros_like(query);
+    division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
+      at::Tensor score = matrix(scores, rows, b.keys), grad = matrix(grads, rows, b.keys);
+      const at::Tensor key = group.keys(in.qkv_TM, b.first_key, b.keys).to(at::kFloat);
+      at::mm_out(score, query, key.t());
+      at::mm_out(grad, grad_out, group.values(in.qkv_TM, b.first_key, b.keys).to(at::kFloat).t());
+      cpu::probabilities_and_gradients_(score.data_ptr<float>(), grad.data_ptr<float>(), b, logsumexp.data_ptr<float>(),
+                                        delta.data_ptr<float>());
+      grad_value_DS.narrow(1, b.first_key, b.keys).addmm_(grad_out.t(), score);
+      grad_key_DS.narrow(1, b.first_key, b.keys).addmm_(query.t(), grad);
+      at::Tensor(grad_query).addmm_(grad, key);
+    });
+    grad_query.mul_(scale_of(shape));
+    group.queries(grad_qkv_TM, first, count).copy_(grad_query.view({group.heads(), count, shape.head_dim}));
+  }
 }
 
 }  // namespace
 
 void cpu::attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
                             const AttentionShape& shape) {
-  if (shape.batch == 0) return;
-  const PackedHeads all = split(qkv_TM, shape);
-  const at::Tensor out_BNSD = heads_of(out_TN, shape, 0, shape.heads);
-  for (const Block& block : blocks_of(shape, qkv_TM.scalar_type())) {
-    const PackedHeads heads = narrow(all, block);
-    const auto [out, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
-        heads.query, heads.key, heads.value, /*dropout_p=*/0, /*is_causal=*/!block.mask, block.mask);
-    out_BNSD.narrow(2, block.first_query, block.queries()).copy_(out);
-    logsumexp_BNS.narrow(2, block.first_query, block.queries()).copy_(logsumexp);
-  }
+  const Division division(shape);
+  const int64_t blocks = division.blocks();
+  for_tasks(shape.batch * shape.kv_heads * blocks, [&](int64_t task) {
+    const int64_t of_group = task / blocks;
+    forward_block(out_TN, logsumexp_BNS, qkv_TM, shape, division, of_group / shape.kv_heads, of_group % shape.kv_heads,
+                  task % blocks);
+  });
 }
 
 void cpu::attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                              const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape) {
-  if (shape.batch == 0) return;
-  const PackedHeads all = split(qkv_TM, shape), grads = split(grad_qkv_TM, shape);
-  const at::Tensor out_BNSD = heads_of(out_TN, shape, 0, shape.heads);
-  const at::Tensor grad_out_BNSD = heads_of(grad_out_TN, shape, 0, shape.heads);
-  const std::vector<Block> blocks = blocks_of(shape, qkv_TM.scalar_type());
-  if (blocks.size() > 1) grad_qkv_TM.zero_();  // blocks share keys, and add up
-  for (const Block& block : blocks) {
-    const PackedHeads heads = narrow(all, block), grad = narrow(grads, block);
-    const auto queries = [&](const at::Tensor& t) { return t.narrow(2, block.first_query, block.queries()); };
-    const auto [grad_query, grad_key, grad_value] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        queries(grad_out_BNSD), heads.query, heads.key, heads.value, queries(out_BNSD), queries(logsumexp_BNS),
-        /*dropout_p=*/0, /*is_causal=*/!block.mask, block.mask);
-    grad.query.copy_(grad_query);
-    if (blocks.size() > 1) {
-      grad.key.add_(grad_key);
-      grad.value.add_(grad_value);
-    } else {
-      grad.key.copy_(grad_key);
-      grad.value.copy_(grad_value);
-    }
+  const Division division(shape);
+  const std::vector<BlockRange> ranges = ranges_of(division, shape.kv_heads);
+  const auto parts = static_cast<int64_t>(ranges.size());
+  const BackwardInput input{grad_out_TN, out_TN, logsumexp_BNS, qkv_TM};
+  // One sequence after the other, so that sums take room for one: [key/value head, range, key or value, D, S].
+  for (int64_t sequence = 0; sequence < shape.batch; ++sequence) {
+    const at::Tensor sums = at::empty({shape.kv_heads, parts, 2, shape.head_dim, shape.sequence}, at::kFloat);
+    for_tasks(shape.kv_heads * parts, [&](int64_t task) {
+      const int64_t kv_head = task / parts, part = task % parts;
+      const at::Tensor own = sums[kv_head][part].zero_();
+      backward_range(grad_qkv_TM, own[0], own[1], input, shape, division, sequence, kv_head, ranges[part]);
+    });
+    for_tasks(shape.kv_heads, [&](int64_t kv_head) {
+      const HeadGroup group(shape, sequence, kv_head);
+      const at::Tensor sum = sums[kv_head][0];
+      for (int64_t part = 1; part < parts; ++part) sum.add_(sums[kv_head][part]);
+      group.keys(grad_qkv_TM, 0, shape.sequence).copy_(sum[0].t());
+      group.values(grad_qkv_TM, 0, shape.sequence).copy_(sum[1].t());
+    });
   }
 }
 

@@ -35,30 +35,35 @@ void check_forward(const char* op, const at::Tensor& y_RN, const at::Tensor& x_R
 
 // f(tile of out, its rows of a, its columns of b) over out = a b. On the CPU in tiles of a fixed size, each multiplied
 // by one thread: a BLAS that divides a product among threads itself rounds differently for each number of them. A tile
-// is large enough to run at the speed of the whole.
+// is large enough to run at the speed of the whole. A thread alone takes few rows in longer tiles, because BLAS packs
+// the rows anew for each (up to 8 % of a step's products); an element is the same sum either way.
+enum class Tiles { square, long_for_few_rows };
 template <class F>
-void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, const F& f) {
+void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, Tiles tiles, const F& f) {
   if (!out.is_cpu()) return f(out, a, b);
-  constexpr int64_t side = 512;
+  constexpr int64_t side = 512, few_rows = 512, long_side = 4096;
   const int64_t rows = out.size(0), columns = out.size(1);
-  const int64_t tiles_down = (rows + side - 1) / side, tiles_across = (columns + side - 1) / side;
+  const bool is_long = tiles == Tiles::long_for_few_rows && rows <= few_rows && at::get_num_threads() == 1;
+  const int64_t across = is_long ? long_side : side;
+  const int64_t tiles_down = (rows + side - 1) / side, tiles_across = (columns + across - 1) / across;
   cpu::for_tasks(tiles_down * tiles_across, [&](int64_t tile) {
-    const int64_t top = tile / tiles_across * side, left = tile % tiles_across * side;
-    const int64_t height = std::min(side, rows - top), width = std::min(side, columns - left);
+    const int64_t top = tile / tiles_across * side, left = tile % tiles_across * across;
+    const int64_t height = std::min(side, rows - top), width = std::min(across, columns - left);
     f(out.narrow(0, top, height).narrow(1, left, width), a.narrow(0, top, height), b.narrow(1, left, width));
   });
 }
 
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
-  for_tiles(out, a, b, [](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
-    at::mm_out(tile, rows, columns);
-  });
+  for_tiles(
+      out, a, b, Tiles::long_for_few_rows,
+      [](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) { at::mm_out(tile, rows, columns); });
 }
 
 void multiply_add(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
-  for_tiles(out, a, b, [](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
-    at::addmm_out(tile, tile, rows, columns);
-  });
+  for_tiles(out, a, b, Tiles::long_for_few_rows,
+            [](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
+              at::addmm_out(tile, tile, rows, columns);
+            });
 }
 
 }  // namespace
@@ -106,10 +111,11 @@ void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, c
     if (!accumulate) grad_w_NM.zero_();
   } else if (x_RM.scalar_type() != grad_w_NM.scalar_type()) {
     // No library multiplies bf16 into fp32 on every device we run on: the product is rounded to bf16 once, then added.
-    for_tiles(grad_w_NM, grad_y_RN.t(), x_RM, [&](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
-      const at::Tensor product = at::mm(rows, columns);
-      accumulate ? tile.add_(product) : tile.copy_(product);
-    });
+    for_tiles(grad_w_NM, grad_y_RN.t(), x_RM, Tiles::square,
+              [&](at::Tensor tile, const at::Tensor& rows, const at::Tensor& columns) {
+                const at::Tensor product = at::mm(rows, columns);
+                accumulate ? tile.add_(product) : tile.copy_(product);
+              });
   } else {
     accumulate ? multiply_add(grad_w_NM, grad_y_RN.t(), x_RM) : multiply(grad_w_NM, grad_y_RN.t(), x_RM);
   }

@@ -68,6 +68,10 @@ struct DispatcherOptions {
   std::optional<SpillOptions> spill = {};  // with all_to_all only; none: an expert is computed where it lives
 };
 
+// Rows from which lending an expert is worth while when nobody says: about the break-even (spill_plan.h) of a CPU core
+// behind a link of a few GB/s with room for what it does not count, and that of an H100 behind NVLink.
+int64_t default_spill_rows(at::Device device);
+
 // `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive the dispatcher. `experts`: of
 // the whole layer.
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,

@@ -54,6 +54,9 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
   parts = plan_parts(tokens.expert_of_choice_TK);
   const bool one_by_one = follow_each_other(parts);
   const bool drop_rows = one_by_one && parts.size() > 1;
+  const at::Tensor& like_TH = residual_TH.defined() ? residual_TH : tokens.token_TH;
+  const auto out_sizes = like_TH.sizes().vec();
+  const auto out_options = like_TH.options();
   at::Tensor out_TH;
   std::vector<Dispatching> dispatching(parts.size());
   std::vector<Dispatcher::Combined> combining(parts.size());
@@ -66,7 +69,8 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     if (i + 1 == parts.size()) tokens.token_TH.reset();
   };
   const auto finish = [&](size_t i) {
-    combining[i].finish(part_of(out_TH, parts[i].tokens), part_of(residual_TH, parts[i].tokens));
+    combining[i].finish(part_of(out_TH, parts[i].tokens),
+                        residual_TH.defined() ? part_of(residual_TH, parts[i].tokens) : at::Tensor());
   };
 
   if (!one_by_one) start(0);
@@ -85,7 +89,7 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     if (drop_rows) part.rows = {};
     if (!out_TH.defined()) {
       MemoryScope scope(MemoryCategory::activations);
-      out_TH = at::empty_like(residual_TH);
+      out_TH = at::empty(out_sizes, out_options);
     }
     combining[i] = dispatcher_.begin_combine(part.plan, std::move(output.row_RH));
     if (one_by_one)

@@ -41,8 +41,9 @@ class RoutedExperts {
 
   using Parts = std::vector<RoutedPart>;
 
-  // residual [T,H] + the sum of the choices' weighted expert outputs. `parts` receives what backward needs; rows and
-  // plans are there whatever the policy, unless parts follow each other. Lets the tokens go as soon as they are sent.
+  // residual [T,H], if defined, + the sum of the choices' weighted expert outputs. `parts` receives what backward
+  // needs; rows and plans are there whatever the policy, unless parts follow each other. Lets the tokens go as soon as
+  // they are sent.
   at::Tensor forward(RoutedTokens tokens, const at::Tensor& residual_TH, const ExpertWeights& weights,
                      PreActivation pre_activation, Parts& parts) const;
 

@@ -31,26 +31,28 @@ LayerMemory::LayerMemory(const PlannedRank& rank, MemoryLedger& ledger)
       message_(row_message_bytes(hidden_, item_)),
       accumulates_(rank.job.micro_steps > 1 && rank.job.layout.degree(Axis::shard) == 1) {}
 
-// ATen's flash attention returns tensors of its own. On the CPU it has a tile of scores for each thread; on a GPU its
-// backward sums in fp32 and has a key and a value for each query head. Where a GPU has no such kernel, the scores are
-// whole.
+// On a GPU ATen's flash attention returns tensors of its own, and its backward sums in fp32 and has a key and a value
+// for each query head; where it has no such kernel, the scores are whole. On the CPU each thread has a block of scores
+// and the fp32 matrices of its products, and backward the sums over blocks (kernels/attention_cpu.cpp).
 LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool backward) {
   const int64_t sequence = rank_.job.job.data.sequence_length, head_dim = rank_.job.model.head_dim;
-  const int64_t results =
-      backward ? tokens_ * packed_width_ * item_ : tokens_ * query_width_ * item_ + tokens_ * heads_ * fp32;
   if (rank_.backend == Backend::cuda_nccl) {
     const bool flash = item_ == 2 && head_dim % 8 == 0 && head_dim <= 256;
     const double scores = backward ? aten_temporaries::attention_backward : aten_temporaries::attention_forward;
     if (!flash) return aten_buffers(scores, tokens_ * heads_ * sequence);
+    const int64_t results =
+        backward ? tokens_ * packed_width_ * item_ : tokens_ * query_width_ * item_ + tokens_ * heads_ * fp32;
     const int64_t sums = tokens_ * (query_width_ + heads_) * fp32 + 2 * tokens_ * query_width_ * item_;
     return hold(category, results + (backward ? sums : 0));
   }
-  const int64_t queries = std::min<int64_t>(sequence, sequence >= 768 ? 256 : sequence >= 192 ? 64 : 32);
+  const int64_t kv_heads = rank_.job.model.num_key_value_heads, group = heads_ / kv_heads;
+  const int64_t rows = group * std::min(std::clamp<int64_t>(256 / group, 32, 128), sequence);
   const int64_t keys = std::min<int64_t>(sequence, 512);
-  const int64_t reduced = item_ == 2 ? queries * keys * item_ : 0;
-  const int64_t tiles = backward ? 2 * (queries * keys * fp32 + reduced) + queries * fp32
-                                 : (queries * keys + 2 * queries + queries * head_dim) * fp32 + reduced;
-  return hold(category, results + rank_.threads * tiles);
+  const int64_t widened = item_ == 2 ? keys * head_dim : 0;
+  if (!backward) return hold(category, rank_.threads * (rows * (keys + 2 * head_dim + 3) + widened) * fp32);
+  const int64_t parts = std::clamp<int64_t>(sequence / 256, 1, std::max<int64_t>(1, 16 / kv_heads));
+  const int64_t sums = kv_heads * parts * 2 * sequence * head_dim;
+  return hold(category, (sums + rank_.threads * (rows * (2 * keys + 3 * head_dim + 2) + 2 * widened)) * fp32);
 }
 
 // A weight's gradient [rows, columns], summed over `tokens`, is a product in bf16 before it goes into fp32: whole on a

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "base/spill_threshold.h"
-
 namespace conclave {
 namespace {
 
@@ -18,7 +16,7 @@ double worst_imbalance(const CheckedJob& job) {
   const int64_t degree = job.layout.degree(Axis::expert), top_k = job.model.num_experts_per_tok;
   const int64_t of_a_rank = std::min(top_k, job.model.num_local_experts / degree);
   const double worst = static_cast<double>(degree * of_a_rank) / static_cast<double>(top_k);
-  return job.job.moe.overload == OverloadPolicy::spill ? std::min(worst, spill_threshold) : worst;
+  return job.job.moe.overload == OverloadPolicy::spill ? std::min(worst, job.job.moe.spill_threshold) : worst;
 }
 
 std::vector<RoutedRows> assume_rows(const CheckedJob& job, double imbalance) {

@@ -52,18 +52,13 @@ std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeC
   return std::make_unique<TopKSelection>(router);
 }
 
-// What an expert is lent for when the job does not say: about the break-even (moe/spill_plan.h) of a CPU core behind a
-// link of a few GB/s with room for what it does not count, and that of an H100 behind NVLink.
-int64_t spill_least_rows(const MoeConfig& moe, at::Device device) {
-  return moe.spill_least_rows.value_or(device.is_cuda() ? 2048 : SpillOptions{}.least_rows);
-}
-
 DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
   DispatcherOptions options;
   if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
   if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
   if (job.moe.overload == OverloadPolicy::spill)
-    options.spill = SpillOptions{.least_rows = spill_least_rows(job.moe, device)};
+    options.spill = SpillOptions{.threshold = job.moe.spill_threshold,
+                                 .least_rows = job.moe.spill_least_rows.value_or(default_spill_rows(device))};
   return options;
 }
 

@@ -66,6 +66,18 @@ def test_kernels_divide_the_computing(tmp_path):
     assert re.search(r"^unit +computing +products +attention +permute +kernels +gather", text, re.MULTILINE), text
 
 
+def test_a_layer_is_one_of_the_step(tmp_path):
+    job = SmallJob(tmp_path, {"data.sequence_length": 64, "data.micro_batch_size": 4, "parallel.expert_parallel_degree": 2})
+    times = json.loads(job.must_run(2, "bench layer", ["--steps", 3, "--json"]).outputs[0])
+    assert times["layers"] == len([name for name in json.loads(job.must_run(2, "bench step", ["--steps", 1, "--json"]).outputs[0])["units"] if "layers." in name])
+    assert times["tokens"] == 256
+    assert times["seconds"] == pytest.approx(sum(times["phases"].values()))
+    assert times["phases"]["products"] > 0 and times["phases"]["dispatch"] > 0 and times["phases"]["optimizer"] == 0
+    text = job.must_run(2, "bench layer", ["--steps", 1]).outputs[0]
+    assert re.search(r"^one of \d+ decoder layers, forward and backward of 256 tokens a rank: [\d.]+ s", text, re.MULTILINE), text
+    assert re.search(r"^products +[\d.]+ s +[\d.]+ %$", text, re.MULTILINE), text
+
+
 def test_products_are_those_of_the_step(tmp_path):
     job = SmallJob(tmp_path, {"data.sequence_length": 64, "data.micro_batch_size": 4, "parallel.expert_parallel_degree": 2})
     times = json.loads(job.must_run(2, "bench products", ["--repeats", 3, "--json"]).outputs[0])

@@ -1,4 +1,4 @@
-"""Dispatch, experts and combine as operators of PyTorch, with their gradients.
+"""The routed experts of a layer as an operator of PyTorch, with its gradients.
 
 Oracle: every expert in a plain loop over all ranks' tokens under PyTorch's own autograd. Tolerance: fp32 sums of at most some hundred terms in another
 order, 1e-5 of the tensor's scale; bf16 rounds each product to 8 bits, 3e-2.
@@ -51,7 +51,7 @@ def error_of(value, expected):
 
 def compare_with_plain_loop(axis, kind, tokens_of_rank, top_k, dtype, seed) -> None:
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    what = f"{kind}, tokens {tokens_of_rank}, top {top_k}, {dtype}, {ranks} ranks, seed {seed}"
+    what = f"{kind}, tokens {tokens_of_rank}, top {top_k}, {dtype}, {ranks} ranks, {axis.config}, seed {seed}"
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape, scale=1.0):
@@ -86,34 +86,42 @@ def compare_with_plain_loop(axis, kind, tokens_of_rank, top_k, dtype, seed) -> N
         assert error < TOLERANCE[dtype], f"{what}: {name} differs by {error:.1e}"
 
 
+WAYS = ({}, {"overload": "spill", "spill_least_rows": 1}, {"overload": "chunk", "max_tokens_per_rank_factor": 1.0}, {"dispatch_chunks": 3})
+
+
 def check_operators() -> None:
     ranks = dist.get_world_size()
-    axis = ExpertAxis.of(conclave.init({"expert_parallel_degree": ranks}), EXPERTS)
-    for kind in ("uniform", "one expert", "first rank only"):
-        for tokens in ([7] * ranks, [0] * ranks, [0, *[5] * (ranks - 1)], [1, *[0] * (ranks - 1)], [1500, *[3] * (ranks - 1)]):
-            for top_k, dtype in [(1, torch.float32), (3, torch.float32)] + [(2, torch.bfloat16)] * (tokens[0] == 7):
-                compare_with_plain_loop(axis, kind, tokens, top_k, dtype, seed=11)
-    check_identity()
-    check_waiting_does_not_hold_the_interpreter()
+    mesh = conclave.init({"expert_parallel_degree": ranks})
+    for way in WAYS:
+        axis = ExpertAxis.of(mesh, EXPERTS, conclave.MoEConfig(**way))
+        for kind in ("uniform", "one expert", "first rank only"):
+            for tokens in ([7] * ranks, [0] * ranks, [0, *[5] * (ranks - 1)], [1, *[0] * (ranks - 1)], [1500, *[3] * (ranks - 1)]):
+                for top_k, dtype in [(1, torch.float32), (3, torch.float32)] + [(2, torch.bfloat16)] * (tokens[0] == 7):
+                    compare_with_plain_loop(axis, kind, tokens, top_k, dtype, seed=11)
+    check_lending(mesh)
+    check_waiting_does_not_hold_the_interpreter(mesh)
 
 
-def check_identity() -> None:
-    """Without experts between them, dispatch and combine with weights that sum to 1 are the identity, and so is their backward."""
-    ops = operators()
-    group = conclave.init({"expert_parallel_degree": dist.get_world_size()}).expert.get_group().group_name
-    token = torch.randn(33, HIDDEN, requires_grad=True)
-    choice = torch.stack([torch.randperm(EXPERTS)[:4] for _ in range(33)])
-    plan = ops.plan_dispatch(choice, group, EXPERTS)
-    row, row_weight = ops.dispatch(token, torch.full((33, 4), 0.25), plan, group)
-    out = ops.combine(row * row_weight[:, None], plan, group)
-    out.backward(torch.ones_like(out))
-    assert torch.allclose(out, token, atol=1e-6)
-    assert torch.allclose(token.grad, torch.ones_like(token), atol=1e-6)
+def check_lending(mesh) -> None:
+    """overload: spill does lend: with all tokens for one expert, weights travel beside rows, and nothing but rounding changes."""
+    random, seen = torch.Generator().manual_seed(dist.get_rank()), {}
+    hidden, weight = torch.randn(300, HIDDEN, generator=random), torch.rand(300, 2, generator=random)
+    local = EXPERTS // dist.get_world_size()
+    for overload in ("none", "spill"):
+        axis = ExpertAxis.of(mesh, EXPERTS, conclave.MoEConfig(overload=overload))
+        own = [torch.full((local, 2 * INTERMEDIATE, HIDDEN), 0.1).requires_grad_(), torch.full((local, HIDDEN, INTERMEDIATE), 0.1).requires_grad_()]
+        with CountCollectives() as count:
+            out = experts_forward(axis, hidden, choices_of("one expert", 300, 2, random), weight, *own)
+            out.sum().backward()
+        seen[overload] = out, own, count.travels
+    assert error_of(seen["spill"][0], seen["none"][0]) < 1e-5
+    for left, right in zip(seen["spill"][1], seen["none"][1], strict=True):
+        assert error_of(left.grad, right.grad) < 1e-5
+    assert seen["none"][2] == 3 and seen["spill"][2] == 5  # backward: the lent weights again, and their gradients home
 
 
-def check_waiting_does_not_hold_the_interpreter() -> None:
+def check_waiting_does_not_hold_the_interpreter(mesh) -> None:
     """While a rank waits for rows of another, its other Python threads run."""
-    group = conclave.init({"expert_parallel_degree": dist.get_world_size()}).expert.get_group().group_name
     ticks, done = [], threading.Event()
 
     def tick():
@@ -125,7 +133,9 @@ def check_waiting_does_not_hold_the_interpreter() -> None:
         thread.start()
     else:
         time.sleep(0.5)
-    operators().plan_dispatch(torch.zeros(1, 1, dtype=torch.long), group, EXPERTS)
+    local = EXPERTS // dist.get_world_size()
+    experts_forward(ExpertAxis.of(mesh, EXPERTS), torch.zeros(1, HIDDEN), torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1),
+                    torch.zeros(local, 2 * INTERMEDIATE, HIDDEN), torch.zeros(local, HIDDEN, INTERMEDIATE))
     if dist.get_rank() > 0:
         done.set()
         thread.join()
@@ -134,16 +144,15 @@ def check_waiting_does_not_hold_the_interpreter() -> None:
 
 
 class CountCollectives(TorchDispatchMode):
-    """How often rows travel: forward three times a layer (counts, rows out, rows back; an operator each), backward twice."""
+    """How often rows travel, a layer: forward is one operator, backward two all-to-alls."""
 
     def __init__(self):
         super().__init__()
-        self.all_to_all = 0
-        ops = operators()
-        self._functions = [ops.plan_dispatch.default, ops.dispatch.default, ops.combine.default, torch.ops.c10d.alltoall_base_.default]
+        self.travels = 0
+        self._functions = [operators().routed_experts_forward.default, torch.ops.c10d.alltoall_base_.default]
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.all_to_all += function in self._functions
+        self.travels += function in self._functions
         return function(*arguments, **(options or {}))
 
 
@@ -158,8 +167,8 @@ def check_checkpointing() -> None:
             model.gradient_checkpointing_enable()
         with CountCollectives() as count:
             model(input_ids=tokens, labels=tokens).loss.backward()
-        seen[policy] = count.all_to_all, [parameter.grad for parameter in model.parameters()], conclave.load_metrics(model)
-    assert seen["none"][0] == 2 * 5, seen["none"][0]
+        seen[policy] = count.travels, [parameter.grad for parameter in model.parameters()], conclave.load_metrics(model)
+    assert seen["none"][0] == 2 * 3, seen["none"][0]
     assert seen["checkpointed"][0] == seen["none"][0]
     assert seen["checkpointed"][2] == seen["none"][2], "recomputed tokens were counted"
     for left, right in zip(seen["none"][1], seen["checkpointed"][1], strict=True):
@@ -167,10 +176,20 @@ def check_checkpointing() -> None:
 
     layer = conclave.nn.MoE(HIDDEN, INTERMEDIATE, EXPERTS, 2)
     hidden = torch.randn(10, HIDDEN, requires_grad=True)
-    for context, travels in (({"context_fn": conclave.checkpoint_context}, 5), ({}, 7)):  # the last is not needed again, and the recomputation stops before it
+    for context, travels in (({"context_fn": conclave.checkpoint_context}, 3), ({}, 4)):
         with CountCollectives() as count:
             checkpoint(lambda x: layer(x)[0], hidden, use_reentrant=False, **context).square().sum().backward()
-        assert count.all_to_all == travels, f"{count.all_to_all} all-to-alls with {context}"
+        assert count.travels == travels, f"{count.travels} travels with {context}"
+
+    # A recomputed router that chooses otherwise would make gradients of another function.
+    random = torch.Generator().manual_seed(3)
+    choices = [choices_of("uniform", 10, 2, random).int() for _ in range(2)]
+
+    def changing(x):
+        return experts_forward(layer.experts.conclave_axis, x, choices.pop(), torch.ones(10, 2), layer.experts.gate_up_proj, layer.experts.down_proj)
+
+    with pytest.raises(RuntimeError, match="a recomputed router chose other experts"):
+        checkpoint(changing, hidden, use_reentrant=False, context_fn=conclave.checkpoint_context).sum().backward()
 
 
 def check_layer_of_ones_own() -> None:

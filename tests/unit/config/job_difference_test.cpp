@@ -61,6 +61,7 @@ TEST(JobDifference, what_changes_none_does_not) {
   is.moe.global_token_shuffle = true;
   is.moe.overload = OverloadPolicy::spill;
   is.moe.max_tokens_per_rank_factor = 2;
+  is.moe.spill_threshold = 2;
   is.moe.spill_least_rows = 1;
   is.optimizer.max_skipped_steps = 1;
   is.checkpoint.every = 7;

@@ -110,8 +110,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e);
   }
   {
-    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q] = job.moe;
-    count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r] = job.moe;
+    count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r);
   }
   {
     const auto& [a, b] = job.precision;
@@ -235,6 +235,7 @@ TEST(JobFile, every_key_is_printed_and_reads_back) {
       {"moe.bias_update_rate=0.5", "moe.moe_load_balancing=bias"},
       {"moe.overload=spill"},
       {"moe.max_tokens_per_rank_factor=2.5", "moe.overload=chunk"},
+      {"moe.spill_threshold=2.5", "moe.overload=spill"},
       {"moe.spill_least_rows=5", "moe.overload=spill"},
       {"model.upcycle_from=dense"},
       {"model.upcycle_noise=0.5", "model.upcycle_from=dense"},

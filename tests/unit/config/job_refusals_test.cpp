@@ -256,7 +256,7 @@ TEST(JobRefusal, all_mistakes_at_once_in_the_order_of_the_file) {
       "       The keys of moe are moe_load_balancing, moe_aux_loss_coeff, aux_loss_scope, aux_loss_layers, "
       "moe_z_loss_coeff, sinkhorn_tolerance, sinkhorn_iterations, bias_update_rate, dispatcher, "
       "dispatch_chunks, global_token_shuffle, capacity_factor, drop_policy, overload, max_tokens_per_rank_factor, "
-      "spill_least_rows, router_jitter_noise, smp_moe, moe_all_to_all_dispatcher, "
+      "spill_threshold, spill_least_rows, router_jitter_noise, smp_moe, moe_all_to_all_dispatcher, "
       "random_seed.   (job.yaml, line 6)\n"
       "error: run is given twice, in lines 1 and 7.\n"
       "       Keep one of them.   (job.yaml, line 7)\n"

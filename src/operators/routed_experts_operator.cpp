@@ -1,0 +1,223 @@
+// torch.ops.conclave.routed_experts: from routed tokens to the weighted sums of what their experts make of them,
+// wherever these are, with the gradients' way back. Collective over the process group. The interpreter's lock is not
+// held while it runs, forward or backward: PyTorch releases it around operators and around the engine.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/library.h>
+
+#include "base/error.h"
+#include "moe/routed_experts.h"
+#include "operators/part_tensors.h"
+#include "operators/process_group_communicator.h"
+
+namespace conclave {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// What an operator is given besides tensors.
+struct Settings {
+  std::string group;
+  int64_t experts = 0;  // of the whole layer
+  // As the keys of `moe` in a job have them.
+  std::string overload = "none";
+  double max_tokens_per_rank_factor = 1.5;
+  double spill_threshold = 1.3;
+  std::optional<int64_t> spill_least_rows = {};
+  int64_t dispatch_chunks = 1;
+};
+
+// The experts of one layer over its expert axis. A thin object: one is made for each call, so that it never outlives
+// its process group.
+struct ExpertAxis {
+  ExpertAxis(const Settings& settings, at::Device device)
+      : communicator(communicator_of("expert", settings.group)),
+        dispatcher(make_dispatcher(*communicator, settings.experts, clock, dispatcher_options(settings, device))),
+        routed(*dispatcher, *communicator, settings.experts, part_options(settings), clock) {}
+
+  static DispatcherOptions dispatcher_options(const Settings& settings, at::Device device) {
+    DispatcherOptions options;
+    if (settings.overload == "spill")
+      options.spill = SpillOptions{.threshold = settings.spill_threshold,
+                                   .least_rows = settings.spill_least_rows.value_or(default_spill_rows(device))};
+    return options;
+  }
+  static PartOptions part_options(const Settings& settings) {
+    PartOptions options{.overlapping = settings.dispatch_chunks};
+    if (settings.overload == "chunk") options.most_rows_factor = settings.max_tokens_per_rank_factor;
+    return options;
+  }
+
+  StepClock clock{0};
+  std::unique_ptr<Communicator> communicator;
+  std::unique_ptr<Dispatcher> dispatcher;
+  RoutedExperts routed;
+};
+
+void check(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& choice, const at::Tensor& gate_up,
+           const at::Tensor& down) {
+  check_invariant(token.dim() == 2 && gate_up.dim() == 3 && down.dim() == 3,
+                  "tokens, gate_up and down have {}, {}, {} dims", token.dim(), gate_up.dim(), down.dim());
+  const int64_t hidden = token.size(1), intermediate = down.size(2);
+  check_invariant(down.size(0) == gate_up.size(0) && gate_up.size(1) == 2 * intermediate && gate_up.size(2) == hidden &&
+                      down.size(1) == hidden,
+                  "tokens of {}, gate_up [{},{},{}] and down [{},{},{}] do not fit", hidden, gate_up.size(0),
+                  gate_up.size(1), gate_up.size(2), down.size(0), down.size(1), down.size(2));
+  check_invariant(choice.dim() == 2 && choice.size(0) == token.size(0) && weight.sizes() == choice.sizes(),
+                  "{} tokens, choices of {} tokens, weights of {}", token.size(0), choice.size(0), weight.size(0));
+  check_invariant(token.scalar_type() == gate_up.scalar_type() && token.scalar_type() == down.scalar_type() &&
+                      weight.scalar_type() == at::kFloat,
+                  "tokens and expert weights are of one dtype, routing weights fp32");
+}
+
+// The second result is what backward needs, as tensors so that PyTorch's selective activation checkpointing can keep
+// it.
+// NOLINTBEGIN(performance-unnecessary-value-param): PyTorch hands strings by value
+std::tuple<at::Tensor, std::vector<at::Tensor>> routed_experts_forward(
+    const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
+    const at::Tensor& down, std::string group, int64_t experts, std::string overload, double max_tokens_per_rank_factor,
+    double spill_threshold, std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
+    bool keep_pre_activation) {
+  check(token, weight, expert_of_choice, gate_up, down);
+  const at::Tensor choice_TK = expert_of_choice.to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  const ExpertAxis axis(
+      {group, experts, overload, max_tokens_per_rank_factor, spill_threshold, spill_least_rows, dispatch_chunks},
+      token.device());
+  RoutedExperts::Parts parts;
+  at::Tensor out = axis.routed.forward({token.contiguous(), weight.contiguous(), choice_TK}, /*residual_TH=*/{},
+                                       {gate_up.contiguous(), down.contiguous()},
+                                       keep_pre_activation ? PreActivation::kept : PreActivation::repeated, parts);
+  return {out, to_tensors(parts, choice_TK)};
+}
+// NOLINTEND(performance-unnecessary-value-param)
+
+class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunction> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& token, const at::Tensor& weight,
+                            const at::Tensor& expert_of_choice, const at::Tensor& gate_up, const at::Tensor& down,
+                            const Settings& settings, double gradient_scale, bool keep_pre_activation) {
+    static const auto below = c10::Dispatcher::singleton()
+                                  .findSchemaOrThrow("conclave::routed_experts_forward", "")
+                                  .typed<decltype(routed_experts_forward)>();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [out, kept] = below.call(token, weight, expert_of_choice, gate_up, down, settings.group, settings.experts,
+                                  settings.overload, settings.max_tokens_per_rank_factor, settings.spill_threshold,
+                                  settings.spill_least_rows, settings.dispatch_chunks, keep_pre_activation);
+    // In a recomputation by backward what was kept may come from the first time.
+    if (torch::autograd::get_current_graph_task_id() != -1)
+      check_invariant(at::equal(choices_of(kept), expert_of_choice.to(at::kInt)),
+                      "a recomputed router chose other experts than before; something in front of it is not "
+                      "deterministic");
+    const bool needs_tokens = RoutedExperts::needs_tokens(parts_of(kept));
+    variable_list saved{needs_tokens ? token : at::empty({0}, token.options()), weight, gate_up, down};
+    saved.insert(saved.end(), kept.begin(), kept.end());
+    context->save_for_backward(std::move(saved));
+    context->saved_data["group"] = settings.group;
+    context->saved_data["experts"] = settings.experts;
+    context->saved_data["overload"] = settings.overload;
+    context->saved_data["max_tokens_per_rank_factor"] = settings.max_tokens_per_rank_factor;
+    context->saved_data["spill_threshold"] = settings.spill_threshold;
+    context->saved_data["spill_least_rows"] = settings.spill_least_rows;
+    context->saved_data["dispatch_chunks"] = settings.dispatch_chunks;
+    context->saved_data["gradient_scale"] = gradient_scale;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grad) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &token = saved[0], &weight = saved[1], &gate_up = saved[2], &down = saved[3];
+    const std::vector<at::Tensor> kept(saved.begin() + 4, saved.end());
+    RoutedExperts::Parts parts = parts_of(kept);
+    // The engine's backward puts its results where these lie. A graph that is kept will want them again.
+    if (torch::autograd::get_current_graph_task_keep_graph())
+      for (RoutedPart& part : parts)
+        for (at::Tensor* consumed : {&part.rows.row_RH, &part.gate_up_RJ})
+          if (consumed->defined()) *consumed = consumed->clone();
+    const auto fp32 = [](const at::Tensor& like) { return at::empty(like.sizes(), like.options().dtype(at::kFloat)); };
+    ExpertGradients gradients{{fp32(gate_up)}, {fp32(down)}};
+    const bool needs_tokens = RoutedExperts::needs_tokens(parts);
+    const ExpertAxis axis(settings_of(*context), gate_up.device());
+    DispatchGradient result = axis.routed.backward(
+        {needs_tokens ? token.contiguous() : at::Tensor(), weight.contiguous(), choices_of(kept)}, grad[0].contiguous(),
+        {gate_up.contiguous(), down.contiguous()}, gradients, std::move(parts));
+    const double scale = context->saved_data["gradient_scale"].toDouble();
+    const auto scaled = [scale](const Gradient& gradient, const at::Tensor& of) {
+      if (scale != 1) gradient.tensor.mul_(scale);
+      return gradient.tensor.to(of.scalar_type());
+    };
+    return {result.token_TH,
+            result.weight_TK,
+            {},
+            scaled(gradients.gate_up_LJH, gate_up),
+            scaled(gradients.down_LHI, down),
+            {},
+            {},
+            {}};
+  }
+
+ private:
+  static Settings settings_of(AutogradContext& context) {
+    auto& data = context.saved_data;
+    return {data["group"].toStringRef(),        data["experts"].toInt(),
+            data["overload"].toStringRef(),     data["max_tokens_per_rank_factor"].toDouble(),
+            data["spill_threshold"].toDouble(), data["spill_least_rows"].toOptional<int64_t>(),
+            data["dispatch_chunks"].toInt()};
+  }
+};
+
+// NOLINTBEGIN(performance-unnecessary-value-param): PyTorch hands strings by value
+at::Tensor routed_experts(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice,
+                          const at::Tensor& gate_up, const at::Tensor& down, std::string group, int64_t experts,
+                          double /*gradient_scale*/, std::string overload, double max_tokens_per_rank_factor,
+                          double spill_threshold, std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
+                          bool /*keep_pre_activation*/) {
+  return std::get<0>(routed_experts_forward(token, weight, expert_of_choice, gate_up, down, group, experts, overload,
+                                            max_tokens_per_rank_factor, spill_threshold, spill_least_rows,
+                                            dispatch_chunks, false));
+}
+// NOLINTEND(performance-unnecessary-value-param)
+
+at::Tensor routed_experts_with_gradient(const at::Tensor& token, const at::Tensor& weight,
+                                        const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
+                                        const at::Tensor& down, std::string group, int64_t experts,
+                                        double gradient_scale, std::string overload, double max_tokens_per_rank_factor,
+                                        double spill_threshold, std::optional<int64_t> spill_least_rows,
+                                        int64_t dispatch_chunks, bool keep_pre_activation) {
+  const bool differentiated = at::GradMode::is_enabled() && (token.requires_grad() || weight.requires_grad() ||
+                                                             gate_up.requires_grad() || down.requires_grad());
+  return RoutedExpertsFunction::apply(
+      token, weight, expert_of_choice, gate_up, down,
+      Settings{std::move(group), experts, std::move(overload), max_tokens_per_rank_factor, spill_threshold,
+               spill_least_rows, dispatch_chunks},
+      gradient_scale, keep_pre_activation && differentiated);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(conclave, library) {
+  library.def(
+      "routed_experts_forward(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str "
+      "group, int experts, str overload, float max_tokens_per_rank_factor, float spill_threshold, int? "
+      "spill_least_rows, int dispatch_chunks, "
+      "bool "
+      "keep_pre_activation) -> (Tensor, Tensor[])");
+  library.def(
+      "routed_experts(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str group, "
+      "int experts, float gradient_scale, str overload, float max_tokens_per_rank_factor, float spill_threshold, int? "
+      "spill_least_rows, int "
+      "dispatch_chunks, bool "
+      "keep_pre_activation) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(conclave, CompositeExplicitAutograd, library) {
+  library.impl("routed_experts_forward", routed_experts_forward);
+  library.impl("routed_experts", routed_experts);
+}
+
+TORCH_LIBRARY_IMPL(conclave, Autograd, library) {
+  library.impl("routed_experts", routed_experts_with_gradient);
+}
+
+}  // namespace conclave
