@@ -42,14 +42,27 @@ def rivals_of(case: dict, rounds: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(options: argparse.Namespace) -> int:
+def name_of_gpu() -> str | None:
+    """None, and why on standard error, where there is none."""
     import torch
 
-    if not torch.cuda.is_available():
-        print("error: no NVIDIA GPU is visible here, and these benchmarks need one.", file=sys.stderr)
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name(0)
+    print("error: no NVIDIA GPU is visible here, and this benchmark needs one.", file=sys.stderr)
+    return None
+
+
+def write_results(output: Path | None, gpu: str, results) -> None:
+    machine = {"gpu": gpu, "torch": version("torch"), "date": date.today().isoformat()}
+    if output:
+        output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+
+
+def measure(options: argparse.Namespace) -> int:
+    gpu = name_of_gpu()
+    if gpu is None:
         return 2
-    machine = {"gpu": torch.cuda.get_device_name(0), "torch": version("torch"), "date": date.today().isoformat()}
-    print(f"{machine['gpu']}, torch {machine['torch']}; bf16, forward and backward")
+    print(f"{gpu}, torch {version('torch')}; bf16, forward and backward")
     print(f"{'shape':<9}{'tokens':>7}{'degree':>7}{'dense TFLOP/s':>15}{'of dense':>10}{'of products':>13}   rivals' seconds / ours")
     results, short = [], 0
     for case in cases_of(options):
@@ -63,8 +76,7 @@ def measure(options: argparse.Namespace) -> int:
         print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}{result['dense_tflops']:>15.0f}{result['fraction_of_dense_rate']:>10.3f}"
               f"{result['fraction_of_product_rate']:>13.3f}   {beside}", flush=True)
     print(f"{short} of {len(results)} are below what is wanted: " + ", ".join(f"{name} {shape['wanted']}" for name, shape in SHAPES.items()))
-    if options.output:
-        options.output.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+    write_results(options.output, gpu, results)
     return 1 if options.check and short else 0
 
 

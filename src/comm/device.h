@@ -31,6 +31,7 @@ struct CudaPlugin {
   std::unique_ptr<OffloadMedium> (*make_pinned_slots)();
   void (*synchronize)();  // the host waits until the device in use has done all its work
   const CudaKernels* kernels;
+  int64_t (*peak_memory)();  // the most bytes that tensors have had on the device in use
   // Counts the waits of this thread for the device (cuda/synchronization_count.h), from zero; or no longer.
   void (*count_synchronizations)(bool on);
   int64_t (*synchronizations)();

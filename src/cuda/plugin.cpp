@@ -1,5 +1,6 @@
 // The functions of the plug-in; see CudaPlugin in comm/device.h. Loading this library also registers ATen's CUDA
 // kernels.
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -38,8 +39,22 @@ void synchronize() {
   c10::cuda::device_synchronize();
 }
 
-const CudaPlugin plugin{device_count, use_device,          make_communicator,      make_pinned_slots,
-                        synchronize,  &cuda::kernel_table, count_synchronizations, synchronizations};
+int64_t peak_memory() {
+  const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(c10::cuda::current_device());
+  return stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
+}
+
+const CudaPlugin plugin{
+    .device_count = device_count,
+    .use_device = use_device,
+    .make_communicator = make_communicator,
+    .make_pinned_slots = make_pinned_slots,
+    .synchronize = synchronize,
+    .kernels = &cuda::kernel_table,
+    .peak_memory = peak_memory,
+    .count_synchronizations = count_synchronizations,
+    .synchronizations = synchronizations,
+};
 
 }  // namespace
 

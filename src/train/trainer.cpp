@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/verdict.h"
+#include "comm/device.h"
 #include "config/mixtral_parameters.h"
 #include "config/model_flops.h"
 #include "data/fingerprint.h"
@@ -230,7 +231,9 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   const MemoryReport memory = memory_report();
   const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
   // The rank that needs most memory, and the rank that waited longest, are what limits the run.
-  std::vector<double> extremes = {static_cast<double>(memory.at_peak.total),
+  const bool on_cuda = job_.device().is_cuda();
+  const int64_t peak_memory = on_cuda ? load_cuda_plugin(nullptr)->peak_memory() : memory.at_peak.total;
+  std::vector<double> extremes = {static_cast<double>(peak_memory),
                                   static_cast<double>(running_memory().peak_resident_bytes),
                                   seconds_in(Phase::gather),
                                   seconds_in(Phase::reduce),

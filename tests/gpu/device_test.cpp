@@ -95,6 +95,13 @@ TEST(DevicePinnedSlots, bring_back_what_they_were_given) {
   expect_identical("second", second_again.cpu(), second.cpu());
 }
 
+TEST(DeviceMemory, peak_holds_what_was_allocated) {
+  const int64_t before = plugin().peak_memory();
+  at::empty({int64_t{1} << 28}, at::device(at::kCUDA).dtype(at::kByte));
+  EXPECT_GE(plugin().peak_memory(), int64_t{1} << 28);
+  EXPECT_GE(plugin().peak_memory(), before);
+}
+
 TEST(DeviceSynchronizations, are_counted_where_the_host_waits) {
   const at::Tensor number = at::ones({3}).cuda();
   plugin().count_synchronizations(true);

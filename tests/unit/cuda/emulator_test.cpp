@@ -43,6 +43,27 @@ TEST(Emulator, a_forgotten_barrier_shows_in_one_of_the_orders) {
             neighbours(read_neighbour<true>, emulator::ThreadOrder::ascending));
 }
 
+// Twice the sum over the warps of what each brought; `waits` says whether all have read before the second is brought.
+template <bool waits>
+void add_warps_twice(int* out) {
+  __shared__ int of_warp[2];
+  int sum = 0;
+  for (int round = 1; round <= 2; ++round) {
+    if (waits) __syncthreads();
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = round;
+    __syncthreads();
+    sum = 10 * sum + of_warp[0] + of_warp[1];
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
+TEST(Emulator, a_warp_may_be_as_far_ahead_as_barriers_allow) {
+  for (const auto order : {emulator::ThreadOrder::ascending, emulator::ThreadOrder::descending}) {
+    EXPECT_THAT(neighbours(add_warps_twice<true>, order), testing::Each(24));
+    EXPECT_THAT(neighbours(add_warps_twice<false>, order), testing::Not(testing::Each(24)));
+  }
+}
+
 void half_of_the_block_waits() {
   if (threadIdx.x < 32) __syncthreads();
 }

@@ -17,6 +17,7 @@ namespace {
 
 constexpr size_t stack_bytes = 128 << 10;
 constexpr unsigned warp_size = 32;
+constexpr uint64_t no_round = ~uint64_t{0};
 
 // A stack on which one thread of a block runs after the other. The context brings it to life; afterwards _setjmp and
 // _longjmp switch, which ask nothing of the system.
@@ -26,6 +27,7 @@ struct Fiber {
   jmp_buf resume{};
   bool started = false;
   bool done = true;
+  uint64_t waits_in_round = no_round;  // of the block's barrier
   std::exception_ptr error;
 };
 
@@ -85,24 +87,43 @@ void resume(Fiber& fiber) {
   setcontext(&fiber.context);
 }
 
+bool waits_for_block(const Fiber& fiber) {
+  return fiber.waits_in_round == block.round;
+}
+
+// Lets the threads of a warp run as far as they get without other warps: a warp that is ahead of the others by all that
+// the barriers allow shows where one is missing.
+void run_warp(int first) {
+  uint64_t events = 0;
+  do {
+    events = block.events;
+    for (int turn = 0; turn < static_cast<int>(warp_size); ++turn) {
+      const int i = first + (thread_order == ThreadOrder::ascending ? turn : static_cast<int>(warp_size) - 1 - turn);
+      Fiber& fiber = *fibers[i];
+      if (fiber.done || waits_for_block(fiber)) continue;
+      threadIdx.x = static_cast<unsigned>(i);
+      resume(fiber);
+      if (!fiber.error) continue;
+      const std::exception_ptr error = fiber.error;
+      fibers.clear();  // the others stand in the middle of the kernel
+      std::rethrow_exception(error);
+    }
+  } while (block.events != events);
+}
+
 void run_block(int threads) {
-  block.warps.assign(threads / warp_size, {});
+  const int warps = threads / static_cast<int>(warp_size);
+  block.warps.assign(warps, {});
   block.waiting = 0;
   block.live = threads;
-  for (int i = 0; i < threads; ++i) fibers[i]->done = false;
+  for (int i = 0; i < threads; ++i) {
+    fibers[i]->done = false;
+    fibers[i]->waits_in_round = no_round;
+  }
   while (block.live > 0) {
     const uint64_t events = block.events;
-    for (int turn = 0; turn < threads; ++turn) {
-      const int i = thread_order == ThreadOrder::ascending ? turn : threads - 1 - turn;
-      if (fibers[i]->done) continue;
-      threadIdx.x = static_cast<unsigned>(i);
-      resume(*fibers[i]);
-      if (fibers[i]->error) {
-        const std::exception_ptr error = fibers[i]->error;
-        fibers.clear();  // the others stand in the middle of the kernel
-        std::rethrow_exception(error);
-      }
-    }
+    for (int turn = 0; turn < warps; ++turn)
+      run_warp((thread_order == ThreadOrder::ascending ? turn : warps - 1 - turn) * static_cast<int>(warp_size));
     if (block.events == events) {
       const int live = block.live;
       fibers.clear();
@@ -150,7 +171,9 @@ void wait_for_block() {
     ++block.round;
     return;
   }
+  running->waits_in_round = round;
   while (block.round == round) yield();
+  running->waits_in_round = no_round;
   ++block.events;
 }
 
