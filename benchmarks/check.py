@@ -45,7 +45,8 @@ def verdict_of(recorded: dict, seen: dict, least_tolerance: float) -> dict:
 def repeat(record: dict, rounds: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
-        options = argparse.Namespace(**{"rate": None, **record["options"], "rounds": rounds}, tcmalloc="none" if record["name"].endswith("as-installed") else "auto", output=output)
+        tcmalloc = "auto" if "preloaded" in record["rival"]["allocator"] else "none"
+        options = argparse.Namespace(**{"rate": None, **record["options"], "rounds": rounds}, tcmalloc=tcmalloc, output=output)
         if code := train_step.measure(options):
             raise BenchmarkError(f"{record['name']} ended with exit code {code}")
         return json.loads(output.read_text())

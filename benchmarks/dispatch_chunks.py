@@ -18,6 +18,7 @@ from contextlib import nullcontext
 from hosts import start_two_ranks, two_hosts
 from sides import RESULTS, ROOT, SHAPES, BenchmarkError, Setting, exit_code_of, find_program, processor_name
 
+
 def step_seconds(command: list, hosts: bool) -> dict:
     """What `conclave bench step --json` prints, of two ranks on two hosts or on this one."""
     ranks = start_two_ranks(command, hosts, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

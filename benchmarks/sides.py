@@ -62,12 +62,9 @@ def run(command: list, log: Path, environment: dict | None = None) -> None:
 
 def run_on_two_hosts(command: list, rate: str, log: Path, environment: dict | None = None) -> None:
     """The same as two ranks, one on each of two hosts whose link is held to `rate`."""
-    try:
-        with open(log, "w") as out, two_hosts(rate):
-            ranks = start_two_ranks(command, True, {"PYTHONPATH": str(ROOT / "python"), **(environment or {})}, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
-            codes = [rank.wait() for rank in ranks]
-    except HostsError as error:
-        raise BenchmarkError(str(error)) from None
+    with open(log, "w") as out, two_hosts(rate):
+        ranks = start_two_ranks(command, True, {"PYTHONPATH": str(ROOT / "python"), **(environment or {})}, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT)
+        codes = [rank.wait() for rank in ranks]
     _check(command, max(codes, key=abs), log)
 
 
@@ -198,6 +195,6 @@ def exit_code_of(measure: Callable[[argparse.Namespace], int | None], options: a
     """Runs a benchmark: 0, or 1 with what was seen when a run did not do what it must."""
     try:
         return measure(options) or 0
-    except BenchmarkError as error:
+    except (BenchmarkError, HostsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

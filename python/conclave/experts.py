@@ -59,6 +59,6 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
     if torch.is_grad_enabled() and not recomputed:
         axis.count(expert_of_choice)
     out = operators().routed_experts(hidden.to(dtype), weight.float(), expert_of_choice, _local(gate_up, dtype), _local(down, dtype), axis.group,
-                                     axis.experts, 1.0 / axis.degree, axis.config.overload, axis.config.max_tokens_per_rank_factor or 1.5,
-                                     axis.config.spill_threshold or 1.3, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, not repeats_arithmetic())
+                                     axis.experts, 1.0 / axis.degree, axis.config.overload, axis.config.max_tokens_per_rank_factor,
+                                     axis.config.spill_threshold, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, not repeats_arithmetic())
     return out.to(hidden.dtype)

@@ -18,16 +18,16 @@ class MoEConfig:
             (docs/balancing.md). "bias" and "balanced" are the program's (`conclave train`).
         moe_aux_loss_coeff: the strength of the auxiliary loss; None: the model's own `router_aux_loss_coef`.
         moe_z_loss_coeff: 0 or None; the z-loss is the program's.
+        smp_moe: True; there is one layer.
+        moe_all_to_all_dispatcher: True; tokens travel by all-to-all.
+        global_token_shuffle: False; tokens stay in order.
+        random_seed: None; no random number of a rank is drawn.
         overload: what happens when a rank's experts get far more tokens than another's (docs/dispatch.md); results differ by rounding only. "none":
             the others wait; "spill": busy experts are lent to idle ranks; "chunk": a rank takes its tokens one part after the other.
         max_tokens_per_rank_factor: of "chunk": at most so many rows at once, over the mean of the ranks; None: 1.5.
         spill_threshold: of "spill": rows of the busiest rank over the mean above which experts are lent; None: 1.3.
         spill_least_rows: of "spill": the fewest rows that an expert is lent for; None: 128 on CPUs, 2048 on GPUs.
         dispatch_chunks: parts of the tokens that travel while experts compute another; None: 1.
-        smp_moe: True; there is one layer.
-        moe_all_to_all_dispatcher: True; tokens travel by all-to-all.
-        global_token_shuffle: False; tokens stay in order.
-        random_seed: None; no random number of a rank is drawn.
 
     Raises:
         ConfigError: a value that no version accepts.
@@ -37,15 +37,15 @@ class MoEConfig:
     moe_load_balancing: str | None = None
     moe_aux_loss_coeff: float | None = None
     moe_z_loss_coeff: float | None = None
+    smp_moe: bool = True
+    moe_all_to_all_dispatcher: bool = True
+    global_token_shuffle: bool = False
+    random_seed: int | None = None
     overload: str = "none"
     max_tokens_per_rank_factor: float | None = None
     spill_threshold: float | None = None
     spill_least_rows: int | None = None
     dispatch_chunks: int | None = None
-    smp_moe: bool = True
-    moe_all_to_all_dispatcher: bool = True
-    global_token_shuffle: bool = False
-    random_seed: int | None = None
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}

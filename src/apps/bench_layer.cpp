@@ -6,17 +6,18 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
+#include "base/median.h"
 
 namespace conclave {
 namespace {
 
 struct LayerTimes {
   int64_t layers = 0;
-  double tokens = 0;  // of a rank in a step
-  StepClock::Times median;
+  double tokens = 0;               // of a rank in a step
+  StepClock::Times of_a_layer;     // medians over the layers
   double lowest = 0, highest = 0;  // seconds of the fastest and the slowest layer
 
-  double seconds() const { return sum(median); }
+  double seconds() const { return sum(of_a_layer); }
   static double sum(const StepClock::Times& times) {
     double seconds = 0;
     for (const double phase : times.seconds) seconds += phase;
@@ -24,16 +25,9 @@ struct LayerTimes {
   }
 };
 
-double median_of(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-LayerTimes layer_times(const StepProfile& profile, const ParallelJob& job) {
+LayerTimes layer_times(const StepProfile& profile, ParallelJob& job) {
   LayerTimes times;
-  times.tokens = static_cast<double>(job.job().data.sequence_length * job.job().data.micro_batch_size) *
-                 static_cast<double>(job.micro_steps());
+  times.tokens = static_cast<double>(job.tokens_per_step() / job.world().size());
   std::vector<StepClock::Times> layers;
   for (size_t i = 0; i < profile.units.size(); ++i)
     if (profile.units[i].find("layers.") != std::string::npos) layers.push_back(profile.of_unit[i]);
@@ -43,7 +37,7 @@ LayerTimes layer_times(const StepProfile& profile, const ParallelJob& job) {
   for (size_t phase = 0; phase < phases; ++phase) {
     std::vector<double> seconds;
     for (const StepClock::Times& layer : layers) seconds.push_back(layer.seconds[phase]);
-    times.median.seconds[phase] = median_of(std::move(seconds));
+    times.of_a_layer.seconds[phase] = median(std::move(seconds));
   }
   times.lowest = *std::min_element(sums.begin(), sums.end());
   times.highest = *std::max_element(sums.begin(), sums.end());
@@ -56,7 +50,7 @@ void print_table(const LayerTimes& times) {
       "a token\n\n",
       times.layers, times.tokens, times.seconds(), times.lowest, times.highest, times.seconds() / times.tokens * 1e6);
   for (int phase = 0; phase < phases; ++phase) {
-    const double seconds = times.median.seconds[static_cast<size_t>(phase)];
+    const double seconds = times.of_a_layer.seconds[static_cast<size_t>(phase)];
     if (seconds > 0)
       fmt::print("{:<12}{:>10.4f} s{:>7.1f} %\n", name_of(static_cast<Phase>(phase)), seconds,
                  100 * seconds / times.seconds());
@@ -70,7 +64,7 @@ void print_json(const LayerTimes& times) {
                                    {"lowest_seconds", times.lowest},
                                    {"highest_seconds", times.highest}};
   for (int phase = 0; phase < phases; ++phase)
-    object["phases"][name_of(static_cast<Phase>(phase))] = times.median.seconds[static_cast<size_t>(phase)];
+    object["phases"][name_of(static_cast<Phase>(phase))] = times.of_a_layer.seconds[static_cast<size_t>(phase)];
   std::cout << object.dump() << std::endl;
 }
 

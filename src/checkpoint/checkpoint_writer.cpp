@@ -165,9 +165,7 @@ void CheckpointWriter::write_own_file(const std::vector<TensorSlice>& slices) {
             data.narrow(0, done, std::min(elements_per_block, data.numel() - done)).cpu();  // no copy if it is there
         const std::span<const std::byte> bytes = memory_of(block);
         piece.hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
-        const uint64_t offset = piece.offset + static_cast<uint64_t>(done * data.element_size());
-        file.write(offset, bytes);
-        file.begin_flush(offset, bytes.size());
+        file.write(piece.offset + static_cast<uint64_t>(done * data.element_size()), bytes);
         written_bytes_ += static_cast<int64_t>(bytes.size());
       }
     }

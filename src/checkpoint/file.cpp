@@ -96,10 +96,6 @@ void File::write(uint64_t offset, std::span<const std::byte> data) const {
   if (bytes >= (1 << 20)) (void)::sync_file_range(descriptor_, begin, bytes, SYNC_FILE_RANGE_WRITE);
 }
 
-void File::begin_flush(uint64_t offset, uint64_t bytes) const noexcept {
-  ::sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(bytes), SYNC_FILE_RANGE_WRITE);
-}
-
 void File::flush() const {
   if (::fsync(descriptor_) != 0) fail("flush");
 }

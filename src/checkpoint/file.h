@@ -33,10 +33,9 @@ class File {
 
   // UserError when the file ends before the last byte asked for (it was truncated after it was opened).
   void read(uint64_t offset, std::span<std::byte> out) const;
-  void write(uint64_t offset, std::span<const std::byte> data) const;
-  // Lets the system begin to bring a written range to the disk, without waiting: a later flush() has less to do. No
+  // The system begins at once to bring large writes to the disk, without waiting: a later flush() has less to do. No
   // promise is made by it.
-  void begin_flush(uint64_t offset, uint64_t bytes) const noexcept;
+  void write(uint64_t offset, std::span<const std::byte> data) const;
   void flush() const;  // to the disk
 
  private:

@@ -101,7 +101,7 @@ void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, co
   const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
   const at::Tensor query = stacked(group, qkv_TM, first, count).mul_(scale_of(shape));
   const at::Tensor scores = at::empty({rows * std::min(keys_of_block, division.end_key(block))}, at::kFloat);
-  const at::Tensor out = at::zeros({rows, shape.head_dim}, at::kFloat);
+  at::Tensor out = at::zeros({rows, shape.head_dim}, at::kFloat);
   const at::Tensor most = at::full({rows}, -std::numeric_limits<float>::infinity(), at::kFloat);
   const at::Tensor sum = at::zeros({rows}, at::kFloat);
   division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
@@ -109,7 +109,7 @@ void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, co
     at::mm_out(score, query, group.keys(qkv_TM, b.first_key, b.keys).to(at::kFloat).t());
     cpu::exponentials_(score.data_ptr<float>(), b, most.data_ptr<float>(), sum.data_ptr<float>(), out.data_ptr<float>(),
                        shape.head_dim);
-    at::Tensor(out).addmm_(score, group.values(qkv_TM, b.first_key, b.keys).to(at::kFloat));
+    out.addmm_(score, group.values(qkv_TM, b.first_key, b.keys).to(at::kFloat));
   });
   const at::Tensor logsumexp = at::empty({rows}, at::kFloat);
   cpu::divide_(out.data_ptr<float>(), sum.data_ptr<float>(), most.data_ptr<float>(), logsumexp.data_ptr<float>(), rows,
@@ -157,7 +157,7 @@ void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS
         in.logsumexp_BNS[sequence].narrow(0, group.first_head(), group.heads()).narrow(1, first, count).contiguous();
     cpu::dot_rows(delta.data_ptr<float>(), grad_out.data_ptr<float>(),
                   stacked(group, in.out_TN, first, count).data_ptr<float>(), rows, shape.head_dim);
-    const at::Tensor grad_query = at::zeros_like(query);
+    at::Tensor grad_query = at::zeros_like(query);
     division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
       at::Tensor score = matrix(scores, rows, b.keys), grad = matrix(grads, rows, b.keys);
       const at::Tensor key = group.keys(in.qkv_TM, b.first_key, b.keys).to(at::kFloat);
@@ -167,7 +167,7 @@ void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS
                                         delta.data_ptr<float>());
       grad_value_DS.narrow(1, b.first_key, b.keys).addmm_(grad_out.t(), score);
       grad_key_DS.narrow(1, b.first_key, b.keys).addmm_(query.t(), grad);
-      at::Tensor(grad_query).addmm_(grad, key);
+      grad_query.addmm_(grad, key);
     });
     grad_query.mul_(scale_of(shape));
     group.queries(grad_qkv_TM, first, count).copy_(grad_query.view({group.heads(), count, shape.head_dim}));

@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "base/error.h"
+#include "config/job.h"
 #include "moe/routed_experts.h"
 #include "operators/part_tensors.h"
 #include "operators/process_group_communicator.h"
@@ -21,10 +22,10 @@ using torch::autograd::variable_list;
 struct Settings {
   std::string group;
   int64_t experts = 0;  // of the whole layer
-  // As the keys of `moe` in a job have them.
-  std::string overload = "none";
-  double max_tokens_per_rank_factor = 1.5;
-  double spill_threshold = 1.3;
+  // As the keys of `moe` in a job have them; none: a job's default.
+  std::string overload;
+  std::optional<double> max_tokens_per_rank_factor = {};
+  std::optional<double> spill_threshold = {};
   std::optional<int64_t> spill_least_rows = {};
   int64_t dispatch_chunks = 1;
 };
@@ -40,13 +41,14 @@ struct ExpertAxis {
   static DispatcherOptions dispatcher_options(const Settings& settings, at::Device device) {
     DispatcherOptions options;
     if (settings.overload == "spill")
-      options.spill = SpillOptions{.threshold = settings.spill_threshold,
+      options.spill = SpillOptions{.threshold = settings.spill_threshold.value_or(MoeConfig{}.spill_threshold),
                                    .least_rows = settings.spill_least_rows.value_or(default_spill_rows(device))};
     return options;
   }
   static PartOptions part_options(const Settings& settings) {
     PartOptions options{.overlapping = settings.dispatch_chunks};
-    if (settings.overload == "chunk") options.most_rows_factor = settings.max_tokens_per_rank_factor;
+    if (settings.overload == "chunk")
+      options.most_rows_factor = settings.max_tokens_per_rank_factor.value_or(MoeConfig{}.max_tokens_per_rank_factor);
     return options;
   }
 
@@ -77,9 +79,9 @@ void check(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& 
 // NOLINTBEGIN(performance-unnecessary-value-param): PyTorch hands strings by value
 std::tuple<at::Tensor, std::vector<at::Tensor>> routed_experts_forward(
     const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
-    const at::Tensor& down, std::string group, int64_t experts, std::string overload, double max_tokens_per_rank_factor,
-    double spill_threshold, std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
-    bool keep_pre_activation) {
+    const at::Tensor& down, std::string group, int64_t experts, std::string overload,
+    std::optional<double> max_tokens_per_rank_factor, std::optional<double> spill_threshold,
+    std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks, bool keep_pre_activation) {
   check(token, weight, expert_of_choice, gate_up, down);
   const at::Tensor choice_TK = expert_of_choice.to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous();
   const ExpertAxis axis(
@@ -160,9 +162,12 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
  private:
   static Settings settings_of(AutogradContext& context) {
     auto& data = context.saved_data;
-    return {data["group"].toStringRef(),        data["experts"].toInt(),
-            data["overload"].toStringRef(),     data["max_tokens_per_rank_factor"].toDouble(),
-            data["spill_threshold"].toDouble(), data["spill_least_rows"].toOptional<int64_t>(),
+    return {data["group"].toStringRef(),
+            data["experts"].toInt(),
+            data["overload"].toStringRef(),
+            data["max_tokens_per_rank_factor"].toOptional<double>(),
+            data["spill_threshold"].toOptional<double>(),
+            data["spill_least_rows"].toOptional<int64_t>(),
             data["dispatch_chunks"].toInt()};
   }
 };
@@ -170,8 +175,9 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
 // NOLINTBEGIN(performance-unnecessary-value-param): PyTorch hands strings by value
 at::Tensor routed_experts(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice,
                           const at::Tensor& gate_up, const at::Tensor& down, std::string group, int64_t experts,
-                          double /*gradient_scale*/, std::string overload, double max_tokens_per_rank_factor,
-                          double spill_threshold, std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
+                          double /*gradient_scale*/, std::string overload,
+                          std::optional<double> max_tokens_per_rank_factor, std::optional<double> spill_threshold,
+                          std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
                           bool /*keep_pre_activation*/) {
   return std::get<0>(routed_experts_forward(token, weight, expert_of_choice, gate_up, down, group, experts, overload,
                                             max_tokens_per_rank_factor, spill_threshold, spill_least_rows,
@@ -182,8 +188,9 @@ at::Tensor routed_experts(const at::Tensor& token, const at::Tensor& weight, con
 at::Tensor routed_experts_with_gradient(const at::Tensor& token, const at::Tensor& weight,
                                         const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
                                         const at::Tensor& down, std::string group, int64_t experts,
-                                        double gradient_scale, std::string overload, double max_tokens_per_rank_factor,
-                                        double spill_threshold, std::optional<int64_t> spill_least_rows,
+                                        double gradient_scale, std::string overload,
+                                        std::optional<double> max_tokens_per_rank_factor,
+                                        std::optional<double> spill_threshold, std::optional<int64_t> spill_least_rows,
                                         int64_t dispatch_chunks, bool keep_pre_activation) {
   const bool differentiated = at::GradMode::is_enabled() && (token.requires_grad() || weight.requires_grad() ||
                                                              gate_up.requires_grad() || down.requires_grad());
@@ -199,13 +206,14 @@ at::Tensor routed_experts_with_gradient(const at::Tensor& token, const at::Tenso
 TORCH_LIBRARY_FRAGMENT(conclave, library) {
   library.def(
       "routed_experts_forward(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str "
-      "group, int experts, str overload, float max_tokens_per_rank_factor, float spill_threshold, int? "
+      "group, int experts, str overload, float? max_tokens_per_rank_factor, float? spill_threshold, int? "
       "spill_least_rows, int dispatch_chunks, "
       "bool "
       "keep_pre_activation) -> (Tensor, Tensor[])");
   library.def(
       "routed_experts(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str group, "
-      "int experts, float gradient_scale, str overload, float max_tokens_per_rank_factor, float spill_threshold, int? "
+      "int experts, float gradient_scale, str overload, float? max_tokens_per_rank_factor, float? spill_threshold, "
+      "int? "
       "spill_least_rows, int "
       "dispatch_chunks, bool "
       "keep_pre_activation) -> Tensor");

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "base/median.h"
 #include "comm/device.h"
 #include "data/batch_loader.h"
 #include "optim/learning_rate.h"
@@ -12,12 +13,6 @@
 
 namespace conclave {
 namespace {
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
 
 // One step of one rank: its duration, then seconds and in_flight of every row (units, step, total) and phase.
 std::vector<double> numbers_of(double step_seconds, std::vector<StepClock::Times> times) {
