@@ -153,7 +153,7 @@ void CheckpointWriter::write_own_file(const std::vector<TensorSlice>& slices) {
   const std::string file_name = fmt::format("rank-{:05}.safetensors", world_.rank());
   PlannedFile planned = plan_file(file_name, slices);
   if (!planned.slices.empty()) {
-    const File file = create_safetensors(aside_ / file_name, planned.header);
+    File file = create_safetensors(aside_ / file_name, planned.header);
     for (size_t i = 0; i < planned.slices.size(); ++i) {
       const at::Tensor& data = planned.slices[i]->data;
       Piece& piece = piece_of(planned.part, *planned.slices[i]);

@@ -4,8 +4,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
+#include <new>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -14,6 +17,11 @@
 
 namespace conclave {
 namespace {
+
+// Of memory, position and length of a write by O_DIRECT: the page size, which is enough for every file system.
+constexpr uint64_t alignment = 4096;
+// Shorter writes are left to the page cache.
+constexpr uint64_t least_uncached_bytes = 1 << 20;
 
 [[noreturn]] void fail_system(int error, const char* action, const std::filesystem::path& path) {
   throw std::system_error(error, std::generic_category(), fmt::format("cannot {} {}", action, path.string()));
@@ -35,7 +43,9 @@ File File::open_for_reading(const std::filesystem::path& path) {
 File File::open_for_writing(const std::filesystem::path& path) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
   if (descriptor < 0) fail_system(errno, "open for writing", path);
-  return {path, descriptor};
+  File file(path, descriptor);
+  file.prepare_uncached();
+  return file;
 }
 
 File File::create(const std::filesystem::path& path, uint64_t bytes) {
@@ -49,13 +59,19 @@ File File::create(const std::filesystem::path& path, uint64_t bytes) {
     } while (error == EINTR);
     if (error != 0) fail_system(error, fmt::format("reserve {} bytes for", bytes).c_str(), path);
   }
+  if (bytes >= least_uncached_bytes) file.prepare_uncached();
   return file;
 }
 
-File::File(File&& other) noexcept : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)) {}
+File::File(File&& other) noexcept
+    : path_(std::move(other.path_)),
+      descriptor_(std::exchange(other.descriptor_, -1)),
+      uncached_descriptor_(std::exchange(other.uncached_descriptor_, -1)),
+      aligned_block_(std::move(other.aligned_block_)) {}
 
 File::~File() {
   if (descriptor_ >= 0) ::close(descriptor_);
+  if (uncached_descriptor_ >= 0) ::close(uncached_descriptor_);
 }
 
 void File::fail(const char* action) const {
@@ -82,18 +98,56 @@ void File::read(uint64_t offset, std::span<std::byte> out) const {
   }
 }
 
-void File::write(uint64_t offset, std::span<const std::byte> data) const {
-  const auto begin = static_cast<off_t>(offset);
-  const auto bytes = static_cast<off_t>(data.size());
+void File::prepare_uncached() {
+  uncached_descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC | O_DIRECT);  // refused by some file systems
+}
+
+void File::write(uint64_t offset, std::span<const std::byte> data) {
+  const bool large = data.size() >= least_uncached_bytes;
   while (!data.empty()) {
-    const ssize_t count = ::pwrite(descriptor_, data.data(), data.size(), static_cast<off_t>(offset));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail("write");
-    offset += static_cast<uint64_t>(count);
-    data = data.subspan(static_cast<size_t>(count));
+    uint64_t done = 0;
+    if (large && uncached_descriptor_ >= 0) {
+      // Only whole pages of the file can be written so. The parts of pages before and after them go through the cache,
+      // which never holds a page of which O_DIRECT writes a part.
+      const uint64_t before = (alignment - offset % alignment) % alignment;
+      if (before == 0 && data.size() >= alignment) done = write_uncached(offset, data);
+      if (done == 0) done = write_cached(offset, data.first(std::min(data.size(), before > 0 ? before : alignment)));
+    } else {
+      done = write_cached(offset, data);
+      // The disk begins at once, so that flush() has less to wait for. Only a hint: its failure is none.
+      if (large)
+        (void)::sync_file_range(descriptor_, static_cast<off_t>(offset), static_cast<off_t>(done),
+                                SYNC_FILE_RANGE_WRITE);
+    }
+    offset += done;
+    data = data.subspan(done);
   }
-  // The disk begins with large writes at once, so that flush() has less to wait for. Only a hint: its failure is none.
-  if (bytes >= (1 << 20)) (void)::sync_file_range(descriptor_, begin, bytes, SYNC_FILE_RANGE_WRITE);
+}
+
+// Bytes written, at least 1 unless the call was interrupted.
+uint64_t File::write_cached(uint64_t offset, std::span<const std::byte> data) {
+  const ssize_t count = ::pwrite(descriptor_, data.data(), data.size(), static_cast<off_t>(offset));
+  if (count < 0 && errno != EINTR) fail("write");
+  return count < 0 ? 0 : static_cast<uint64_t>(count);
+}
+
+// Bytes written, of whole pages and at most a block. 0 when the file system does not take the write: no further one is
+// tried then.
+uint64_t File::write_uncached(uint64_t offset, std::span<const std::byte> data) {
+  const uint64_t bytes = std::min<uint64_t>(data.size(), block_bytes) / alignment * alignment;
+  const std::byte* from = data.data();
+  if (reinterpret_cast<uintptr_t>(from) % alignment != 0) {
+    if (!aligned_block_) aligned_block_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, block_bytes)));
+    if (!aligned_block_) throw std::bad_alloc();
+    std::memcpy(aligned_block_.get(), from, bytes);
+    from = aligned_block_.get();
+  }
+  const ssize_t count = ::pwrite(uncached_descriptor_, from, bytes, static_cast<off_t>(offset));
+  if (count >= 0) return static_cast<uint64_t>(count);
+  if (errno == EINTR) return 0;
+  if (errno != EINVAL) fail("write");
+  ::close(std::exchange(uncached_descriptor_, -1));
+  return 0;
 }
 
 void File::flush() const {

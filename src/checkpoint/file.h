@@ -4,7 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -33,17 +35,26 @@ class File {
 
   // UserError when the file ends before the last byte asked for (it was truncated after it was opened).
   void read(uint64_t offset, std::span<std::byte> out) const;
-  // The system begins at once to bring large writes to the disk, without waiting: a later flush() has less to do. No
-  // promise is made by it.
-  void write(uint64_t offset, std::span<const std::byte> data) const;
+  // Large writes pass by the system's page cache where the file system can do so: what a checkpoint writes is not read
+  // again soon, and filling the cache with it costs more than the disk does. docs/checkpoints.md has the numbers.
+  void write(uint64_t offset, std::span<const std::byte> data);
   void flush() const;  // to the disk
 
  private:
+  struct Released {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+
   File(std::filesystem::path path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
   [[noreturn]] void fail(const char* action) const;
+  void prepare_uncached();
+  uint64_t write_uncached(uint64_t offset, std::span<const std::byte> data);
+  uint64_t write_cached(uint64_t offset, std::span<const std::byte> data);
 
   std::filesystem::path path_;
   int descriptor_;
+  int uncached_descriptor_ = -1;                       // the same file by O_DIRECT; -1 where that cannot be had
+  std::unique_ptr<std::byte, Released> aligned_block_;  // what O_DIRECT writes from, made by the first such write
 };
 
 // The whole of a small text file. UserError: as open_for_reading, or longer than `most_bytes`.

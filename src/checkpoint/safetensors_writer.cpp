@@ -28,7 +28,7 @@ File create_safetensors(const std::filesystem::path& path, const SafetensorsHead
   return file;
 }
 
-void write_elements(const File& file, const StoredTensor& tensor, int64_t begin, const at::Tensor& data) {
+void write_elements(File& file, const StoredTensor& tensor, int64_t begin, const at::Tensor& data) {
   check_invariant(begin >= 0 && data.numel() <= tensor.numel() && begin <= tensor.numel() - data.numel(),
                   "elements [{}, {}) lie in tensor {} of {} elements", begin, begin + data.numel(), tensor.name,
                   tensor.numel());
@@ -67,7 +67,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const std::p
   std::filesystem::path aside = path;
   aside += ".tmp-" + std::to_string(::getpid());
   try {
-    const File file = create_safetensors(aside, header);
+    File file = create_safetensors(aside, header);
     for (const auto& [name, tensor] : tensors) write_elements(file, *header.find(name), 0, tensor.contiguous());
     file.flush();
     std::filesystem::rename(aside, path);

@@ -20,7 +20,7 @@ File create_safetensors(const std::filesystem::path& path, const SafetensorsHead
 
 // Writes `data` (contiguous, any device) as elements [begin, begin + data.numel()) of `tensor`, in blocks. `data` has
 // the stored type, or is floating-point while the stored type is F32, BF16 or F16 (rounded to nearest, ties to even).
-void write_elements(const File& file, const StoredTensor& tensor, int64_t begin, const at::Tensor& data);
+void write_elements(File& file, const StoredTensor& tensor, int64_t begin, const at::Tensor& data);
 
 // Replaces `path` by a file of these tensors (any shape and device), or leaves it as it was and throws.
 void write_safetensors(const std::filesystem::path& path, std::span<const std::pair<std::string, at::Tensor>> tensors,

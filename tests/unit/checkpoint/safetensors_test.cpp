@@ -436,7 +436,8 @@ TEST(Safetensors, several_writers_fill_one_file_rounding_to_its_type) {
   const SafetensorsHeader header = SafetensorsHeader::plan({{"t", StoredDtype::BF16, {2, 4}}});
   { const File file = create_safetensors(folder / "t.safetensors", header); }
   const auto write = [&](int64_t begin, const at::Tensor& data) {
-    write_elements(File::open_for_writing(folder / "t.safetensors"), *header.find("t"), begin, data);
+    File file = File::open_for_writing(folder / "t.safetensors");
+    write_elements(file, *header.find("t"), begin, data);
   };
   write(5, at::tensor({1 + 3 / 256.0f, 1 + 1.01f / 256, -3e38f}));
   write(0, at::tensor({1.0f, 1 + 1 / 256.0f}));
