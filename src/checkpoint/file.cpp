@@ -1,27 +1,60 @@
 #include "checkpoint/file.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 
 namespace conclave {
 namespace {
 
-// Of memory, position and length of a write by O_DIRECT: the page size, which is enough for every file system.
+// Of memory, position and length of what O_DIRECT moves: the page size, which is enough for every file system.
 constexpr uint64_t alignment = 4096;
-// Shorter writes are left to the page cache.
+// Shorter reads and writes are left to the page cache.
 constexpr uint64_t least_uncached_bytes = 1 << 20;
+
+// Memory for O_DIRECT, `block_bytes` long, kept by each thread that moves data for its next block.
+std::byte* aligned_block() {
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  thread_local std::unique_ptr<std::byte, Free> block;
+  if (!block) block.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, block_bytes)));
+  if (!block) throw std::bad_alloc();
+  return block.get();
+}
+
+// Whether the page cache holds this whole range of a file, which asking does not change: preadv2 with RWF_NOWAIT would
+// begin to read ahead.
+bool is_cached(int descriptor, uint64_t offset, uint64_t bytes) {
+  const uint64_t begin = offset / alignment * alignment;
+  const uint64_t length = offset + bytes - begin;
+  void* mapped = ::mmap(nullptr, length, PROT_READ, MAP_SHARED, descriptor, static_cast<off_t>(begin));
+  if (mapped == MAP_FAILED) return false;
+  const auto page_bytes = static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> pages((length + page_bytes - 1) / page_bytes);
+  const bool known = ::mincore(mapped, length, pages.data()) == 0;
+  ::munmap(mapped, length);
+  return known && std::all_of(pages.begin(), pages.end(), [](unsigned char page) { return (page & 1) != 0; });
+}
+
+bool is_aligned(const std::byte* memory) {
+  return reinterpret_cast<uintptr_t>(memory) % alignment == 0;
+}
 
 [[noreturn]] void fail_system(int error, const char* action, const std::filesystem::path& path) {
   throw std::system_error(error, std::generic_category(), fmt::format("cannot {} {}", action, path.string()));
@@ -37,6 +70,7 @@ File File::open_for_reading(const std::filesystem::path& path) {
   struct stat status;
   if (::fstat(descriptor, &status) != 0) file.fail("examine");
   if (!S_ISREG(status.st_mode)) user_error("cannot read {}: it is not a regular file.", path.string());
+  if (static_cast<uint64_t>(status.st_size) >= least_uncached_bytes) file.prepare_uncached(O_RDONLY);
   return file;
 }
 
@@ -44,7 +78,7 @@ File File::open_for_writing(const std::filesystem::path& path) {
   const int descriptor = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
   if (descriptor < 0) fail_system(errno, "open for writing", path);
   File file(path, descriptor);
-  file.prepare_uncached();
+  file.prepare_uncached(O_WRONLY);
   return file;
 }
 
@@ -59,15 +93,14 @@ File File::create(const std::filesystem::path& path, uint64_t bytes) {
     } while (error == EINTR);
     if (error != 0) fail_system(error, fmt::format("reserve {} bytes for", bytes).c_str(), path);
   }
-  if (bytes >= least_uncached_bytes) file.prepare_uncached();
+  if (bytes >= least_uncached_bytes) file.prepare_uncached(O_WRONLY);
   return file;
 }
 
 File::File(File&& other) noexcept
     : path_(std::move(other.path_)),
       descriptor_(std::exchange(other.descriptor_, -1)),
-      uncached_descriptor_(std::exchange(other.uncached_descriptor_, -1)),
-      aligned_block_(std::move(other.aligned_block_)) {}
+      uncached_descriptor_(std::exchange(other.uncached_descriptor_, -1)) {}
 
 File::~File() {
   if (descriptor_ >= 0) ::close(descriptor_);
@@ -85,21 +118,52 @@ uint64_t File::size() const {
 }
 
 void File::read(uint64_t offset, std::span<std::byte> out) const {
+  const bool large = out.size() >= least_uncached_bytes;
   while (!out.empty()) {
-    const ssize_t count = ::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) fail("read");
+    const uint64_t count = read_some(offset, out, large && out.size() >= alignment);
     if (count == 0) {
       user_error("{} ends at byte {}, where {} more were expected: it was truncated while being read.", path_.string(),
                  offset, out.size());
     }
-    offset += static_cast<uint64_t>(count);
-    out = out.subspan(static_cast<size_t>(count));
+    offset += count;
+    out = out.subspan(count);
   }
 }
 
-void File::prepare_uncached() {
-  uncached_descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC | O_DIRECT);  // refused by some file systems
+// Bytes read; 0 at the file's end.
+uint64_t File::read_some(uint64_t offset, std::span<std::byte> out, bool large) const {
+  if (large && uncached_descriptor_ >= 0 &&
+      !is_cached(descriptor_, offset, std::min<uint64_t>(out.size(), block_bytes))) {
+    if (const std::optional<uint64_t> read = read_uncached(offset, out)) return *read;
+  }
+  for (;;) {
+    const ssize_t count = ::pread(descriptor_, out.data(), out.size(), static_cast<off_t>(offset));
+    if (count >= 0) return static_cast<uint64_t>(count);
+    if (errno != EINTR) fail("read");
+  }
+}
+
+// At most a block of bytes; 0 at the file's end; nothing where the file system does not take such a read.
+std::optional<uint64_t> File::read_uncached(uint64_t offset, std::span<std::byte> out) const {
+  const uint64_t skipped = offset % alignment;
+  const bool in_place = skipped == 0 && is_aligned(out.data());
+  const uint64_t wanted = std::min<uint64_t>(skipped + out.size(), block_bytes);
+  const uint64_t bytes =
+      in_place ? wanted / alignment * alignment : (wanted + alignment - 1) / alignment * alignment;  // whole pages
+  std::byte* to = in_place ? out.data() : aligned_block();
+  ssize_t count;
+  do {
+    count = ::pread(uncached_descriptor_, to, bytes, static_cast<off_t>(offset - skipped));
+  } while (count < 0 && errno == EINTR);
+  if (count < 0 && errno == EINVAL) return std::nullopt;
+  if (count < 0) fail("read");
+  const uint64_t read = std::min(std::max(static_cast<uint64_t>(count), skipped) - skipped, out.size());
+  if (!in_place) std::memcpy(out.data(), to + skipped, read);
+  return read;
+}
+
+void File::prepare_uncached(int flags) {
+  uncached_descriptor_ = ::open(path_.c_str(), flags | O_CLOEXEC | O_DIRECT);  // refused by some file systems
 }
 
 void File::write(uint64_t offset, std::span<const std::byte> data) {
@@ -136,12 +200,7 @@ uint64_t File::write_cached(uint64_t offset, std::span<const std::byte> data) {
 uint64_t File::write_uncached(uint64_t offset, std::span<const std::byte> data) {
   const uint64_t bytes = std::min<uint64_t>(data.size(), block_bytes) / alignment * alignment;
   const std::byte* from = data.data();
-  if (reinterpret_cast<uintptr_t>(from) % alignment != 0) {
-    if (!aligned_block_) aligned_block_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, block_bytes)));
-    if (!aligned_block_) throw std::bad_alloc();
-    std::memcpy(aligned_block_.get(), from, bytes);
-    from = aligned_block_.get();
-  }
+  if (!is_aligned(from)) from = static_cast<std::byte*>(std::memcpy(aligned_block(), from, bytes));
   const ssize_t count = ::pwrite(uncached_descriptor_, from, bytes, static_cast<off_t>(offset));
   if (count >= 0) return static_cast<uint64_t>(count);
   if (errno == EINTR) return 0;

@@ -4,9 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
-#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -33,7 +32,8 @@ class File {
   const std::filesystem::path& path() const { return path_; }
   uint64_t size() const;  // bytes, now
 
-  // UserError when the file ends before the last byte asked for (it was truncated after it was opened).
+  // UserError when the file ends before the last byte asked for (it was truncated after it was opened). Large reads take
+  // what the system's page cache has, and the rest around it.
   void read(uint64_t offset, std::span<std::byte> out) const;
   // Large writes pass by the system's page cache where the file system can do so: what a checkpoint writes is not read
   // again soon, and filling the cache with it costs more than the disk does. docs/checkpoints.md has the numbers.
@@ -41,20 +41,17 @@ class File {
   void flush() const;  // to the disk
 
  private:
-  struct Released {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-
   File(std::filesystem::path path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {}
   [[noreturn]] void fail(const char* action) const;
-  void prepare_uncached();
+  void prepare_uncached(int flags);
+  uint64_t read_some(uint64_t offset, std::span<std::byte> out, bool large) const;
+  std::optional<uint64_t> read_uncached(uint64_t offset, std::span<std::byte> out) const;
   uint64_t write_uncached(uint64_t offset, std::span<const std::byte> data);
   uint64_t write_cached(uint64_t offset, std::span<const std::byte> data);
 
   std::filesystem::path path_;
   int descriptor_;
-  int uncached_descriptor_ = -1;                       // the same file by O_DIRECT; -1 where that cannot be had
-  std::unique_ptr<std::byte, Released> aligned_block_;  // what O_DIRECT writes from, made by the first such write
+  int uncached_descriptor_ = -1;  // the same file by O_DIRECT; -1 where that cannot be had
 };
 
 // The whole of a small text file. UserError: as open_for_reading, or longer than `most_bytes`.

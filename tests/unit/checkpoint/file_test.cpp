@@ -1,6 +1,8 @@
 #include "checkpoint/file.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -9,6 +11,7 @@
 #include <random>
 #include <vector>
 
+#include "base/error.h"
 #include "thread_world.h"
 
 namespace conclave {
@@ -23,6 +26,13 @@ std::vector<std::byte> random_bytes(size_t count, std::mt19937_64& random) {
 std::vector<char> content_of(const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
   return {std::istreambuf_iterator<char>(stream), {}};
+}
+
+void forget_cached(const std::filesystem::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY);
+  ASSERT_EQ(::fsync(descriptor), 0);
+  ASSERT_EQ(::posix_fadvise(descriptor, 0, 0, POSIX_FADV_DONTNEED), 0);
+  ::close(descriptor);
 }
 
 // Large writes go around the page cache in whole pages, what is before and after them through it. Oracle: a vector that
@@ -56,6 +66,23 @@ TEST(File, writes_of_any_position_and_length_by_several_writers_end_where_they_s
   const std::vector<char> found = content_of(folder / "file");
   ASSERT_EQ(found.size(), bytes);
   EXPECT_EQ(std::memcmp(found.data(), expected.data(), bytes), 0) << "seed " << seed;
+
+  // Read at any position into any address, from the cache and, when nothing of the file is there, around it.
+  const File reader = File::open_for_reading(folder / "file");
+  for (int again = 0; again < 60; ++again) {
+    if (again % 2 == 0) forget_cached(folder / "file");
+    const size_t begin = again % 3 == 0 ? random() % (bytes / 4096) * 4096 : random() % bytes;
+    const size_t count = std::min(lengths[random() % std::size(lengths)], bytes - begin);
+    std::vector<std::byte> read(count + 4096);
+    const auto part = std::span(read).subspan(random() % 4096, count);
+    reader.read(begin, part);
+    EXPECT_EQ(std::memcmp(part.data(), expected.data() + begin, count), 0)
+        << "seed " << seed << ", " << count << " bytes at " << begin;
+  }
+  std::vector<std::byte> beyond(2 << 20);
+  forget_cached(folder / "file");
+  EXPECT_THROW(reader.read(bytes - (1 << 20), beyond), UserError);
+  EXPECT_THROW(reader.read(bytes, beyond), UserError);
 }
 
 }  // namespace
