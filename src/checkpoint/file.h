@@ -32,8 +32,8 @@ class File {
   const std::filesystem::path& path() const { return path_; }
   uint64_t size() const;  // bytes, now
 
-  // UserError when the file ends before the last byte asked for (it was truncated after it was opened). Large reads take
-  // what the system's page cache has, and the rest around it.
+  // UserError when the file ends before the last byte asked for (it was truncated after it was opened). Large reads
+  // take what the system's page cache has, and the rest around it.
   void read(uint64_t offset, std::span<std::byte> out) const;
   // Large writes pass by the system's page cache where the file system can do so: what a checkpoint writes is not read
   // again soon, and filling the cache with it costs more than the disk does. docs/checkpoints.md has the numbers.
