@@ -4,7 +4,7 @@
     ./dev bench export --gigabytes 2 --rounds 7
 
 The checkpoint is made once (random weights, imported). Rounds alternate: `conclave ckpt export` (which reads, verifies hashes, writes, flushes), then `cp` of
-the exported folder and fsync of every copied file and folder. Sources are in the page cache for both.
+the exported folder and fsync of every copied file and folder. Sources are dropped from the page cache for both.
 """
 
 import argparse

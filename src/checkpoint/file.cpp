@@ -27,13 +27,16 @@ constexpr uint64_t alignment = 4096;
 // Shorter reads and writes are left to the page cache.
 constexpr uint64_t least_uncached_bytes = 1 << 20;
 
-// Memory for O_DIRECT, `block_bytes` long, kept by each thread that moves data for its next block.
+// A block at any position lies in whole pages of so many bytes.
+constexpr uint64_t aligned_block_bytes = block_bytes + alignment;
+
+// Memory for O_DIRECT, `aligned_block_bytes` long, kept by each thread that moves data for its next block.
 std::byte* aligned_block() {
   struct Free {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
   thread_local std::unique_ptr<std::byte, Free> block;
-  if (!block) block.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, block_bytes)));
+  if (!block) block.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, aligned_block_bytes)));
   if (!block) throw std::bad_alloc();
   return block.get();
 }
@@ -120,7 +123,7 @@ uint64_t File::size() const {
 void File::read(uint64_t offset, std::span<std::byte> out) const {
   const bool large = out.size() >= least_uncached_bytes;
   while (!out.empty()) {
-    const uint64_t count = read_some(offset, out, large && out.size() >= alignment);
+    const uint64_t count = read_some(offset, out, large);
     if (count == 0) {
       user_error("{} ends at byte {}, where {} more were expected: it was truncated while being read.", path_.string(),
                  offset, out.size());
@@ -143,11 +146,11 @@ uint64_t File::read_some(uint64_t offset, std::span<std::byte> out, bool large) 
   }
 }
 
-// At most a block of bytes; 0 at the file's end; nothing where the file system does not take such a read.
+// At most `aligned_block_bytes`; 0 at the file's end; nothing where the file system does not take such a read.
 std::optional<uint64_t> File::read_uncached(uint64_t offset, std::span<std::byte> out) const {
   const uint64_t skipped = offset % alignment;
-  const bool in_place = skipped == 0 && is_aligned(out.data());
-  const uint64_t wanted = std::min<uint64_t>(skipped + out.size(), block_bytes);
+  const bool in_place = skipped == 0 && is_aligned(out.data()) && out.size() >= alignment;
+  const uint64_t wanted = std::min<uint64_t>(skipped + out.size(), aligned_block_bytes);
   const uint64_t bytes =
       in_place ? wanted / alignment * alignment : (wanted + alignment - 1) / alignment * alignment;  // whole pages
   std::byte* to = in_place ? out.data() : aligned_block();

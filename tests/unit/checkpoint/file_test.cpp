@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
 #include <iterator>
 #include <random>
 #include <vector>
@@ -21,11 +20,6 @@ std::vector<std::byte> random_bytes(size_t count, std::mt19937_64& random) {
   std::vector<std::byte> bytes(count);
   for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
   return bytes;
-}
-
-std::vector<char> content_of(const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), {}};
 }
 
 void forget_cached(const std::filesystem::path& path) {
@@ -63,7 +57,7 @@ TEST(File, writes_of_any_position_and_length_by_several_writers_end_where_they_s
     std::copy(data.begin(), data.end(), expected.begin() + static_cast<std::ptrdiff_t>(begin));
   }
   for (const File& file : writers) file.flush();
-  const std::vector<char> found = content_of(folder / "file");
+  const std::string found = read_bytes(folder / "file");
   ASSERT_EQ(found.size(), bytes);
   EXPECT_EQ(std::memcmp(found.data(), expected.data(), bytes), 0) << "seed " << seed;
 
