@@ -16,6 +16,7 @@
 #include "comm/local_communicator.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/linear.h"
+#include "kernels/product.h"
 #include "memory/memory_category.h"
 #include "moe/routed_experts.h"
 
@@ -86,12 +87,12 @@ void run_dense_products(const Layer& layer, const at::Tensor& row_RH, const at::
                         at::Tensor grad_down) {
   const at::Tensor gate_up = layer.weights.gate_up_LJH[0], down = layer.weights.down_LHI[0];
   at::Tensor rows = row_RH, wide = gate_up_RJ, active = active_RI, out = out_RH;
-  at::mm_out(wide, rows, gate_up.t());
-  at::mm_out(out, active, down.t());
-  at::mm_out(active, out, down);
-  at::mm_out(grad_down, out.t(), active);
-  at::mm_out(grad_gate_up, wide.t(), rows);
-  at::mm_out(out, wide, gate_up);
+  product(wide, rows, gate_up.t(), false);
+  product(out, active, down.t(), false);
+  product(active, out, down, false);
+  product(grad_down, out.t(), active, false);
+  product(grad_gate_up, wide.t(), rows, false);
+  product(out, wide, gate_up, false);
 }
 
 void settle(const Layer& layer) {

@@ -60,6 +60,7 @@ void print_table(const StepProfile& profile, int ranks, int64_t steps) {
   print_row("total", profile.total, profile.kernels);
   fmt::print("in no phase: {:.4f} s, {:.2f} % of the step\n\n", profile.unattributed_seconds,
              100 * profile.unattributed_seconds / profile.step_seconds);
+  fmt::print("all ranks together asked the system {} times for 1 MiB of memory or more\n", profile.fresh_allocations);
   if (profile.synchronizations)
     fmt::print("the host waited for the device {} times in the last step\n", *profile.synchronizations);
   for (Phase phase : collectives) {
@@ -86,6 +87,7 @@ void print_json(const StepProfile& profile, int ranks, int64_t steps) {
                                    {"lowest_step_seconds", profile.lowest_step_seconds},
                                    {"highest_step_seconds", profile.highest_step_seconds},
                                    {"unattributed_seconds", profile.unattributed_seconds},
+                                   {"fresh_allocations", profile.fresh_allocations},
                                    {"total", json_of(profile.total, profile.kernels)}};
   if (profile.synchronizations) object["synchronizations"] = *profile.synchronizations;
   for (size_t i = 0; i < profile.units.size(); ++i)

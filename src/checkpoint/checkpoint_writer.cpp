@@ -1,12 +1,13 @@
 #include "checkpoint/checkpoint_writer.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/grad_mode.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <system_error>
+#include <utility>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -17,7 +18,6 @@
 #include "checkpoint/safetensors_writer.h"
 #include "checkpoint/texts.h"
 #include "checkpoint/verdict.h"
-#include "memory/memory_category.h"
 
 namespace conclave {
 namespace {
@@ -28,43 +28,9 @@ double seconds_since(steady_clock::time_point start) {
   return std::chrono::duration<double>(steady_clock::now() - start).count();
 }
 
-int64_t bytes_of(std::span<const TensorSlice> slices) {
-  int64_t bytes = 0;
-  for (const TensorSlice& slice : slices) bytes += static_cast<int64_t>(slice.data.nbytes());
-  return bytes;
-}
-
 void check_flat(std::span<const TensorSlice> slices) {
   for (const TensorSlice& slice : slices)
     check_invariant(slice.data.dim() == 1 && slice.data.is_contiguous(), "slice of {} is flat", slice.name);
-}
-
-// What a rank will write: the pieces of its slices in one file.
-struct PlannedFile {
-  Manifest part;  // without offsets and hashes
-  SafetensorsHeader header;
-  std::vector<const TensorSlice*> slices;  // in file order, one a stored tensor
-};
-
-PlannedFile plan_file(const std::string& file_name, std::span<const TensorSlice> slices) {
-  PlannedFile planned;
-  std::vector<SafetensorsHeader::Entry> entries;
-  std::map<std::string, const TensorSlice*> by_name;
-  for (const TensorSlice& slice : slices) {
-    const StoredDtype dtype = stored_dtype_of(slice.data.scalar_type());
-    const auto [tensor, is_new] = planned.part.tensors.try_emplace(slice.name, ManifestTensor{dtype, slice.shape, {}});
-    check_invariant(tensor->second.dtype == dtype && tensor->second.shape == slice.shape,
-                    "the slices of {} have one type and shape", slice.name);
-    if (slice.data.numel() == 0) continue;
-    Piece piece{slice.begin, slice.begin + slice.data.numel(), file_name, 0, {}};
-    entries.push_back({piece_name(slice.name, piece), dtype, {slice.data.numel()}});
-    by_name[entries.back().name] = &slice;
-    tensor->second.pieces.push_back(std::move(piece));
-  }
-  if (entries.empty()) return planned;
-  planned.header = SafetensorsHeader::plan(std::move(entries));
-  for (const StoredTensor& stored : planned.header.tensors()) planned.slices.push_back(by_name.at(stored.name));
-  return planned;
 }
 
 Piece& piece_of(Manifest& part, const TensorSlice& slice) {
@@ -74,6 +40,57 @@ Piece& piece_of(Manifest& part, const TensorSlice& slice) {
 
 }  // namespace
 
+// What a rank will write: the pieces of its slices in one file, in blocks that are hashed as one.
+struct CheckpointWriter::PlannedFile {
+  struct Place {
+    Piece* piece;  // of `part`
+    uint64_t offset;
+  };
+  std::string name;
+  Manifest part;  // hashes are filled in by writing
+  SafetensorsHeader header;
+  std::vector<at::Tensor> blocks;  // in file order
+  std::vector<Place> places;       // one a block
+
+  PlannedFile(std::string file_name, std::span<const TensorSlice> slices, uint64_t block_bytes)
+      : name(std::move(file_name)) {
+    std::vector<SafetensorsHeader::Entry> entries;
+    std::map<std::string, const TensorSlice*> by_name;
+    for (const TensorSlice& slice : slices) {
+      const StoredDtype dtype = stored_dtype_of(slice.data.scalar_type());
+      const auto [tensor, is_new] = part.tensors.try_emplace(slice.name, ManifestTensor{dtype, slice.shape, {}});
+      check_invariant(tensor->second.dtype == dtype && tensor->second.shape == slice.shape,
+                      "the slices of {} have one type and shape", slice.name);
+      if (slice.data.numel() == 0) continue;
+      Piece piece{slice.begin, slice.begin + slice.data.numel(), name, 0, {}};
+      entries.push_back({piece_name(slice.name, piece), dtype, {slice.data.numel()}});
+      by_name[entries.back().name] = &slice;
+      tensor->second.pieces.push_back(std::move(piece));
+    }
+    if (entries.empty()) return;
+    header = SafetensorsHeader::plan(std::move(entries));
+    for (const StoredTensor& stored : header.tensors()) add_blocks(*by_name.at(stored.name), stored.begin, block_bytes);
+  }
+
+  int64_t bytes() const {
+    int64_t sum = 0;
+    for (const at::Tensor& block : blocks) sum += static_cast<int64_t>(block.nbytes());
+    return sum;
+  }
+
+ private:
+  void add_blocks(const TensorSlice& slice, uint64_t offset, uint64_t block_bytes) {
+    Piece& piece = piece_of(part, slice);
+    piece.offset = offset;
+    const int64_t size = slice.data.element_size();
+    const int64_t elements = static_cast<int64_t>(block_bytes) / size;
+    for (int64_t begin = 0; begin < slice.data.numel(); begin += elements) {
+      blocks.push_back(slice.data.narrow(0, begin, std::min(elements, slice.data.numel() - begin)));
+      places.push_back({&piece, offset + static_cast<uint64_t>(begin * size)});
+    }
+  }
+};
+
 CheckpointWriter::CheckpointWriter(std::filesystem::path folder, Communicator& world,
                                    std::optional<Retention> retention, uint64_t hash_block_bytes)
     : folder_(std::move(folder)), world_(world), retention_(retention), hash_block_bytes_(hash_block_bytes) {}
@@ -82,15 +99,14 @@ CheckpointWriter::~CheckpointWriter() {
   abandon();
 }
 
-void CheckpointWriter::begin(const CheckpointState& state, std::span<const TensorSlice> slices, SliceSource source) {
+void CheckpointWriter::begin(const CheckpointState& state, std::span<const TensorSlice> slices) {
   check_invariant(!is_saving(), "step {} is saved before step {} begins to be", state_.step, state.step);
   began_ = steady_clock::now();
   state_ = state;
   aside_ = unfinished_folder(folder_, checkpoint_name(state.step));
   written_bytes_ = 0;
-  own_bytes_ = bytes_of(slices);
   try {
-    std::vector<TensorSlice> sources(slices.begin(), slices.end());
+    std::shared_ptr<PlannedFile> planned;
     together(world_, [&] {
       check_flat(slices);
       if (world_.rank() == 0) {
@@ -98,10 +114,16 @@ void CheckpointWriter::begin(const CheckpointState& state, std::span<const Tenso
         remove_unfinished(folder_);
         std::filesystem::create_directory(aside_);
       }
-      if (source == SliceSource::host_copy) sources = copied_to_host(slices);
+      planned = std::make_shared<PlannedFile>(fmt::format("rank-{:05}.safetensors", world_.rank()), slices,
+                                              hash_block_bytes_);
+      own_bytes_ = planned->bytes();
+      lent_.lend(std::exchange(planned->blocks, {}));
     });
     phase_ = Phase::writing;
-    work_ = background_.run([this, sources = std::move(sources)] { write_own_file(sources); });
+    work_ = background_.run([this, planned] {
+      const auto ended = std::shared_ptr<void>(nullptr, [this](void*) { lent_.end(); });
+      write_own_file(*planned);
+    });
   } catch (...) {
     abandon();
     throw;
@@ -149,28 +171,20 @@ bool CheckpointWriter::some_rank_is_busy() {
 }
 
 // The thread's, on every rank.
-void CheckpointWriter::write_own_file(const std::vector<TensorSlice>& slices) {
-  const std::string file_name = fmt::format("rank-{:05}.safetensors", world_.rank());
-  PlannedFile planned = plan_file(file_name, slices);
-  if (!planned.slices.empty()) {
-    File file = create_safetensors(aside_ / file_name, planned.header);
-    for (size_t i = 0; i < planned.slices.size(); ++i) {
-      const at::Tensor& data = planned.slices[i]->data;
-      Piece& piece = piece_of(planned.part, *planned.slices[i]);
-      piece.offset = planned.header.tensors()[i].begin;
-      const auto elements_per_block = static_cast<int64_t>(hash_block_bytes_ / data.element_size());
-      for (int64_t done = 0; done < data.numel(); done += elements_per_block) {
-        if (given_up_) throw std::runtime_error("the save was given up");
-        const at::Tensor block =
-            data.narrow(0, done, std::min(elements_per_block, data.numel() - done)).cpu();  // no copy if it is there
-        const std::span<const std::byte> bytes = memory_of(block);
-        piece.hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
-        file.write(piece.offset + static_cast<uint64_t>(done * data.element_size()), bytes);
-        written_bytes_ += static_cast<int64_t>(bytes.size());
-      }
+void CheckpointWriter::write_own_file(PlannedFile& planned) {
+  if (!planned.places.empty()) {
+    File file = create_safetensors(aside_ / planned.name, planned.header);
+    for (const auto& [piece, offset] : planned.places) {
+      if (given_up_) throw std::runtime_error("the save was given up");
+      const at::Tensor block = lent_.next().cpu();  // no copy if it is there
+      const std::span<const std::byte> bytes = memory_of(block);
+      piece->hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
+      file.write(offset, bytes);
+      written_bytes_ += static_cast<int64_t>(bytes.size());
     }
+    lent_.end();
     file.flush();
-    planned.part.files.emplace(file_name, planned.header.file_bytes());
+    planned.part.files.emplace(planned.name, planned.header.file_bytes());
   }
   contribution_ = contribution_text(planned.part);
 }
@@ -196,36 +210,12 @@ void CheckpointWriter::publish(const std::vector<std::string>& contributions) {
   }
 }
 
-std::vector<TensorSlice> CheckpointWriter::copied_to_host(std::span<const TensorSlice> slices) {
-  constexpr int64_t alignment = 64;
-  const auto room_for = [](const at::Tensor& data) {
-    return (static_cast<int64_t>(data.nbytes()) + alignment - 1) / alignment * alignment;
-  };
-  int64_t bytes = 0;
-  for (const TensorSlice& slice : slices) bytes += room_for(slice.data);
-  if (!host_.defined() || host_.numel() < bytes) {
-    const MemoryScope scope(MemoryCategory::checkpoint);
-    host_ = at::Tensor();
-    host_ = at::empty({bytes}, at::kByte);
-  }
-  const at::NoGradGuard no_grad;
-  std::vector<TensorSlice> copies;
-  int64_t begin = 0;
-  for (const TensorSlice& slice : slices) {
-    const at::Tensor copy =
-        host_.narrow(0, begin, static_cast<int64_t>(slice.data.nbytes())).view(slice.data.scalar_type());
-    copy.copy_(slice.data);
-    copies.push_back({slice.name, slice.shape, slice.begin, copy});
-    begin += room_for(slice.data);
-  }
-  return copies;
-}
-
 // Ends this rank's thread and removes what it wrote. Ranks that still write into the folder find it gone.
 void CheckpointWriter::abandon() noexcept {
   given_up_ = true;
   if (work_.valid()) work_.wait();
   work_ = {};
+  lent_.end();
   given_up_ = false;
   phase_ = Phase::idle;
   std::error_code ignored;
@@ -237,7 +227,7 @@ std::filesystem::path save_checkpoint(const std::filesystem::path& folder, const
                                       std::span<const TensorSlice> slices, Communicator& world,
                                       uint64_t hash_block_bytes) {
   CheckpointWriter writer(folder, world, std::nullopt, hash_block_bytes);
-  writer.begin(state, slices, SliceSource::as_it_is);
+  writer.begin(state, slices);
   return writer.finish().path;
 }
 

@@ -4,7 +4,8 @@
 // Files are written, hashed and flushed by a background thread, and ranks talk only in the calls marked as collective,
 // so that a save never uses a communicator beside the training that goes on meanwhile:
 //
-//   begin      rank 0 makes the folder aside; slices are copied, if asked; then all threads write their files
+//   begin      rank 0 makes the folder aside; all threads begin to write their files
+//   take_back  (not collective) the slices may change again; what is not written yet is copied
 //   go_on      all files are flushed: rank 0 learns what the manifest must say; its thread publishes the checkpoint
 //   go_on      it is published: all ranks know
 //
@@ -12,8 +13,6 @@
 // checkpoints as they were and the name free; only when `latest` cannot be written the new checkpoint stays under its
 // name, whole.
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <atomic>
 #include <chrono>
@@ -28,6 +27,7 @@
 #include "base/background_thread.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_state.h"
+#include "checkpoint/lent_blocks.h"
 #include "checkpoint/tensor_slice.h"
 #include "comm/communicator.h"
 
@@ -35,11 +35,6 @@ namespace conclave {
 
 // Data is hashed in blocks of this size; a reader that needs part of a block reads all of it.
 inline constexpr uint64_t default_hash_block_bytes = 8 << 20;
-
-enum class SliceSource {
-  as_it_is,   // the slices stay as they are until the save is done
-  host_copy,  // begin() copies them to host memory, as many bytes as they have, which is kept for the next save
-};
 
 struct FinishedSave {
   std::filesystem::path path;
@@ -59,8 +54,12 @@ class CheckpointWriter {
 
   // Collective; no save is under way. Begins `folder`/step-<step>/, which replaces an older checkpoint of the same
   // step. `slices`, called as state_tensor_name() says, of any type and on any device: over all ranks they must cover
-  // each tensor once. A rank without slices takes part too.
-  void begin(const CheckpointState& state, std::span<const TensorSlice> slices, SliceSource source);
+  // each tensor once. A rank without slices takes part too. Their memory must stay as it is until take_back() or
+  // finish() returns, or go_on() after which no file is being written.
+  void begin(const CheckpointState& state, std::span<const TensorSlice> slices);
+  // Of this rank alone: waits until the memory of the slices is not read any more: none of it is when all is written,
+  // and what is not is copied to host memory, which is kept for the next save. With no save under way: nothing.
+  void take_back() { lent_.take_back(); }
 
   // The step that is being saved, on every rank.
   std::optional<int64_t> saving() const { return is_saving() ? std::optional(state_.step) : std::nullopt; }
@@ -74,9 +73,9 @@ class CheckpointWriter {
  private:
   enum class Phase { idle, writing, publishing };
   bool is_saving() const { return phase_ != Phase::idle; }
-  void write_own_file(const std::vector<TensorSlice>& slices);
+  struct PlannedFile;
+  void write_own_file(PlannedFile& planned);
   void publish(const std::vector<std::string>& contributions);
-  std::vector<TensorSlice> copied_to_host(std::span<const TensorSlice> slices);
   bool some_rank_is_busy();
   void abandon() noexcept;
 
@@ -93,7 +92,7 @@ class CheckpointWriter {
   std::string contribution_;  // to the manifest; the thread's until work_ is ready, like what follows
   int64_t all_bytes_ = 0;     // of all ranks' files; rank 0's
   double seconds_ = 0;
-  at::Tensor host_;  // uint8: room for the copies, reused
+  LentBlocks lent_;
   std::atomic<int64_t> written_bytes_ = 0;
   std::atomic<bool> given_up_ = false;
   std::future<void> work_;

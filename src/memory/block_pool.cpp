@@ -64,18 +64,18 @@ void BlockPool::take(Place place, size_t bytes) {
   }
 }
 
-void* BlockPool::allocate(size_t bytes) {
+BlockPool::Block BlockPool::allocate(size_t bytes) {
   bytes = in_pages(bytes);
   std::lock_guard lock(mutex_);
   const Place place = best_place(bytes);
-  if (place.first == free_.end()) return nullptr;
+  if (place.first == free_.end()) return {};
   const size_t offset = place.first->first;
   take(place, bytes);
   use_.in_use += bytes;
   use_.most_in_use = std::max(use_.most_in_use, use_.in_use);
   use_.resident += place.untouched;
   if (place.untouched > 0 && use_.resident > use_.most_in_use) give_back(use_.resident - use_.most_in_use);
-  return base_ + offset;
+  return {base_ + offset, place.untouched};
 }
 
 void BlockPool::free(void* block, size_t bytes) {

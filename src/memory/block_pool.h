@@ -19,8 +19,11 @@ class BlockPool {
   ~BlockPool();
   BlockPool(const BlockPool&) = delete;
 
-  // Aligned to a page, contents undefined; null when the address space is used up.
-  void* allocate(size_t bytes);
+  struct Block {
+    void* data = nullptr;  // aligned to a page, contents undefined; null when the address space is used up
+    size_t fresh = 0;      // bytes of it that the process did not have before
+  };
+  Block allocate(size_t bytes);
   void free(void* block, size_t bytes);  // `bytes` as given to allocate
 
   struct Use {

@@ -25,12 +25,12 @@ thread_local MemoryCategory current_category = MemoryCategory::workspace;
 
 class Account {
  public:
-  void add(int64_t bytes, MemoryCategory category) {
+  void add(int64_t bytes, size_t fresh, MemoryCategory category) {
     const auto index = static_cast<int>(category);
     std::lock_guard lock(mutex_);
     report_.now.total += bytes;
     report_.now.of[index] += bytes;
-    if (bytes >= (int64_t{1} << 20)) ++report_.large_allocations;
+    if (fresh >= size_t{1} << 20) ++report_.large_allocations;
     report_.peak_of.of[index] = std::max(report_.peak_of.of[index], report_.now.of[index]);
     if (report_.now.total > report_.at_peak.total) report_.at_peak = report_.now;
     report_.peak_of.total = report_.at_peak.total;
@@ -94,10 +94,12 @@ class CountingAllocator final : public c10::Allocator {
     void* data = nullptr;
     if (bytes > 0) {
       const size_t size = BlockHeader::size_of(bytes);
-      void* block = size >= least_pooled_bytes ? pool().allocate(size) : std::aligned_alloc(alignof(BlockHeader), size);
-      if (block == nullptr) throw std::bad_alloc();
-      auto* header = new (block) BlockHeader{static_cast<int64_t>(bytes), current_category};
-      account().add(header->bytes, header->category);
+      const BlockPool::Block block = size >= least_pooled_bytes
+                                         ? pool().allocate(size)
+                                         : BlockPool::Block{std::aligned_alloc(alignof(BlockHeader), size), size};
+      if (block.data == nullptr) throw std::bad_alloc();
+      auto* header = new (block.data) BlockHeader{static_cast<int64_t>(bytes), current_category};
+      account().add(header->bytes, block.fresh, header->category);
       data = header + 1;
     }
     return {data, data, &free_block, c10::Device(c10::DeviceType::CPU)};

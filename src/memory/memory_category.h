@@ -24,7 +24,7 @@ struct MemoryReport {
   MemoryUse now;
   MemoryUse at_peak;              // the categories at the moment of the highest total
   MemoryUse peak_of;              // each category's own highest; total is the highest total
-  int64_t large_allocations = 0;  // blocks of 1 MiB and more asked of the system since the last reset
+  int64_t large_allocations = 0;  // for which 1 MiB or more was asked of the system, since the last reset
 };
 
 // Makes ATen's CPU allocations counted ones. Call once, before the first tensor.

@@ -28,8 +28,7 @@ LayerMemory::LayerMemory(const PlannedRank& rank, MemoryLedger& ledger)
       experts_(rank.job.model.num_local_experts),
       top_k_(rank.job.model.num_experts_per_tok),
       item_(rank.compute_bytes),
-      message_(row_message_bytes(hidden_, item_)),
-      accumulates_(rank.job.micro_steps > 1 && rank.job.layout.degree(Axis::shard) == 1) {}
+      message_(row_message_bytes(hidden_, item_)) {}
 
 // On a GPU ATen's flash attention returns tensors of its own, and its backward sums in fp32 and has a key and a value
 // for each query head; where it has no such kernel, the scores are whole. On the CPU each thread has a block of scores
@@ -55,16 +54,15 @@ LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool 
   return hold(category, (sums + rank_.threads * (rows * (2 * keys + 3 * head_dim + 2) + 2 * widened)) * fp32);
 }
 
-// A weight's gradient [rows, columns], summed over `tokens`, is a product in bf16 before it goes into fp32: whole on a
-// GPU, in tiles on the CPU, where oneDNN besides copies an operand of which it gets a part of each row, and where
-// adding bf16 to fp32 widens it first.
-LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns, int64_t tokens, bool accumulate) {
-  if (item_ == fp32) return {};
-  if (rank_.backend == Backend::cuda_nccl) return hold(workspace, rows * columns * item_);
-  constexpr int64_t side = 512;
-  const int64_t tile = std::min(rows, side) * std::min(columns, side);
-  const int64_t operands = (rows > side ? side * tokens : 0) + (columns > side ? side * tokens : 0);
-  return hold(workspace, rank_.threads * (tile * item_ + std::max(operands * item_, accumulate ? tile * fp32 : 0)));
+// A weight's gradient [rows, columns], summed over `tokens`. On the CPU in tiles, for which oneDNN gets copies of the
+// part of each operand's row that a tile takes. In bf16 a product, whole on a GPU, is rounded before it goes into fp32.
+LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns, int64_t tokens) {
+  if (rank_.backend == Backend::cuda_nccl) return item_ == fp32 ? Block{} : hold(workspace, rows * columns * item_);
+  constexpr int64_t tile_rows = 512, tile_columns = 4096;
+  const int64_t copied =
+      (rows > tile_rows ? tile_rows * tokens : 0) + (columns > tile_columns ? tile_columns * tokens : 0);
+  const int64_t rounded = item_ == fp32 ? 0 : std::min(rows, tile_rows) * std::min(columns, tile_columns);
+  return hold(workspace, rank_.threads * (copied + rounded) * item_);
 }
 
 LayerMemory::Block LayerMemory::aten_buffers(double tensors, int64_t elements) {
@@ -153,12 +151,12 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
 
   ledger_.now_doing.part = "attention";
   Block grad_attention_TN = hold(workspace, tokens_ * query_width_ * item_);
-  { const Block product = product_buffers(hidden_, query_width_, tokens_, accumulates_); }
+  { const Block product = product_buffers(hidden_, query_width_, tokens_); }
   const Block grad_qkv_TM = hold(workspace, tokens_ * packed_width_ * item_);
   { const Block buffers = attention_buffers(workspace, /*backward=*/true); }
   grad_attention_TN.free();
   state.qkv_TM.free();
-  { const Block product = product_buffers(packed_width_, hidden_, tokens_, accumulates_); }
+  { const Block product = product_buffers(packed_width_, hidden_, tokens_); }
   return grad_TH;
 }
 

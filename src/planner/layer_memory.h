@@ -48,7 +48,7 @@ class LayerMemory {
 
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
   // What the product of a weight's gradient [rows, columns] needs; it is added to what is there, or written over it.
-  Block product_buffers(int64_t rows, int64_t columns, int64_t tokens, bool accumulate);
+  Block product_buffers(int64_t rows, int64_t columns, int64_t tokens);
   // What an operation without a kernel of its own needs on a GPU.
   Block aten_buffers(double tensors, int64_t elements);
 
@@ -99,9 +99,8 @@ class LayerMemory {
   int64_t degree_;
   std::vector<RoutedRows> parts_;  // of the layer at hand
   int64_t tokens_, hidden_, intermediate_, heads_, query_width_, packed_width_, experts_, top_k_;
-  int64_t item_;      // bytes of an element
-  int64_t message_;   // bytes of a row on its way
-  bool accumulates_;  // later micro-steps add to the gradients of earlier ones at once
+  int64_t item_;     // bytes of an element
+  int64_t message_;  // bytes of a row on its way
 };
 
 }  // namespace conclave

@@ -1,23 +1,18 @@
 #include "train/compute_precision.h"
 
-#include <ATen/core/ivalue.h>
-#include <ATen/cpu/Utils.h>
+#include <ATen/ATen.h>
 
 #include <chrono>
 
 #include "base/error.h"
+#include "kernels/cpu_features.h"
+#include "kernels/product.h"
 
 namespace conclave {
 namespace {
 
 bool has_fast_bf16(at::Device device) {
-  if (device.is_cuda()) return true;
-  const auto capabilities = at::cpu::get_cpu_capabilities();
-  const auto has = [&](const char* name) {
-    const auto found = capabilities.find(name);
-    return found != capabilities.end() && found->second.toBool();
-  };
-  return has("avx512_bf16") || has("amx_bf16");
+  return device.is_cuda() || cpu_has({"avx512_bf16"}) || cpu_has({"amx_bf16"});
 }
 
 }  // namespace
@@ -47,13 +42,14 @@ double measure_product_rate(at::ScalarType dtype, at::Device device) {
   constexpr int64_t size = 1024;
   constexpr double seconds_wanted = 0.15;
   const at::Tensor a = at::ones({size, size}, at::device(device).dtype(dtype));
-  at::Tensor c = at::mm(a, a);  // warm-up
-  c[0][0].item();               // waits for a device
+  const at::Tensor c = at::empty_like(a);
+  product(c, a, a, /*accumulate=*/false);  // warm-up
+  c[0][0].item();                          // waits for a device
   const auto start = std::chrono::steady_clock::now();
   double seconds = 0;
   double operations = 0;
   while (seconds < seconds_wanted) {
-    at::mm_out(c, a, a);
+    product(c, a, a, /*accumulate=*/false);
     c[0][0].item();
     operations += 2.0 * size * size * size;
     seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "kernels/product.h"
 #include "train/stopwatch.h"
 
 namespace conclave {
@@ -42,11 +43,11 @@ void time_product(TimedProduct& product, Stopwatch& stopwatch, const at::TensorO
   const at::Tensor w = at::rand({weights, product.columns, product.inner}, options);
   at::Tensor out_y = at::empty_like(y), out_x = at::empty_like(x), out_w = at::zeros_like(w);
   const auto times = static_cast<double>(product.times);
-  product.forward = times * stopwatch.median(repeats, [&](int64_t i) { at::mm_out(out_y, x, w[i % weights].t()); });
-  product.input_gradient = times * stopwatch.median(repeats, [&](int64_t i) { at::mm_out(out_x, y, w[i % weights]); });
+  product.forward = times * stopwatch.median(repeats, [&](int64_t i) { product(out_y, x, w[i % weights].t(), false); });
+  product.input_gradient =
+      times * stopwatch.median(repeats, [&](int64_t i) { product(out_x, y, w[i % weights], false); });
   product.weight_gradient = times * stopwatch.median(repeats, [&](int64_t i) {
-    at::Tensor out = out_w[i % weights];
-    at::addmm_out(out, out, y.t(), x);  // gradients are summed
+    product(out_w[i % weights], y.t(), x, true);  // gradients are summed
   });
 }
 

@@ -8,6 +8,7 @@
 #include "base/median.h"
 #include "comm/device.h"
 #include "data/batch_loader.h"
+#include "memory/memory_category.h"
 #include "optim/learning_rate.h"
 #include "train/train_step.h"
 
@@ -72,8 +73,10 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   BatchLoader loader(training, {job.job().data.micro_batch_size, job.micro_steps(), job.world().size(), job.rank()});
 
   std::vector<std::vector<double>> of_step;
+  int64_t allocations_before = 0;
   std::optional<int64_t> synchronizations;
   for (int64_t step = 1; step <= request.untimed + request.steps; ++step) {
+    if (step == request.untimed + 1) allocations_before = memory_report().large_allocations;
     job.axes().world().barrier();
     const auto start = std::chrono::steady_clock::now();
     if (plugin != nullptr) plugin->count_synchronizations(true);
@@ -89,6 +92,8 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
                  seconds);
     if (measured) of_step.push_back(numbers_of(seconds, std::move(report.times)));
   }
+
+  const auto fresh_allocations = static_cast<double>(memory_report().large_allocations - allocations_before);
 
   const size_t rows = job.model().declarations().size() + 2;
   std::vector<double> medians;
@@ -114,6 +119,7 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     if (rank == 0 || waited(profile.total) > waited(slowest.total)) slowest = std::move(profile);
   }
   slowest.kernels = request.kernels;
+  slowest.fresh_allocations = static_cast<int64_t>(job.sum_over_world({fresh_allocations})[0]);
   slowest.synchronizations = synchronizations;
   for (const UnitDeclaration& unit : job.model().declarations()) slowest.units.push_back(unit.name);
   return slowest;

@@ -27,7 +27,8 @@ struct StepProfile {
   double step_seconds = 0;                // from the first batch asked for to the end of AdamW
   double lowest_step_seconds = 0;
   double highest_step_seconds = 0;
-  double unattributed_seconds = 0;          // of a step, in no phase
+  double unattributed_seconds = 0;  // of a step, in no phase
+  int64_t fresh_allocations = 0;    // in the measured steps, of all ranks: each asked 1 MiB or more of the system
   std::optional<int64_t> synchronizations;  // of the last step with the device, on this rank; none on the CPU
 };
 

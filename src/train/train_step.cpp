@@ -28,15 +28,16 @@ TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
   forward_backward.reserve_offload(job.job().data.micro_batch_size * job.job().data.sequence_length);
 }
 
-StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr) {
+StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr, const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   clock.take();  // what evaluation took in between
-  StepReport report = compute(loader, update, lr);
+  StepReport report = compute(loader, update, lr, before_update);
   report.times = clock.take();
   return report;
 }
 
-StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
+StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr,
+                              const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
   const int64_t micro_steps = job_.micro_steps();
@@ -69,11 +70,12 @@ StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr) {
       report.lm_loss + job_.aux_coefficient() * report.aux_loss + job_.job().moe.moe_z_loss_coeff * report.z_loss;
 
   // Every rank has the same numbers here, so all skip or none does.
-  update_unless_not_finite(report, update, lr);
+  update_unless_not_finite(report, update, lr, before_update);
   return report;
 }
 
-void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, double lr) {
+void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, double lr,
+                                         const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   const ClockScope scope(clock, Phase::optimizer, clock.whole_step());
   const std::vector<double> squares = optimizer_.gradient_squares(job_.axes().world(), job_.device());
@@ -89,6 +91,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
   } else if (!units.empty()) {
     report.not_finite = fmt::format("gradient of {}", fmt::join(units, ", "));
   } else {
+    before_update();
     optimizer_.update(lr, update, report.gradient_norm);
     forward_backward_.selection().finish_step(report.load.count_LE());
   }

@@ -2,6 +2,7 @@
 // finite changes nothing, on any rank.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,12 +38,15 @@ class TrainStep {
   TrainStep(ParallelJob& job, ForwardBackward& forward_backward);
 
   // `update`: the 1-based number of this AdamW update, for its bias correction; `lr` its learning rate.
-  StepReport run(BatchLoader& loader, int64_t update, double lr);
+  // `before_update` is called before parameters and optimizer state change, if they do.
+  StepReport run(
+      BatchLoader& loader, int64_t update, double lr, const std::function<void()>& before_update = [] {});
 
  private:
-  StepReport compute(BatchLoader& loader, int64_t update, double lr);
+  StepReport compute(BatchLoader& loader, int64_t update, double lr, const std::function<void()>& before_update);
   // The norm of the gradient, and AdamW. Fills the report's gradient_norm and not_finite.
-  void update_unless_not_finite(StepReport& report, int64_t update, double lr);
+  void update_unless_not_finite(StepReport& report, int64_t update, double lr,
+                                const std::function<void()>& before_update);
 
   ParallelJob& job_;
   ForwardBackward& forward_backward_;

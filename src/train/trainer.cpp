@@ -48,8 +48,10 @@ Trainer::Trainer(ParallelJob& job)
     : job_(job),
       training_(open_training(job)),
       forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
-      writer_(checkpoints_folder(job.job()), job.host_world(),
-              Retention{job.job().checkpoint.keep, job.job().checkpoint.keep_every}),
+      saves_(job,
+             [this] {
+               if (progress_) progress_->end_line();
+             }),
       dead_experts_(job.model_config().num_hidden_layers, job.model_config().num_local_experts) {
   if (job.job().data.validation) validation_ = open_validation(job);
   start();
@@ -113,7 +115,9 @@ ExitCode Trainer::run() {
     const double lr = learning_rate(job.schedule, job.optimizer.lr, job.run.steps, step);
     if (tracer_) tracer_->before_step(step);
     const auto start = std::chrono::steady_clock::now();
-    const StepReport step_report = train_step.run(loader, position_.updates + 1, lr);
+    // A save that is being written reads what the update changes.
+    const StepReport step_report =
+        train_step.run(loader, position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
     const double seconds = seconds_since(start);
     if (tracer_) tracer_->after_step(step);
     position_.step = step;
@@ -126,14 +130,11 @@ ExitCode Trainer::run() {
     count_skipped(step, step_report);
 
     const bool is_last = step == job.run.steps;
-    if (writer_.saving() && !agreed.saving_is_busy)
-      save_step(SaveKind::periodic, [&] {
-        if (const auto saved = writer_.go_on()) tell(*saved);
-      });
+    if (saves_.is_under_way() && !agreed.saving_is_busy) saves_.go_on();
     if (job.checkpoint.every > 0 && (is_last || agreed.stop_signal != 0))
-      save(SaveKind::last);
+      save(RunSaves::Kind::last);
     else if (job.checkpoint.every > 0 && step % job.checkpoint.every == 0)
-      save(SaveKind::periodic);
+      save(RunSaves::Kind::periodic);
     if (agreed.stop_signal != 0 && !is_last) {
       if (progress_) progress_->end_line();
       spdlog::info("{} ended the run after step {}; {}", name_of_signal(agreed.stop_signal), step,
@@ -161,7 +162,7 @@ void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
   if (progress_) progress_->end_line();
   if (job_.is_first()) spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
   if (++position_.skipped_in_a_row < job_.job().optimizer.max_skipped_steps) return;
-  if (writer_.saving()) finish_saving(SaveKind::periodic);
+  saves_.wait();
   throw std::runtime_error(
       fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
                   position_.skipped_in_a_row, step, step_report.not_finite));
@@ -174,57 +175,10 @@ void Trainer::validate(int64_t step) {
                last_validation_->targets);
 }
 
-void Trainer::save(SaveKind kind) {
-  if (const auto before = writer_.saving()) {
-    if (progress_) progress_->end_line();
-    spdlog::info("step {}: waiting for the checkpoint of step {}, which is still being written", position_.step,
-                 *before);
-    finish_saving(SaveKind::periodic);
-  }
-  const bool behind = kind == SaveKind::periodic && job_.job().checkpoint.async;
+void Trainer::save(RunSaves::Kind kind) {
   position_.values = checkpoint_values(forward_backward_.selection());
   position_.values.merge(checkpoint_values(dead_experts_));
-  save_step(kind, [&] {
-    writer_.begin(checkpoint_state(job_, position_), slices_to_save(job_),
-                  behind ? SliceSource::host_copy : SliceSource::as_it_is);
-  });
-  if (!behind && writer_.saving()) finish_saving(kind);
-}
-
-void Trainer::finish_saving(SaveKind kind) {
-  save_step(kind, [&] { tell(writer_.finish()); });
-}
-
-void Trainer::save_step(SaveKind kind, const std::function<void()>& part) {
-  const auto start = std::chrono::steady_clock::now();
-  const auto count = [&] { save_stall_seconds_ += seconds_since(start); };
-  const int64_t step = writer_.saving().value_or(position_.step);
-  try {
-    part();
-    count();
-  } catch (const PeerLostError&) {
-    throw;
-  } catch (const InvariantError&) {
-    throw;
-  } catch (const std::exception& error) {  // the machine's: a full or failing disk; the same kind on all ranks
-    if (kind == SaveKind::last)
-      throw std::runtime_error(fmt::format(
-          "step {}, the last of this run, was not saved: {}. Older checkpoints are as they were.", step, error.what()));
-    count();
-    ++failed_saves_;
-    if (progress_) progress_->end_line();
-    if (job_.is_first())
-      spdlog::warn("step {} was not saved: {}. Training goes on; older checkpoints are as they were.", step,
-                   error.what());
-  }
-}
-
-void Trainer::tell(const FinishedSave& saved) {
-  last_save_ = saved;
-  if (!job_.is_first()) return;
-  progress_->end_line();
-  spdlog::info("step {}: saved {} ({:.2f} GB in {:.1f} s)", saved.step, saved.path.string(),
-               static_cast<double>(saved.bytes) / 1e9, saved.seconds);
+  saves_.save(kind, position_);
 }
 
 Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
@@ -241,12 +195,11 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
                                   seconds_in(Phase::data),
                                   seconds_in(Phase::offload),
                                   static_cast<double>(signals_.received()),
-                                  static_cast<double>(writer_.is_busy()),
-                                  save_stall_seconds_};
+                                  static_cast<double>(saves_.is_busy()),
+                                  saves_.take_stall_seconds()};
   extremes = job_.max_over_world(extremes);
   const Agreed agreed{static_cast<int>(extremes[7]), extremes[8] != 0};
-  save_stall_seconds_ = 0;
-  const std::optional<FinishedSave> saved = std::exchange(last_save_, std::nullopt);
+  const std::optional<FinishedSave> saved = saves_.take_finished();
   if (!job_.is_first()) return agreed;
 
   const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
@@ -285,7 +238,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
     record.emplace_back("save_seconds", saved->seconds);
     record.emplace_back("save_bytes", saved->bytes);
   }
-  if (failed_saves_ > 0) record.emplace_back("failed_saves", failed_saves_);
+  if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
   if (last_validation_) record.emplace_back("validation_loss", last_validation_->lm_loss);
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);

@@ -1,17 +1,16 @@
 // A training run from its job to its last checkpoint.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <optional>
 
-#include "checkpoint/checkpoint_writer.h"
 #include "metrics/metrics_log.h"
 #include "metrics/progress_line.h"
 #include "metrics/tensorboard.h"
 #include "moe/dead_experts.h"
 #include "train/evaluation.h"
 #include "train/run_folder.h"
+#include "train/run_saves.h"
 #include "train/step_tracer.h"
 #include "train/stop_signals.h"
 #include "train/train_step.h"
@@ -41,27 +40,18 @@ class Trainer {
   Agreed report(int64_t step, const StepReport& step_report, double lr, double seconds);
   void count_skipped(int64_t step, const StepReport& step_report);
   void validate(int64_t step);
-  // A checkpoint of the step just done: of every so many steps, or the one that the run ends with.
-  enum class SaveKind { periodic, last };
-  void save(SaveKind kind);
-  void finish_saving(SaveKind kind);
-  void tell(const FinishedSave& saved);
-  // Runs a part of a save, counting its time. What goes wrong with a periodic one is told, and training goes on.
-  void save_step(SaveKind kind, const std::function<void()>& part);
+  void save(RunSaves::Kind kind);
 
   ParallelJob& job_;
   std::shared_ptr<const SampleStream> training_;
   std::shared_ptr<const SampleStream> validation_;  // null without data.validation
   TrainingPosition position_;
   ForwardBackward forward_backward_;
-  CheckpointWriter writer_;
+  RunSaves saves_;
   DeadExperts dead_experts_;
   int64_t first_step_ = 1;              // that this process runs
   std::unique_ptr<StepTracer> tracer_;  // null: no step is profiled
   StopSignals signals_;
-  double save_stall_seconds_ = 0;  // that training waited for checkpoints, since the last report
-  int64_t failed_saves_ = 0;
-  std::optional<FinishedSave> last_save_;            // done since the last report
   std::optional<EvaluationResult> last_validation_;  // of the step being reported
 
   // Rank 0's alone.

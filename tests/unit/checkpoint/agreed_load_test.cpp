@@ -106,7 +106,8 @@ TEST(CheckpointWriter, saves_behind_while_the_slices_change) {
                         CheckpointWriter writer(folder.path(), world, Retention{.newest = 2});
                         for (int64_t step : {1, 2, 3}) {
                           const auto slices = slices_of(world.rank(), static_cast<float>(step));
-                          writer.begin({.step = step}, slices, SliceSource::host_copy);
+                          writer.begin({.step = step}, slices);
+                          writer.take_back();
                           slices[0].data.fill_(-5);
                           EXPECT_EQ(writer.saving(), step);
                           EXPECT_EQ(writer.finish().step, step);
@@ -123,7 +124,7 @@ TEST(CheckpointWriter, goes_on_when_no_rank_is_busy) {
   ASSERT_EQ(run_ranks(ranks,
                       [&](Communicator& world) {
                         CheckpointWriter writer(folder.path(), world);
-                        writer.begin({.step = 9}, slices_of(world.rank(), 9), SliceSource::host_copy);
+                        writer.begin({.step = 9}, slices_of(world.rank(), 9));
                         int calls = 0;
                         for (bool done = false; !done;) {
                           const at::Tensor busy = at::full({1}, static_cast<int64_t>(writer.is_busy()), at::kLong);
@@ -146,12 +147,12 @@ TEST(CheckpointWriter, a_failure_of_one_thread_is_told_to_all_and_the_next_save_
                         CheckpointWriter writer(folder.path(), world);
                         auto slices = slices_of(world.rank(), 2);
                         if (world.rank() == 1) slices[0].begin += 1;  // a gap, which rank 0 finds while it publishes
-                        writer.begin({.step = 2}, slices, SliceSource::host_copy);
+                        writer.begin({.step = 2}, slices);
                         EXPECT_THAT(message_of<InvariantError>([&] { writer.finish(); }), HasSubstr("gap"));
                         EXPECT_EQ(writer.saving(), std::nullopt);
                         EXPECT_FALSE(std::filesystem::exists(folder / ".tmp-step-00000002") && world.rank() == 0);
                         world.barrier();
-                        writer.begin({.step = 3}, slices_of(world.rank(), 3), SliceSource::host_copy);
+                        writer.begin({.step = 3}, slices_of(world.rank(), 3));
                         writer.finish();
                       }),
             no_failures(ranks));
@@ -165,7 +166,7 @@ TEST(CheckpointWriter, a_writer_that_is_destroyed_gives_its_save_up) {
   ASSERT_EQ(run_ranks(ranks,
                       [&](Communicator& world) {
                         CheckpointWriter writer(folder.path(), world);
-                        writer.begin({.step = 2}, slices_of(world.rank(), 2), SliceSource::host_copy);
+                        writer.begin({.step = 2}, slices_of(world.rank(), 2));
                       }),
             no_failures(ranks));
   EXPECT_THAT(load(folder.path(), WhenDamaged::stop), Each("step 1 of 1"));

@@ -27,47 +27,53 @@ Tolerance product_tolerance(int64_t terms, at::ScalarType dtype) {
 }
 
 // Oracle: at::matmul in double.
+void expect_products_in_double(int64_t rows, int64_t n, int64_t m, int64_t gap, at::ScalarType dtype) {
+  SCOPED_TRACE(testing::Message() << rows << " rows, " << n << " x " << m << ", gap " << gap << ", " << dtype);
+  const at::Tensor x = view_inside(rows, m, 1, m + gap, dtype), w = view_inside(n, m, 5, 0, dtype);
+  const at::Tensor grad_y = view_inside(rows, n, 2, n + gap, dtype);
+  const at::Tensor exact_x = x.to(at::kDouble), exact_w = w.to(at::kDouble), exact_grad = grad_y.to(at::kDouble);
+
+  at::Tensor y = view_inside(rows, n, 3, n + gap, dtype).fill_(1e30);
+  linear_forward(y, x, w);
+  expect_close("y", y, exact_x.matmul(exact_w.t()), product_tolerance(m, dtype));
+
+  y = view_inside(rows, n, 3, n + gap, dtype);
+  const at::Tensor residual = y.to(at::kDouble).clone();
+  linear_forward_add(y, x, w);
+  expect_close("residual + y", y, residual + exact_x.matmul(exact_w.t()), product_tolerance(m, dtype));
+
+  at::Tensor grad_x = view_inside(rows, m, 3, m + gap, dtype).fill_(1e30);
+  linear_backward_input(grad_x, grad_y, w);
+  expect_close("grad_x", grad_x, exact_grad.matmul(exact_w), product_tolerance(n, dtype));
+
+  const at::Tensor there = random_tensor(grad_x.sizes(), dtype);
+  grad_x.copy_(there);
+  linear_backward_input_add(grad_x, grad_y, w);
+  expect_close("grad_x added", grad_x, there.to(at::kDouble) + exact_grad.matmul(exact_w), product_tolerance(n, dtype));
+
+  const at::ScalarType wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  at::Tensor grad_w = view_inside(n, m, 3, 0, wide);
+  const at::Tensor before = grad_w.to(at::kDouble).clone(), product = exact_grad.t().matmul(exact_x);
+  linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/true);
+  expect_close("grad_w added", grad_w, before + product, product_tolerance(rows, dtype));
+  grad_w.fill_(1e30);
+  linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
+  expect_close("grad_w", grad_w, product, product_tolerance(rows, dtype));
+}
+
 TEST(Linear, equals_products_in_double) {
-  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble}) {
-    for (const int64_t rows : {0, 1, 17, 130, 600}) {
-      for (const auto& [n, m] : {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {257, 16}, {64, 128}}) {
-        for (const int64_t gap : {0, 3}) {
-          const at::Tensor x = view_inside(rows, m, 1, m + gap, dtype), w = view_inside(n, m, 5, 0, dtype);
-          const at::Tensor grad_y = view_inside(rows, n, 2, n + gap, dtype);
-          const at::Tensor exact_x = x.to(at::kDouble), exact_w = w.to(at::kDouble),
-                           exact_grad = grad_y.to(at::kDouble);
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
+    for (const int64_t rows : {0, 1, 17, 130, 600})
+      for (const auto& [n, m] : {std::pair<int64_t, int64_t>{1, 1}, {7, 33}, {257, 16}, {64, 128}})
+        for (const int64_t gap : {0, 3}) expect_products_in_double(rows, n, m, gap, dtype);
+}
 
-          at::Tensor y = view_inside(rows, n, 3, n + gap, dtype).fill_(1e30);
-          linear_forward(y, x, w);
-          expect_close("y", y, exact_x.matmul(exact_w.t()), product_tolerance(m, dtype));
-
-          y = view_inside(rows, n, 3, n + gap, dtype);
-          const at::Tensor residual = y.to(at::kDouble).clone();
-          linear_forward_add(y, x, w);
-          expect_close("residual + y", y, residual + exact_x.matmul(exact_w.t()), product_tolerance(m, dtype));
-
-          at::Tensor grad_x = view_inside(rows, m, 3, m + gap, dtype).fill_(1e30);
-          linear_backward_input(grad_x, grad_y, w);
-          expect_close("grad_x", grad_x, exact_grad.matmul(exact_w), product_tolerance(n, dtype));
-
-          const at::Tensor there = random_tensor(grad_x.sizes(), dtype);
-          grad_x.copy_(there);
-          linear_backward_input_add(grad_x, grad_y, w);
-          expect_close("grad_x added", grad_x, there.to(at::kDouble) + exact_grad.matmul(exact_w),
-                       product_tolerance(n, dtype));
-
-          const at::ScalarType wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
-          at::Tensor grad_w = view_inside(n, m, 3, 0, wide);
-          const at::Tensor before = grad_w.to(at::kDouble).clone(), product = exact_grad.t().matmul(exact_x);
-          linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/true);
-          expect_close("grad_w added", grad_w, before + product, product_tolerance(rows, dtype));
-          grad_w.fill_(1e30);
-          linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
-          expect_close("grad_w", grad_w, product, product_tolerance(rows, dtype));
-        }
-      }
-    }
-  }
+// Sizes that are divided into tiles, in every direction.
+TEST(Linear, equals_products_in_double_where_tiles_meet) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16})
+    for (const auto& [rows, n, m] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 1100, 520}, {33, 520, 4200}, {530, 4200, 40}})
+      for (const int64_t gap : {0, 3}) expect_products_in_double(rows, n, m, gap, dtype);
 }
 
 // Written in place: the view still points into the buffer, and its neighbours keep their values.

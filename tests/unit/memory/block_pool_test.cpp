@@ -25,11 +25,13 @@ size_t resident_pages(const char* begin, size_t bytes) {
 
 TEST(BlockPool, gives_freed_memory_out_again) {
   BlockPool pool(64 * page);
-  char* a = static_cast<char*>(pool.allocate(3 * page));
-  char* b = static_cast<char*>(pool.allocate(5 * page));
+  char* a = static_cast<char*>(pool.allocate(3 * page).data);
+  char* b = static_cast<char*>(pool.allocate(5 * page).data);
   std::memset(a, 1, 3 * page);
   pool.free(a, 3 * page);
-  EXPECT_EQ(pool.allocate(2 * page + 1), a);  // the place that is resident, not a new one
+  const BlockPool::Block again = pool.allocate(2 * page + 1);
+  EXPECT_EQ(again.data, a);  // the place that is resident, not a new one
+  EXPECT_EQ(again.fresh, 0u);
   EXPECT_EQ(pool.use().resident, 8 * page);
   EXPECT_EQ(pool.use().in_use, 8 * page);
   pool.free(b, 5 * page);
@@ -39,22 +41,24 @@ TEST(BlockPool, gives_freed_memory_out_again) {
 
 TEST(BlockPool, refuses_what_does_not_fit) {
   BlockPool pool(4 * page);
-  void* a = pool.allocate(3 * page);
+  void* a = pool.allocate(3 * page).data;
   EXPECT_NE(a, nullptr);
-  EXPECT_EQ(pool.allocate(2 * page), nullptr);
+  EXPECT_EQ(pool.allocate(2 * page).data, nullptr);
   pool.free(a, 3 * page);
-  EXPECT_NE(pool.allocate(4 * page), nullptr);  // neighbours are one again
+  EXPECT_NE(pool.allocate(4 * page).data, nullptr);  // neighbours are one again
 }
 
 // A block that fits nowhere: the free pages elsewhere go back to the system before new ones are touched.
 TEST(BlockPool, what_is_resident_never_exceeds_the_most_that_was_needed) {
   BlockPool pool(256 * page);
-  char* base = static_cast<char*>(pool.allocate(10 * page));
-  char* between = static_cast<char*>(pool.allocate(page));
+  char* base = static_cast<char*>(pool.allocate(10 * page).data);
+  char* between = static_cast<char*>(pool.allocate(page).data);
   std::memset(base, 1, 10 * page);
   std::memset(between, 2, page);
   pool.free(base, 10 * page);
-  char* larger = static_cast<char*>(pool.allocate(10 * page + 1));  // 11 pages do not fit into 10
+  const BlockPool::Block block = pool.allocate(10 * page + 1);  // 11 pages do not fit into 10
+  EXPECT_GT(block.fresh, 0u);
+  char* larger = static_cast<char*>(block.data);
   std::memset(larger, 3, 10 * page + 1);
   EXPECT_EQ(pool.use().resident, 12 * page);
   EXPECT_EQ(pool.use().most_in_use, 12 * page);
@@ -70,7 +74,7 @@ TEST(BlockPool, keeps_every_block_in_a_long_random_run) {
   std::mt19937 random(seed);
   constexpr size_t capacity = 4096 * page;
   BlockPool pool(capacity);
-  char* base = static_cast<char*>(pool.allocate(1));
+  char* base = static_cast<char*>(pool.allocate(1).data);
   struct Block {
     char* begin;
     size_t bytes;
@@ -80,7 +84,7 @@ TEST(BlockPool, keeps_every_block_in_a_long_random_run) {
   for (int round = 0; round < 4000; ++round) {
     if (blocks.size() < 40 && random() % 2 == 0) {
       const size_t bytes = 1 + random() % (40 * page);
-      char* begin = static_cast<char*>(pool.allocate(bytes));
+      char* begin = static_cast<char*>(pool.allocate(bytes).data);
       ASSERT_NE(begin, nullptr);
       blocks.push_back({begin, bytes, static_cast<unsigned char>(random() % 256)});
       std::memset(begin, blocks.back().fill, bytes);

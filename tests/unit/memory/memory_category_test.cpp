@@ -95,10 +95,12 @@ TEST_F(Memory, peaks_are_of_one_moment) {
   EXPECT_EQ(memory_report().peak_of.of[index_of(MemoryCategory::activations)], 0);
 }
 
-TEST_F(Memory, counts_large_blocks) {
-  bytes((1 << 20) - 1);
-  EXPECT_EQ(memory_report().large_allocations, 0);
-  bytes(1 << 20);
+// Larger than anything before, so that the system must be asked; the second time it need not.
+TEST_F(Memory, counts_large_blocks_that_the_process_did_not_have) {
+  constexpr int64_t size = int64_t{64} << 20;
+  { const at::Tensor first = bytes(size); }
+  EXPECT_EQ(memory_report().large_allocations, 1);
+  { const at::Tensor again = bytes(size); }
   EXPECT_EQ(memory_report().large_allocations, 1);
   reset_memory_peaks();
   EXPECT_EQ(memory_report().large_allocations, 0);
