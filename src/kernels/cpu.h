@@ -50,9 +50,6 @@ RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions
 void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
                     const at::Tensor& grad_weight_TK, const at::Tensor& probability_gradient_E, double z_coefficient);
 
-// sum += x in one pass, without threads; sum fp32, x bf16, rows any distance apart.
-void add_bf16(at::Tensor sum_RM, const at::Tensor& x_RM);
-
 void embedding_forward(at::Tensor out_TH, const at::Tensor& table_VH, const at::Tensor& tokens_T);
 void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH, const at::Tensor& tokens_T);
 

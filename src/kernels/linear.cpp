@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "base/step_clock.h"
+#include "kernels/blocked_product.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
 #include "kernels/product.h"
@@ -34,73 +35,48 @@ void check_forward(const char* op, const at::Tensor& y_RN, const at::Tensor& x_R
   check_same_dtype(op, x_RM, y_RN);
 }
 
-// How large the tiles are in which a product on the CPU is computed, each by one thread. Fixed sizes: a library that
-// divides a product among threads itself rounds differently for each number of them. A tile is large enough to run at
-// the speed of the whole.
-struct TileSize {
-  int64_t rows, columns;
-};
-constexpr TileSize square = {512, 512};
-// For oneDNN, which is given contiguous operands only (ATen copies others): whole rows of b, but for very long ones.
-constexpr TileSize short_and_long = {256, 4096}, long_rows = {512, 4096};
-
-// MKL packs the few rows of a anew for each tile, so a thread alone takes longer ones (up to 8 % of a step's products);
-// an element is the same sum either way.
-TileSize tiles_of_mkl(const at::Tensor& out) {
-  return out.size(0) <= square.rows && at::get_num_threads() == 1 ? long_rows : square;
-}
-
-// f(tile of out, its rows of a, its columns of b) over out = a b.
+// f(tile of out, its rows of a, its columns of b) over out = a b. On the CPU in tiles of a fixed size, each multiplied
+// by one thread: a library that divides a product among threads itself rounds differently for each number of them. A
+// tile is large enough to run at the speed of the whole. A thread alone takes few rows in longer tiles, because MKL
+// packs the rows anew for each (up to 8 % of a step's products); an element is the same sum either way.
+enum class Tiles { square, long_for_few_rows };
 template <class F>
-void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, TileSize tile, const F& f) {
+void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, Tiles tiles, const F& f) {
   if (!out.is_cpu()) return f(out, a, b);
+  constexpr int64_t side = 512, few_rows = 512, long_side = 4096;
   const int64_t rows = out.size(0), columns = out.size(1);
-  const int64_t down = (rows + tile.rows - 1) / tile.rows, across = (columns + tile.columns - 1) / tile.columns;
-  cpu::for_tasks(down * across, [&](int64_t i) {
-    const int64_t top = i / across * tile.rows, left = i % across * tile.columns;
-    const int64_t height = std::min(tile.rows, rows - top), width = std::min(tile.columns, columns - left);
+  const bool is_long = tiles == Tiles::long_for_few_rows && rows <= few_rows && at::get_num_threads() == 1;
+  const int64_t across = is_long ? long_side : side;
+  const int64_t tiles_down = (rows + side - 1) / side, tiles_across = (columns + across - 1) / across;
+  cpu::for_tasks(tiles_down * tiles_across, [&](int64_t tile) {
+    const int64_t top = tile / tiles_across * side, left = tile % tiles_across * across;
+    const int64_t height = std::min(side, rows - top), width = std::min(across, columns - left);
     f(out.narrow(0, top, height).narrow(1, left, width), a.narrow(0, top, height), b.narrow(1, left, width));
   });
 }
 
-// y = x w^T, or y +=.
-void multiply_forward(const at::Tensor& y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM, bool accumulate) {
-  const bool by_onednn = multiplies_by_onednn(y_RN.device(), y_RN.scalar_type());
-  for_tiles(y_RN, x_RM, w_NM.t(), by_onednn ? square : tiles_of_mkl(y_RN),
+bool in_blocks(const at::Tensor& a) {
+  return a.is_cpu() && cpu::multiplies_in_blocks(a.scalar_type());
+}
+
+// out = a b, or out += a b.
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  if (in_blocks(a)) return cpu::blocked_product(out, a, b, accumulate);
+  for_tiles(out, a, b, Tiles::long_for_few_rows,
             [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
               product(tile, rows, columns, accumulate);
             });
 }
 
-// grad_x = grad_y w, or grad_x +=.
-void multiply_backward(const at::Tensor& grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM,
-                       bool accumulate) {
-  const bool by_onednn = multiplies_by_onednn(grad_x_RM.device(), grad_x_RM.scalar_type());
-  for_tiles(grad_x_RM, grad_y_RN, w_NM, by_onednn ? short_and_long : tiles_of_mkl(grad_x_RM),
-            [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
-              product(tile, rows, columns, accumulate);
-            });
-}
-
-// grad_w = grad_y^T x, or grad_w +=, where grad_w may be wider than the product.
-void multiply_weight(const at::Tensor& grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
-                     bool accumulate) {
-  const bool by_onednn = multiplies_by_onednn(x_RM.device(), x_RM.scalar_type());
-  for_tiles(grad_w_NM, grad_y_RN.t(), x_RM, by_onednn ? long_rows : square,
-            [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
-              // Columns of grad_y are copied as such: ATen would copy them one by one.
-              const at::Tensor a = by_onednn ? rows.t().contiguous().t() : rows;
-              if (a.scalar_type() == tile.scalar_type()) return product(tile, a, columns, accumulate);
-              // No library multiplies bf16 into fp32 on every device we run on: the product is rounded to bf16 once.
-              const at::Tensor rounded = at::empty(tile.sizes(), a.options());
-              product(rounded, a, columns, false);
-              if (!accumulate)
-                tile.copy_(rounded);
-              else if (tile.is_cpu())
-                cpu::add_bf16(tile, rounded);
-              else
-                tile.add_(rounded);
-            });
+// The same where out is fp32 and a and b are bf16, by libraries that do not mix the two: each tile's product is rounded
+// to bf16 once.
+void multiply_into_wider(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  if (in_blocks(a)) return cpu::blocked_product(out, a, b, accumulate);
+  for_tiles(out, a, b, Tiles::square, [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
+    const at::Tensor rounded = at::empty(tile.sizes(), rows.options());
+    product(rounded, rows, columns, /*accumulate=*/false);
+    accumulate ? tile.add_(rounded) : tile.copy_(rounded);
+  });
 }
 
 }  // namespace
@@ -109,28 +85,28 @@ void linear_forward(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w
   const KernelScope timed(Phase::products);
   check_forward("linear_forward", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
-  multiply_forward(y_RN, x_RM, w_NM, false);
+  multiply(y_RN, x_RM, w_NM.t(), false);
 }
 
 void linear_forward_add(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_forward_add", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
-  multiply_forward(y_RN, x_RM, w_NM, true);
+  multiply(y_RN, x_RM, w_NM.t(), true);
 }
 
 void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_backward_input", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
-  multiply_backward(grad_x_RM, grad_y_RN, w_NM, false);
+  multiply(grad_x_RM, grad_y_RN, w_NM, false);
 }
 
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_backward_input_add", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
-  multiply_backward(grad_x_RM, grad_y_RN, w_NM, true);
+  multiply(grad_x_RM, grad_y_RN, w_NM, true);
 }
 
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
@@ -146,8 +122,10 @@ void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, c
                   c10::toString(grad_w_NM.scalar_type()));
   if (x_RM.size(0) == 0) {
     if (!accumulate) grad_w_NM.zero_();
+  } else if (x_RM.scalar_type() != grad_w_NM.scalar_type()) {
+    multiply_into_wider(grad_w_NM, grad_y_RN.t(), x_RM, accumulate);
   } else {
-    multiply_weight(grad_w_NM, grad_y_RN, x_RM, accumulate);
+    multiply(grad_w_NM, grad_y_RN.t(), x_RM, accumulate);
   }
 }
 

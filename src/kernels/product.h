@@ -1,5 +1,6 @@
-// One matrix product, by the library that is the fastest at it. On a CPU with AVX512 that is oneDNN, in fp32 as in
-// bf16: the MKL that ATen calls for fp32 does not use AVX512 on other makers' processors, and is half as fast there.
+// One matrix product by a library's own call, the fastest there is for it. On a CPU with AVX512 that is oneDNN, in fp32
+// as in bf16: the MKL that ATen calls for fp32 does not use AVX512 on other makers' processors, and is half as fast
+// there.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,9 +11,5 @@ namespace conclave {
 // ones (a transposed matrix). In place, whatever the distance of out's rows; operands whose rows lie further apart than
 // they are long may be copied first.
 void product(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate);
-
-// Whether products of this dtype on this device are oneDNN's. Small ones, whose calls cost more than their arithmetic,
-// are ATen's all the same.
-bool multiplies_by_onednn(at::Device device, at::ScalarType dtype);
 
 }  // namespace conclave

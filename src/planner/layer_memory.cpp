@@ -54,15 +54,10 @@ LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool 
   return hold(category, (sums + rank_.threads * (rows * (2 * keys + 3 * head_dim + 2) + 2 * widened)) * fp32);
 }
 
-// A weight's gradient [rows, columns], summed over `tokens`. On the CPU in tiles, for which oneDNN gets copies of the
-// part of each operand's row that a tile takes. In bf16 a product, whole on a GPU, is rounded before it goes into fp32.
-LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns, int64_t tokens) {
-  if (rank_.backend == Backend::cuda_nccl) return item_ == fp32 ? Block{} : hold(workspace, rows * columns * item_);
-  constexpr int64_t tile_rows = 512, tile_columns = 4096;
-  const int64_t copied =
-      (rows > tile_rows ? tile_rows * tokens : 0) + (columns > tile_columns ? tile_columns * tokens : 0);
-  const int64_t rounded = item_ == fp32 ? 0 : std::min(rows, tile_rows) * std::min(columns, tile_columns);
-  return hold(workspace, rank_.threads * (copied + rounded) * item_);
+// A weight's gradient [rows, columns] in bf16 is rounded on a GPU before it goes into fp32.
+LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns) {
+  if (item_ == fp32 || rank_.backend != Backend::cuda_nccl) return {};
+  return hold(workspace, rows * columns * item_);
 }
 
 LayerMemory::Block LayerMemory::aten_buffers(double tensors, int64_t elements) {
@@ -151,12 +146,12 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
 
   ledger_.now_doing.part = "attention";
   Block grad_attention_TN = hold(workspace, tokens_ * query_width_ * item_);
-  { const Block product = product_buffers(hidden_, query_width_, tokens_); }
+  { const Block product = product_buffers(hidden_, query_width_); }
   const Block grad_qkv_TM = hold(workspace, tokens_ * packed_width_ * item_);
   { const Block buffers = attention_buffers(workspace, /*backward=*/true); }
   grad_attention_TN.free();
   state.qkv_TM.free();
-  { const Block product = product_buffers(packed_width_, hidden_, tokens_); }
+  { const Block product = product_buffers(packed_width_, hidden_); }
   return grad_TH;
 }
 

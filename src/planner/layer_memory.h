@@ -48,7 +48,7 @@ class LayerMemory {
 
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
   // What the product of a weight's gradient [rows, columns] needs; it is added to what is there, or written over it.
-  Block product_buffers(int64_t rows, int64_t columns, int64_t tokens);
+  Block product_buffers(int64_t rows, int64_t columns);
   // What an operation without a kernel of its own needs on a GPU.
   Block aten_buffers(double tensors, int64_t elements);
 

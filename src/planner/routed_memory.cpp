@@ -195,7 +195,7 @@ LayerMemory::Flight LayerMemory::experts_and_dispatch_backward(size_t part, Bloc
     const Block activation = hold(workspace, most * intermediate_ * item_);
     const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
     { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, most * intermediate_); }
-    const Block product = product_buffers(2 * intermediate_, hidden_, most);
+    const Block product = product_buffers(2 * intermediate_, hidden_);
   }
   grad_RH.free();
   ledger_.now_doing.part = "dispatch";

@@ -98,7 +98,7 @@ class MemoryObserver : public StepObserver {
     {
       const Block logits_CV = ledger_.hold(logits, count * vocabulary * rank_.compute_bytes);
       { const Block softmax = layer_.aten_buffers(aten_temporaries::cross_entropy_gradient, count * vocabulary); }
-      if (training) const Block product = layer_.product_buffers(vocabulary, hidden, count);
+      if (training) const Block product = layer_.product_buffers(vocabulary, hidden);
     }
     if (training) const Block grad_CH = ledger_.hold(workspace, count * hidden * rank_.compute_bytes);
   }

@@ -34,19 +34,19 @@ std::vector<TimedProduct> products_of(const ParallelJob& job) {
           {"head", chunk, hidden, model.vocab_size, chunks}};
 }
 
-void time_product(TimedProduct& product, Stopwatch& stopwatch, const at::TensorOptions& options, int64_t repeats) {
+void time_product(TimedProduct& timed, Stopwatch& stopwatch, const at::TensorOptions& options, int64_t repeats) {
   // As many weights and gradients as a layer has, so that none is found in a cache where a step would not find it.
   constexpr int64_t most_weights = 8;
-  const int64_t weights = std::min(product.times, most_weights);
-  const at::Tensor x = at::rand({product.rows, product.inner}, options);
-  const at::Tensor y = at::rand({product.rows, product.columns}, options);
-  const at::Tensor w = at::rand({weights, product.columns, product.inner}, options);
+  const int64_t weights = std::min(timed.times, most_weights);
+  const at::Tensor x = at::rand({timed.rows, timed.inner}, options);
+  const at::Tensor y = at::rand({timed.rows, timed.columns}, options);
+  const at::Tensor w = at::rand({weights, timed.columns, timed.inner}, options);
   at::Tensor out_y = at::empty_like(y), out_x = at::empty_like(x), out_w = at::zeros_like(w);
-  const auto times = static_cast<double>(product.times);
-  product.forward = times * stopwatch.median(repeats, [&](int64_t i) { product(out_y, x, w[i % weights].t(), false); });
-  product.input_gradient =
+  const auto times = static_cast<double>(timed.times);
+  timed.forward = times * stopwatch.median(repeats, [&](int64_t i) { product(out_y, x, w[i % weights].t(), false); });
+  timed.input_gradient =
       times * stopwatch.median(repeats, [&](int64_t i) { product(out_x, y, w[i % weights], false); });
-  product.weight_gradient = times * stopwatch.median(repeats, [&](int64_t i) {
+  timed.weight_gradient = times * stopwatch.median(repeats, [&](int64_t i) {
     product(out_w[i % weights], y.t(), x, true);  // gradients are summed
   });
 }
