@@ -1,13 +1,14 @@
-// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block, by fp32 products of
-// BLAS. The query heads of one key/value head are one matrix with its keys, so that products are large enough for full
-// speed: ATen's kernel, which takes 64 rows of one head at a time, needs half as long again.
+// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block, by products in fp32. The
+// query heads of one key/value head are one matrix with its keys, so that products are large enough for full speed.
 #include <ATen/ATen.h>
 
 #include <limits>
 
 #include "kernels/attention.h"
 #include "kernels/attention_rows.h"
+#include "kernels/blocked_product.h"
 #include "kernels/cpu.h"
+#include "kernels/product.h"
 
 namespace conclave {
 
@@ -90,6 +91,11 @@ at::Tensor stacked(const HeadGroup& group, const at::Tensor& packed_TM, int64_t 
   return out.view({-1, queries.size(2)});
 }
 
+// fp32, on the calling thread.
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  cpu::multiplies_in_blocks(at::kFloat) ? cpu::blocked_product(out, a, b, accumulate) : product(out, a, b, accumulate);
+}
+
 double scale_of(const AttentionShape& shape) {
   return 1 / std::sqrt(static_cast<double>(shape.head_dim));
 }
@@ -106,10 +112,10 @@ void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, co
   const at::Tensor sum = at::zeros({rows}, at::kFloat);
   division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
     at::Tensor score = matrix(scores, rows, b.keys);
-    at::mm_out(score, query, group.keys(qkv_TM, b.first_key, b.keys).to(at::kFloat).t());
+    multiply(score, query, group.keys(qkv_TM, b.first_key, b.keys).to(at::kFloat).t(), /*accumulate=*/false);
     cpu::exponentials_(score.data_ptr<float>(), b, most.data_ptr<float>(), sum.data_ptr<float>(), out.data_ptr<float>(),
                        shape.head_dim);
-    out.addmm_(score, group.values(qkv_TM, b.first_key, b.keys).to(at::kFloat));
+    multiply(out, score, group.values(qkv_TM, b.first_key, b.keys).to(at::kFloat), /*accumulate=*/true);
   });
   const at::Tensor logsumexp = at::empty({rows}, at::kFloat);
   cpu::divide_(out.data_ptr<float>(), sum.data_ptr<float>(), most.data_ptr<float>(), logsumexp.data_ptr<float>(), rows,
@@ -161,13 +167,13 @@ void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS
     division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
       at::Tensor score = matrix(scores, rows, b.keys), grad = matrix(grads, rows, b.keys);
       const at::Tensor key = group.keys(in.qkv_TM, b.first_key, b.keys).to(at::kFloat);
-      at::mm_out(score, query, key.t());
-      at::mm_out(grad, grad_out, group.values(in.qkv_TM, b.first_key, b.keys).to(at::kFloat).t());
+      multiply(score, query, key.t(), /*accumulate=*/false);
+      multiply(grad, grad_out, group.values(in.qkv_TM, b.first_key, b.keys).to(at::kFloat).t(), /*accumulate=*/false);
       cpu::probabilities_and_gradients_(score.data_ptr<float>(), grad.data_ptr<float>(), b, logsumexp.data_ptr<float>(),
                                         delta.data_ptr<float>());
-      grad_value_DS.narrow(1, b.first_key, b.keys).addmm_(grad_out.t(), score);
-      grad_key_DS.narrow(1, b.first_key, b.keys).addmm_(query.t(), grad);
-      grad_query.addmm_(grad, key);
+      multiply(grad_value_DS.narrow(1, b.first_key, b.keys), grad_out.t(), score, /*accumulate=*/true);
+      multiply(grad_key_DS.narrow(1, b.first_key, b.keys), query.t(), grad, /*accumulate=*/true);
+      multiply(grad_query, grad, key, /*accumulate=*/true);
     });
     grad_query.mul_(scale_of(shape));
     group.queries(grad_qkv_TM, first, count).copy_(grad_query.view({group.heads(), count, shape.head_dim}));
