@@ -183,8 +183,11 @@ def find_tcmalloc(wanted: str) -> Path | None:
 
 
 def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    """With family and model, for on virtual machines processors of several generations have one name."""
+    values = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]))
+    if "model name" not in values:
+        return platform.processor()
+    return f"{values['model name']}, family {values['cpu family']} model {values['model']}"
 
 
 def summary_of(values: list[float]) -> dict:

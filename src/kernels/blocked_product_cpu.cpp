@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/record_function.h>
 #include <fbgemm/Utils.h>
 
 #include <algorithm>
@@ -222,6 +223,7 @@ bool cpu::multiplies_in_blocks(at::ScalarType dtype) {
 }
 
 void cpu::blocked_product(at::Tensor out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  RECORD_FUNCTION("conclave::product", c10::ArrayRef<const c10::IValue>());  // for a trace of steps
   check_operand("a", a);
   check_operand("b", b);
   if (out.numel() == 0) return;

@@ -70,7 +70,7 @@ def test_no_memory_is_asked_of_the_system_once_every_buffer_is_there(tmp_path):
     # Even routing: every step needs the same sizes. Its logits alone are 4 MiB.
     job = SmallJob(tmp_path, {"data.sequence_length": 512, "data.micro_batch_size": 2, "parallel.expert_parallel_degree": 2,
                               "moe.moe_load_balancing": "balanced"})
-    (tmp_path / "config.json").write_text(json.dumps({**MODEL, "hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "vocab_size": 1024}))
+    (tmp_path / "config.json").write_text(json.dumps({**MODEL, "hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "vocab_size": 1024, "max_position_embeddings": 512}))
     first, later = (json.loads(job.must_run(2, "bench step", ["--steps", 4, "--untimed", untimed, "--json"]).outputs[0]) for untimed in (0, 2))
     assert first["fresh_allocations"] > 0
     assert later["fresh_allocations"] == 0

@@ -112,7 +112,7 @@ def run_of(folder, model, ranks, keys):
     (folder / "config.json").write_text(json.dumps(model))
     write_tokens(folder / "tokens", random_documents(count=60, length=600))
     job = SmallJob(folder, {"run.steps": 2, "data.sequence_length": 512, "data.micro_batch_size": 1, "validation.every": 1,
-                            "validation.batches": 1, "data.validation": str(folder / "tokens"), "checkpoint.every": 1, **keys})
+                            "validation.batches": 1, "data.validation": str(folder / "tokens"), "checkpoint.every": 1, "checkpoint.async": False, **keys})
     job.must_run(ranks)
     return job
 
@@ -150,7 +150,17 @@ def test_resident_memory_is_what_was_planned(tmp_path, footprint, ranks, keys):
     resident = max(record["peak_resident_bytes"] for record in job.metrics()) - footprint(ranks)
     print(f"planned {planned / 2**20:.1f} MiB, counted {counted / 2**20:.1f}, resident beyond the footprint "
           f"({footprint(ranks) / 2**20:.1f}): {resident / 2**20:.1f}")
-    # With validations and checkpoints on the way: validation needs no more than the step, and the copies behind which the first checkpoint is written
-    # are planned for.
+    # With validations and checkpoints on the way, neither of which needs more than the step.
     assert counted == pytest.approx(planned, rel=0.05)
     assert resident == pytest.approx(planned, rel=0.10)
+
+
+def test_copies_for_checkpoints_are_planned_and_at_most_those_are_made(tmp_path):
+    """Behind the steps: fp32 parameters and two moments, of which as much is copied as the disk has not taken before the next update."""
+    job = run_of(tmp_path / "sized", SIZED, 1, {"checkpoint.async": True})
+    without, with_copies = (json.loads(plan(job.write(), "--world", 1, "--device", "cpu", "--json", "--imbalance", max(1.0, imbalance(job, 1)),
+                                            "--set", f"checkpoint.async={value}"))["classes"][0]["peak_bytes"] for value in ("false", "true"))
+    layer = 2 * 512 + 512 * (512 + 2 * 128) + 512 * 512 + 8 * 512 + 8 * 3 * 512 * 1024
+    assert with_copies - without == pytest.approx(12 * (2 * 8000 * 512 + 512 + 5 * layer), rel=1e-3)
+    counted = max(record["peak_memory_bytes"] for record in job.metrics())
+    assert 0.95 * without <= counted <= 1.05 * with_copies
