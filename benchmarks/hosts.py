@@ -47,12 +47,14 @@ def two_hosts(rate: str) -> Iterator[None]:
 
 
 def start_two_ranks(command: list, hosts: bool, environment: dict | None = None, **streams) -> list[subprocess.Popen]:
-    """`command` as ranks 0 and 1, of one thread each: on the two hosts (in `with two_hosts(...)`), or on this one."""
+    """`command` as ranks 0 and 1, of one thread each: on the two hosts (in `with two_hosts(...)`), or on this one. A host has half of the cores, a rank its own."""
     ranks = []
+    cores = sorted(os.sched_getaffinity(0))
     for rank in range(2):
+        own = set(cores[rank * len(cores) // 2:(rank + 1) * len(cores) // 2]) if hosts else set(cores)
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {}), "RANK": str(rank), "WORLD_SIZE": "2",
                      "LOCAL_RANK": "0" if hosts else str(rank), "LOCAL_WORLD_SIZE": "1" if hosts else "2",
                      "MASTER_ADDR": ADDRESS.format(1) if hosts else "127.0.0.1", "MASTER_PORT": str(PORT)}
         words = ["ip", "netns", "exec", HOSTS[rank], "env", f"GLOO_SOCKET_IFNAME=cbench{rank}"] if hosts else []
-        ranks.append(subprocess.Popen([*words, *map(str, command)], env=variables, **streams))
+        ranks.append(subprocess.Popen([*words, *map(str, command)], env=variables, preexec_fn=lambda own=own: os.sched_setaffinity(0, own or cores), **streams))
     return ranks
