@@ -15,8 +15,8 @@ import statistics
 from importlib.metadata import version
 from pathlib import Path
 
-from sides import (RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, processor_name, run_conclave, run_rival,
-                   summary_of)
+from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, processor_name,
+                   run_conclave, run_rival, summary_of)
 from train_step import check_losses, largest_difference
 
 SIDES = ("program", "transformed", "plain")
@@ -73,7 +73,7 @@ def main() -> int:
     parser.add_argument("--tcmalloc", default="auto", metavar="PATH", help="what the Python sides preload: a path, auto (the system's, if any) or none")
     parser.add_argument("--output", type=Path, help="the result (default: benchmarks/results/python_step-....json)")
     options = parser.parse_args()
-    options.lr, options.rate = 1e-3, None
+    options.lr, options.rate = OPTIMIZER["lr"], None
     return exit_code_of(measure, options)
 
 

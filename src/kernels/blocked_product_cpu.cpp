@@ -99,25 +99,30 @@ Scratch& scratch() {
   return *own;
 }
 
-// Terms of a block in memory: bf16 is multiplied in pairs.
+// Terms of a block in memory, where zeros follow the last one. bf16 is multiplied in pairs. Where a is copied the terms
+// are rows, of which every routing gives an expert another number: each would need a micro-kernel of its own.
 template <class T>
-int64_t stored(int64_t terms) {
-  return sizeof(T) == sizeof(float) ? terms : (terms + 1) / 2 * 2;
+int64_t stored(int64_t terms, bool copies_a) {
+  const int64_t multiple = copies_a ? 32 : sizeof(T) == sizeof(float) ? 1 : 2;
+  return (terms + multiple - 1) / multiple * multiple;
 }
 
 // Rows of a block of a, each with its terms in a row.
 template <class T>
-void copy_a(T* to, int64_t to_stride, const Operand<T>& a, int64_t row, int64_t term, int64_t rows, int64_t terms) {
+void copy_a(T* to, int64_t to_stride, const Operand<T>& a, int64_t row, int64_t term, int64_t rows, int64_t terms,
+            int64_t in_memory) {
   if (a.transposed)
     fbgemm::transpose_simd<T>(terms, rows, a.at(row, term), a.stride, to, to_stride);
   else
     for (int64_t r = 0; r < rows; ++r) std::copy_n(a.at(row + r, term), terms, to + r * to_stride);
-  if (stored<T>(terms) > terms)
-    for (int64_t r = 0; r < rows; ++r) to[r * to_stride + terms] = 0;
+  for (int64_t r = 0; r < rows; ++r) std::fill_n(to + r * to_stride + terms, in_memory - terms, T{0});
 }
 
 void copy_b(float* to, const Operand<float>& b, int64_t term, int64_t column, int64_t terms, int64_t columns) {
-  fbgemm::transpose_simd<float>(columns, terms, b.at(term, column), b.stride, to, width);
+  if (b.transposed)
+    fbgemm::transpose_simd<float>(columns, terms, b.at(term, column), b.stride, to, width);
+  else
+    for (int64_t k = 0; k < terms; ++k) std::copy_n(b.at(term + k, column), columns, to + k * width);
 }
 
 // Terms in pairs: a row holds two terms of each column.
@@ -127,7 +132,7 @@ void copy_b(uint16_t* to, const Operand<uint16_t>& b, int64_t term, int64_t colu
     fbgemm::transpose_simd<float>(columns, terms / 2, reinterpret_cast<const float*>(from), b.stride / 2,
                                   reinterpret_cast<float*>(to), width);
   } else if (b.transposed) {
-    for (int64_t k = 0; k < stored<uint16_t>(terms); ++k)
+    for (int64_t k = 0; k < (terms + 1) / 2 * 2; ++k)
       for (int64_t c = 0; c < columns; ++c)
         to[(k / 2 * width + c) * 2 + k % 2] = k < terms ? from[c * b.stride + k] : uint16_t{0};
   } else {
@@ -155,24 +160,27 @@ template <class T>
 void multiply_part(float* sums, int64_t sums_stride, const Operand<T>& a, bool copies_a, const Operand<T>& b,
                    const Part& part, int64_t terms, bool accumulate) {
   Scratch& own = scratch();
-  const bool copies_b = b.transposed || sizeof(T) != sizeof(float);
   for (int64_t k = 0; k < terms; k += depth) {
-    const int64_t some = std::min(depth, terms - k), in_memory = stored<T>(some);
+    const int64_t some = std::min(depth, terms - k), in_memory = stored<T>(some, copies_a);
+    const bool copies_b = b.transposed || sizeof(T) != sizeof(float) || in_memory > some;
     const T* rows_of_a = a.at(part.top, k);
     int64_t a_stride = a.stride;
     if (copies_a) {
       T* copy = reinterpret_cast<T*>(own.a);
       a_stride = in_memory + 16;
       for (int64_t r = 0; r < part.rows; r += height)
-        copy_a(copy + r * a_stride, a_stride, a, part.top + r, k, std::min(height, part.rows - r), some);
+        copy_a(copy + r * a_stride, a_stride, a, part.top + r, k, std::min(height, part.rows - r), some, in_memory);
       rows_of_a = copy;
     }
     for (int64_t c = 0; c < part.columns; c += width) {
       const int64_t columns = std::min(width, part.columns - c);
       const T* block_of_b = b.at(k, part.left + c);
       if (copies_b) {
-        copy_b(reinterpret_cast<T*>(own.b), b, k, part.left + c, some, columns);
-        block_of_b = reinterpret_cast<const T*>(own.b);
+        T* copy = reinterpret_cast<T*>(own.b);
+        copy_b(copy, b, k, part.left + c, some, columns);
+        const int64_t copied = stored<T>(some, false);
+        std::fill_n(copy + copied * width, (in_memory - copied) * width, T{0});
+        block_of_b = copy;
       }
       for (int64_t r = 0; r < part.rows; r += height)
         multiply(std::min(height, part.rows - r), columns, in_memory, rows_of_a + r * a_stride, a_stride, block_of_b,
@@ -187,7 +195,7 @@ void multiply_all(const at::Tensor& out, const at::Tensor& a_RM, const at::Tenso
   const int64_t terms = a_RM.size(1);
   const bool rounds = out.scalar_type() != at::kFloat;
   // Multiplied in pairs where it is, the last term of an odd number would meet the next row's first.
-  const bool copies_a = a.transposed || stored<T>(terms) != terms;
+  const bool copies_a = a.transposed || stored<T>(terms, false) != terms;
   const int64_t rows = copies_a ? copied_rows : most_rows;
   const int64_t columns = copies_a && !rounds ? copied_columns : most_columns;
   const int64_t down = (out.size(0) + rows - 1) / rows, across = (out.size(1) + columns - 1) / columns;
