@@ -35,7 +35,7 @@ void LentBlocks::take_back() {
 
 at::Tensor LentBlocks::next() {
   const std::lock_guard lock(mutex_);
-  if (lent_ && (is_wanted_ || read_ == blocks_.size())) {
+  if (lent_ && is_wanted_) {
     copy_rest();
     lent_ = false;
     changed_.notify_all();
