@@ -76,7 +76,9 @@ TEST_P(Permute, a_message_is_a_row_its_weight_and_zeros) {
           std::memcpy(expected.data() + r * size, static_cast<char*>(rows.data_ptr()) + row * bytes, bytes);
           std::memcpy(expected.data() + r * size + bytes, weights.data_ptr<float>() + weight, 4);
         }
-        EXPECT_EQ(std::memcmp(expected.data(), messages.data_ptr(), expected.size()), 0);
+        if (count > 0) {
+          EXPECT_EQ(std::memcmp(expected.data(), messages.data_ptr(), expected.size()), 0);
+        }
       }
     }
   }
