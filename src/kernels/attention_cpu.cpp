@@ -1,5 +1,5 @@
-// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block, by products in fp32. The
-// query heads of one key/value head are one matrix with its keys, so that products are large enough for full speed.
+// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block, by products in fp32.
+// The query heads of one key/value head are one matrix with its keys, so that products are large enough for full speed.
 #include <ATen/ATen.h>
 
 #include <limits>
