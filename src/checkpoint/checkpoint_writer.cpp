@@ -12,6 +12,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/seconds_since.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/replace_folder.h"
 #include "checkpoint/safetensors_reader.h"
@@ -23,10 +24,6 @@ namespace conclave {
 namespace {
 
 using std::chrono::steady_clock;
-
-double seconds_since(steady_clock::time_point start) {
-  return std::chrono::duration<double>(steady_clock::now() - start).count();
-}
 
 void check_flat(std::span<const TensorSlice> slices) {
   for (const TensorSlice& slice : slices)
@@ -121,6 +118,7 @@ void CheckpointWriter::begin(const CheckpointState& state, std::span<const Tenso
     });
     phase_ = Phase::writing;
     work_ = background_.run([this, planned] {
+      // Also when writing fails: training may be waiting for its memory.
       const auto ended = std::shared_ptr<void>(nullptr, [this](void*) { lent_.end(); });
       write_own_file(*planned);
     });
@@ -182,7 +180,7 @@ void CheckpointWriter::write_own_file(PlannedFile& planned) {
       file.write(offset, bytes);
       written_bytes_ += static_cast<int64_t>(bytes.size());
     }
-    lent_.end();
+    lent_.end();  // training need not wait for the disk
     file.flush();
     planned.part.files.emplace(planned.name, planned.header.file_bytes());
   }

@@ -67,9 +67,9 @@ namespace {
 // Of a block: rows of a, columns of b, terms of their sums. A block of b (fp32: 256 KiB) stays in the second-level
 // cache while the rows of a pass by.
 constexpr int64_t height = 64, width = 128, depth = 512;
-// Of what a thread computes at a time: where a must be copied, and where it is read where it is. In the second case b
-// is copied anew for each of them, so it has many rows.
-constexpr int64_t copied_rows = 1024, copied_columns = 1024, most_rows = 1024, most_columns = 256;
+// Of what a thread computes at a time. b is copied anew for each of them, so it has many rows; where a is copied, too,
+// it has many columns.
+constexpr int64_t most_rows = 1024, most_columns = 256, most_columns_of_copied = 1024;
 
 // Element (r, c) of an operand is at r * stride + c, or at c * stride + r if it is transposed.
 template <class T>
@@ -90,7 +90,7 @@ struct Operand {
 // One thread's room for copies.
 struct Scratch {
   // 16 elements more a row: rows a power of two apart would share few sets of the first-level cache.
-  alignas(64) float a[copied_rows * (depth + 16)];
+  alignas(64) float a[most_rows * (depth + 16)];
   alignas(64) float b[depth * width];
   alignas(64) float sums[most_rows * most_columns];
 };
@@ -196,12 +196,11 @@ void multiply_all(const at::Tensor& out, const at::Tensor& a_RM, const at::Tenso
   const bool rounds = out.scalar_type() != at::kFloat;
   // Multiplied in pairs where it is, the last term of an odd number would meet the next row's first.
   const bool copies_a = a.transposed || stored<T>(terms, false) != terms;
-  const int64_t rows = copies_a ? copied_rows : most_rows;
-  const int64_t columns = copies_a && !rounds ? copied_columns : most_columns;
-  const int64_t down = (out.size(0) + rows - 1) / rows, across = (out.size(1) + columns - 1) / columns;
+  const int64_t columns = copies_a && !rounds ? most_columns_of_copied : most_columns;
+  const int64_t down = (out.size(0) + most_rows - 1) / most_rows, across = (out.size(1) + columns - 1) / columns;
   cpu::for_tasks(down * across, [&](int64_t i) {
-    Part part{i / across * rows, i % across * columns, 0, 0};
-    part.rows = std::min(rows, out.size(0) - part.top);
+    Part part{i / across * most_rows, i % across * columns, 0, 0};
+    part.rows = std::min(most_rows, out.size(0) - part.top);
     part.columns = std::min(columns, out.size(1) - part.left);
     const int64_t first = part.top * out.stride(0) + part.left;
     if (!rounds) {

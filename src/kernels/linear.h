@@ -1,6 +1,7 @@
 // Matrix products of a linear layer, y = x w^T, and of its backward pass. Products run in the dtype of the inputs
-// (fp32, or bf16 with fp32 accumulation inside one product) through a library (product.h); on the CPU in fixed tiles,
-// so that results do not depend on the number of threads. Zero rows are ordinary. Last dims must be contiguous.
+// (fp32, or bf16 with fp32 accumulation inside one product) through libraries (product.h, blocked_product.h); on the
+// CPU in fixed tiles, so that results do not depend on the number of threads. Zero rows are ordinary. Last dims must be
+// contiguous.
 //
 // Legend of all kernels: T tokens on this rank, H hidden, I intermediate, E experts, K top-k, R rows, S sequence, B
 // batch, V vocabulary.
@@ -23,9 +24,9 @@ void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, co
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM);
 
 // grad_w = grad_y^T x, or grad_w += with `accumulate`. grad_w is fp32, usually a view of the flat gradient buffer;
-// written in place when the inputs are fp32; a bf16 product is rounded to bf16 once on its way (a temporary of
-// 512 x 4096 at most a thread on the CPU, of grad_w's size on CUDA). With zero rows grad_w is zeroed, or left as it is
-// with `accumulate`.
+// written in place when the inputs are fp32, and when bf16 is multiplied in blocks (blocked_product.h); elsewhere a
+// bf16 product is rounded to bf16 once on its way (on CUDA a temporary of grad_w's size). With zero rows grad_w is
+// zeroed, or left as it is with `accumulate`.
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate);
 
 }  // namespace conclave

@@ -47,7 +47,7 @@ class LayerMemory {
   Block backward(Block grad_TH, const RoutedRows& rows, State state);
 
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
-  // What the product of a weight's gradient [rows, columns] needs; it is added to what is there, or written over it.
+  // What the product of a weight's gradient [rows, columns] needs beside it.
   Block product_buffers(int64_t rows, int64_t columns);
   // What an operation without a kernel of its own needs on a GPU.
   Block aten_buffers(double tensors, int64_t elements);

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/seconds_since.h"
 
 namespace conclave {
 
@@ -34,7 +35,7 @@ void RunSaves::go_on() {
 void RunSaves::take_back_memory() {
   const auto start = std::chrono::steady_clock::now();
   writer_.take_back();
-  stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  stall_seconds_ += seconds_since(start);
 }
 
 void RunSaves::wait() {
@@ -47,9 +48,7 @@ void RunSaves::finish(Kind kind) {
 
 void RunSaves::part(Kind kind, int64_t step, const std::function<void()>& work) {
   const auto start = std::chrono::steady_clock::now();
-  const auto count = [&] {
-    stall_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  };
+  const auto count = [&] { stall_seconds_ += seconds_since(start); };
   try {
     work();
     count();

@@ -8,6 +8,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/seconds_since.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/verdict.h"
 #include "comm/device.h"
@@ -24,10 +25,6 @@
 
 namespace conclave {
 namespace {
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 // The metrics of a run that left no checkpoint are put aside, not overwritten.
 void put_aside(const std::filesystem::path& file) {
