@@ -1,4 +1,5 @@
-// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block, by products in fp32.
+// Flash attention (Dao, 2022 and 2023) of the CPU: scores are computed and used block by block. Products read the
+// tensors' dtype and sum in fp32, as on GPUs: in bf16, probabilities and the gradients of scores are rounded once.
 // The query heads of one key/value head are one matrix with its keys, so that products are large enough for full speed.
 #include <ATen/ATen.h>
 
@@ -55,9 +56,11 @@ struct Division {
       : sequence(shape.sequence),
         window(std::min(shape.window.value_or(shape.sequence), shape.sequence)),
         group(shape.heads / shape.kv_heads),
-        queries_of_block(std::clamp<int64_t>(rows_of_block / group, 32, 128)) {}
+        queries_of_block(std::clamp<int64_t>(rows_of_block / group, 32, 128)),
+        scale(static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)))) {}
 
   int64_t sequence, window, group, queries_of_block;
+  float scale;
 
   int64_t blocks() const { return (sequence + queries_of_block - 1) / queries_of_block; }
   int64_t first_query(int64_t block) const { return block * queries_of_block; }
@@ -75,7 +78,8 @@ struct Division {
                         .first_query = first_query(block),
                         .first_key = key,
                         .keys = std::min(keys_of_block, end_key(block) - key),
-                        .window = window});
+                        .window = window,
+                        .scale = scale});
   }
 };
 
@@ -83,21 +87,25 @@ at::Tensor matrix(const at::Tensor& buffer, int64_t rows, int64_t columns) {
   return buffer.narrow(0, 0, rows * columns).view({rows, columns});
 }
 
-// The queries of a block as one fp32 matrix [heads x queries, D].
+// The queries of a block as one matrix [heads x queries, D].
 at::Tensor stacked(const HeadGroup& group, const at::Tensor& packed_TM, int64_t first, int64_t count) {
   const at::Tensor queries = group.queries(packed_TM, first, count);
-  at::Tensor out = at::empty(queries.sizes(), at::kFloat);
+  at::Tensor out = at::empty(queries.sizes(), queries.options());
   out.copy_(queries);
   return out.view({-1, queries.size(2)});
 }
 
-// fp32, on the calling thread.
-void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
-  cpu::multiplies_in_blocks(at::kFloat) ? cpu::blocked_product(out, a, b, accumulate) : product(out, a, b, accumulate);
+// What was written in `dtype` over scores (attention_rows.h).
+at::Tensor written_over(const at::Tensor& score, at::ScalarType dtype) {
+  return dtype == at::kFloat ? score : score.view(dtype).narrow(1, 0, score.size(1));
 }
 
-double scale_of(const AttentionShape& shape) {
-  return 1 / std::sqrt(static_cast<double>(shape.head_dim));
+// fp32 out, on the calling thread. Libraries do not multiply bf16 into fp32.
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  if (cpu::multiplies_in_blocks(a.scalar_type()))
+    cpu::blocked_product(out, a, b, accumulate);
+  else
+    product(out, a.to(at::kFloat), b.to(at::kFloat), accumulate);
 }
 
 void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM,
@@ -105,17 +113,18 @@ void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, co
                    int64_t block) {
   const HeadGroup group(shape, sequence, kv_head);
   const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
-  const at::Tensor query = stacked(group, qkv_TM, first, count).mul_(scale_of(shape));
+  const at::Tensor query = stacked(group, qkv_TM, first, count);
+  const at::ScalarType dtype = query.scalar_type();
   const at::Tensor scores = at::empty({rows * std::min(keys_of_block, division.end_key(block))}, at::kFloat);
   at::Tensor out = at::zeros({rows, shape.head_dim}, at::kFloat);
   const at::Tensor most = at::full({rows}, -std::numeric_limits<float>::infinity(), at::kFloat);
   const at::Tensor sum = at::zeros({rows}, at::kFloat);
   division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
     at::Tensor score = matrix(scores, rows, b.keys);
-    multiply(score, query, group.keys(qkv_TM, b.first_key, b.keys).to(at::kFloat).t(), /*accumulate=*/false);
-    cpu::exponentials_(score.data_ptr<float>(), b, most.data_ptr<float>(), sum.data_ptr<float>(), out.data_ptr<float>(),
-                       shape.head_dim);
-    multiply(out, score, group.values(qkv_TM, b.first_key, b.keys).to(at::kFloat), /*accumulate=*/true);
+    multiply(score, query, group.keys(qkv_TM, b.first_key, b.keys).t(), /*accumulate=*/false);
+    cpu::exponentials_(score.data_ptr<float>(), dtype, b, most.data_ptr<float>(), sum.data_ptr<float>(),
+                       out.data_ptr<float>(), shape.head_dim);
+    multiply(out, written_over(score, dtype), group.values(qkv_TM, b.first_key, b.keys), /*accumulate=*/true);
   });
   const at::Tensor logsumexp = at::empty({rows}, at::kFloat);
   cpu::divide_(out.data_ptr<float>(), sum.data_ptr<float>(), most.data_ptr<float>(), logsumexp.data_ptr<float>(), rows,
@@ -157,25 +166,25 @@ void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS
   const at::Tensor delta = at::empty({most_rows}, at::kFloat);
   for (int64_t block = range.begin; block < range.end; ++block) {
     const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
-    const at::Tensor query = stacked(group, in.qkv_TM, first, count).mul_(scale_of(shape));
+    const at::Tensor query = stacked(group, in.qkv_TM, first, count);
+    const at::ScalarType dtype = query.scalar_type();
     const at::Tensor grad_out = stacked(group, in.grad_out_TN, first, count);
     const at::Tensor logsumexp =
         in.logsumexp_BNS[sequence].narrow(0, group.first_head(), group.heads()).narrow(1, first, count).contiguous();
-    cpu::dot_rows(delta.data_ptr<float>(), grad_out.data_ptr<float>(),
-                  stacked(group, in.out_TN, first, count).data_ptr<float>(), rows, shape.head_dim);
-    at::Tensor grad_query = at::zeros_like(query);
+    cpu::dot_rows(delta.data_ptr<float>(), grad_out, stacked(group, in.out_TN, first, count));
+    const at::Tensor grad_query = at::zeros(query.sizes(), at::kFloat);
     division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
       at::Tensor score = matrix(scores, rows, b.keys), grad = matrix(grads, rows, b.keys);
-      const at::Tensor key = group.keys(in.qkv_TM, b.first_key, b.keys).to(at::kFloat);
+      const at::Tensor key = group.keys(in.qkv_TM, b.first_key, b.keys);
       multiply(score, query, key.t(), /*accumulate=*/false);
-      multiply(grad, grad_out, group.values(in.qkv_TM, b.first_key, b.keys).to(at::kFloat).t(), /*accumulate=*/false);
-      cpu::probabilities_and_gradients_(score.data_ptr<float>(), grad.data_ptr<float>(), b, logsumexp.data_ptr<float>(),
-                                        delta.data_ptr<float>());
-      multiply(grad_value_DS.narrow(1, b.first_key, b.keys), grad_out.t(), score, /*accumulate=*/true);
-      multiply(grad_key_DS.narrow(1, b.first_key, b.keys), query.t(), grad, /*accumulate=*/true);
-      multiply(grad_query, grad, key, /*accumulate=*/true);
+      multiply(grad, grad_out, group.values(in.qkv_TM, b.first_key, b.keys).t(), /*accumulate=*/false);
+      cpu::probabilities_and_gradients_(score.data_ptr<float>(), grad.data_ptr<float>(), dtype, b,
+                                        logsumexp.data_ptr<float>(), delta.data_ptr<float>());
+      const at::Tensor probability = written_over(score, dtype), grad_score = written_over(grad, dtype);
+      multiply(grad_value_DS.narrow(1, b.first_key, b.keys), grad_out.t(), probability, /*accumulate=*/true);
+      multiply(grad_key_DS.narrow(1, b.first_key, b.keys), query.t(), grad_score, /*accumulate=*/true);
+      multiply(grad_query, grad_score, key, /*accumulate=*/true);
     });
-    grad_query.mul_(scale_of(shape));
     group.queries(grad_qkv_TM, first, count).copy_(grad_query.view({group.heads(), count, shape.head_dim}));
   }
 }

@@ -23,22 +23,43 @@
 HWY_BEFORE_NAMESPACE();
 namespace conclave::HWY_NAMESPACE {
 
+// The bits of bf16 elements, as lanes of 32 bits; fp32 ones are rounded.
+template <class D>
+HWY_INLINE hn::Vec<hn::Rebind<uint32_t, D>> bf16_lanes(D, const uint16_t* from) {
+  const hn::Rebind<uint16_t, D> d16;
+  const hn::Rebind<uint32_t, D> d32;
+  return hn::PromoteTo(d32, hn::LoadU(d16, from));
+}
+template <class D>
+HWY_INLINE hn::Vec<hn::Rebind<uint32_t, D>> bf16_lanes(D d, const float* from) {
+  return bf16_bits(d, hn::LoadU(d, from));
+}
+
 // Pairs of elements of two rows each; an odd last row is paired with zeros.
-void interleave_rows(uint32_t* out, int64_t out_stride, const uint16_t* from, int64_t stride, int64_t rows,
-                     int64_t columns) {
+template <class T>
+HWY_INLINE void interleave_rows_of(uint32_t* out, int64_t out_stride, const T* from, int64_t stride, int64_t rows,
+                                   int64_t columns) {
   for (int64_t r = 0; r < rows; r += 2) {
     uint32_t* pairs = out + r / 2 * out_stride;
-    const uint16_t* even = from + r * stride;
-    const uint16_t* odd = even + stride;
+    const T* even = from + r * stride;
+    const T* odd = even + stride;
     const bool is_alone = r + 1 == rows;
     for_lanes(columns, [=](auto d, size_t i) HWY_ATTR {
-      const hn::Rebind<uint16_t, decltype(d)> d16;
       const hn::Rebind<uint32_t, decltype(d)> d32;
-      auto pair = hn::PromoteTo(d32, hn::LoadU(d16, even + i));
-      if (!is_alone) pair = hn::Or(pair, hn::ShiftLeft<16>(hn::PromoteTo(d32, hn::LoadU(d16, odd + i))));
+      auto pair = bf16_lanes(d, even + i);
+      if (!is_alone) pair = hn::Or(pair, hn::ShiftLeft<16>(bf16_lanes(d, odd + i)));
       hn::StoreU(pair, d32, pairs + i);
     });
   }
+}
+
+void interleave_rows(uint32_t* out, int64_t out_stride, const uint16_t* from, int64_t stride, int64_t rows,
+                     int64_t columns) {
+  interleave_rows_of(out, out_stride, from, stride, rows, columns);
+}
+void interleave_rounded_rows(uint32_t* out, int64_t out_stride, const float* from, int64_t stride, int64_t rows,
+                             int64_t columns) {
+  interleave_rows_of(out, out_stride, from, stride, rows, columns);
 }
 
 void round_rows(uint16_t* out, int64_t out_stride, const float* sums, int64_t stride, int64_t rows, int64_t columns,
@@ -60,6 +81,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace conclave {
 HWY_EXPORT(interleave_rows);
+HWY_EXPORT(interleave_rounded_rows);
 HWY_EXPORT(round_rows);
 
 namespace {
@@ -67,6 +89,9 @@ namespace {
 // Of a block: rows of a, columns of b, terms of their sums. A block of b (fp32: 256 KiB) stays in the second-level
 // cache while the rows of a pass by.
 constexpr int64_t height = 64, width = 128, depth = 512;
+// Columns of a transposed fp32 block of b that are rounded to bf16 before they are transposed: they stay in the
+// first-level cache.
+constexpr int64_t rounded_columns = 16;
 // Of what a thread computes at a time. b is copied anew for each of them, so it has many rows; where a is copied, too,
 // it has many columns.
 constexpr int64_t most_rows = 1024, most_columns = 256, most_columns_of_copied = 1024;
@@ -93,6 +118,7 @@ struct Scratch {
   alignas(64) float a[most_rows * (depth + 16)];
   alignas(64) float b[depth * width];
   alignas(64) float sums[most_rows * most_columns];
+  alignas(64) uint16_t rounded[rounded_columns * depth];
 };
 Scratch& scratch() {
   thread_local const auto own = std::make_unique<Scratch>();
@@ -141,6 +167,24 @@ void copy_b(uint16_t* to, const Operand<uint16_t>& b, int64_t term, int64_t colu
   }
 }
 
+// The same of fp32 elements, which are rounded on the way.
+void copy_b(uint16_t* to, const Operand<float>& b, int64_t term, int64_t column, int64_t terms, int64_t columns) {
+  auto* pairs = reinterpret_cast<uint32_t*>(to);
+  if (!b.transposed) {
+    HWY_DYNAMIC_DISPATCH(interleave_rounded_rows)(pairs, width, b.at(term, column), b.stride, terms, columns);
+    return;
+  }
+  uint16_t* rounded = scratch().rounded;
+  for (int64_t c = 0; c < columns; c += rounded_columns) {
+    const int64_t some = std::min(rounded_columns, columns - c);
+    HWY_DYNAMIC_DISPATCH(round_rows)(rounded, depth, b.at(term, column + c), b.stride, some, terms, false);
+    if (terms % 2 != 0)
+      for (int64_t i = 0; i < some; ++i) rounded[i * depth + terms] = 0;
+    fbgemm::transpose_simd<float>(some, (terms + 1) / 2, reinterpret_cast<const float*>(rounded), depth / 2,
+                                  reinterpret_cast<float*>(pairs + c), width);
+  }
+}
+
 void multiply(int64_t rows, int64_t columns, int64_t terms, const float* a, int64_t a_stride, const float* b,
               int64_t b_stride, float* sums, int64_t sums_stride, bool accumulate) {
   at::native::cpublas::brgemm(rows, columns, terms, a_stride, b_stride, sums_stride, accumulate, a, b, sums);
@@ -156,8 +200,8 @@ struct Part {
 };
 
 // sums [part.rows, part.columns] (+)= a's rows times b's columns.
-template <class T>
-void multiply_part(float* sums, int64_t sums_stride, const Operand<T>& a, bool copies_a, const Operand<T>& b,
+template <class T, class U>
+void multiply_part(float* sums, int64_t sums_stride, const Operand<T>& a, bool copies_a, const Operand<U>& b,
                    const Part& part, int64_t terms, bool accumulate) {
   Scratch& own = scratch();
   for (int64_t k = 0; k < terms; k += depth) {
@@ -174,13 +218,14 @@ void multiply_part(float* sums, int64_t sums_stride, const Operand<T>& a, bool c
     }
     for (int64_t c = 0; c < part.columns; c += width) {
       const int64_t columns = std::min(width, part.columns - c);
-      const T* block_of_b = b.at(k, part.left + c);
+      T* copy = reinterpret_cast<T*>(own.b);
+      const T* block_of_b = copy;
       if (copies_b) {
-        T* copy = reinterpret_cast<T*>(own.b);
         copy_b(copy, b, k, part.left + c, some, columns);
         const int64_t copied = stored<T>(some, false);
         std::fill_n(copy + copied * width, (in_memory - copied) * width, T{0});
-        block_of_b = copy;
+      } else if constexpr (std::is_same_v<T, U>) {
+        block_of_b = b.at(k, part.left + c);
       }
       for (int64_t r = 0; r < part.rows; r += height)
         multiply(std::min(height, part.rows - r), columns, in_memory, rows_of_a + r * a_stride, a_stride, block_of_b,
@@ -189,9 +234,10 @@ void multiply_part(float* sums, int64_t sums_stride, const Operand<T>& a, bool c
   }
 }
 
-template <class T>
+template <class T, class U>
 void multiply_all(const at::Tensor& out, const at::Tensor& a_RM, const at::Tensor& b_MN, bool accumulate) {
-  const Operand<T> a(a_RM), b(b_MN);
+  const Operand<T> a(a_RM);
+  const Operand<U> b(b_MN);
   const int64_t terms = a_RM.size(1);
   const bool rounds = out.scalar_type() != at::kFloat;
   // Multiplied in pairs where it is, the last term of an odd number would meet the next row's first.
@@ -238,7 +284,8 @@ void cpu::blocked_product(at::Tensor out, const at::Tensor& a, const at::Tensor&
     if (!accumulate) out.zero_();
     return;
   }
-  with_elements_of(a, [&](auto element) { multiply_all<decltype(element)>(out, a, b, accumulate); });
+  if (a.scalar_type() == at::kFloat) return multiply_all<float, float>(out, a, b, accumulate);
+  with_elements_of(b, [&](auto element) { multiply_all<uint16_t, decltype(element)>(out, a, b, accumulate); });
 }
 
 }  // namespace conclave

@@ -26,12 +26,16 @@ void check_same_dtype(const char* op, const at::Tensor& a, const at::Tensor& b) 
                   c10::toString(a.scalar_type()), c10::toString(b.scalar_type()));
 }
 
+bool is_rounded_when_read(const at::Tensor& x_RM, const at::Tensor& w_NM) {
+  return x_RM.scalar_type() == at::kBFloat16 && w_NM.scalar_type() == at::kFloat;
+}
+
 void check_forward(const char* op, const at::Tensor& y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
   check_invariant(x_RM.dim() == 2 && w_NM.dim() == 2, "{}: x and w must be matrices", op);
   check_matrix(op, "x", x_RM, x_RM.size(0), w_NM.size(1));
   check_matrix(op, "w", w_NM, w_NM.size(0), w_NM.size(1));
   check_matrix(op, "y", y_RN, x_RM.size(0), w_NM.size(0));
-  check_same_dtype(op, x_RM, w_NM);
+  if (!is_rounded_when_read(x_RM, w_NM)) check_same_dtype(op, x_RM, w_NM);
   check_same_dtype(op, x_RM, y_RN);
 }
 
@@ -62,7 +66,7 @@ bool in_blocks(const at::Tensor& a) {
 // out = a b, or out += a b.
 void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
   if (in_blocks(a)) return cpu::blocked_product(out, a, b, accumulate);
-  for_tiles(out, a, b, Tiles::long_for_few_rows,
+  for_tiles(out, a, b.to(a.scalar_type()), Tiles::long_for_few_rows,
             [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
               product(tile, rows, columns, accumulate);
             });

@@ -1,7 +1,8 @@
 // Matrix products of a linear layer, y = x w^T, and of its backward pass. Products run in the dtype of the inputs
 // (fp32, or bf16 with fp32 accumulation inside one product) through libraries (product.h, blocked_product.h); on the
 // CPU in fixed tiles, so that results do not depend on the number of threads. Zero rows are ordinary. Last dims must be
-// contiguous.
+// contiguous. Where x is bf16, w may be fp32 in forward and for grad_x: it is rounded to bf16 as it is read, to the
+// same bits as if it had been before.
 //
 // Legend of all kernels: T tokens on this rank, H hidden, I intermediate, E experts, K top-k, R rows, S sequence, B
 // batch, V vocabulary.

@@ -11,6 +11,7 @@
 
 namespace conclave {
 
+// On a CPU whole experts may be fp32 where rows are bf16 (kernels/linear.h rounds them); guests are of the rows' dtype.
 struct ExpertWeights {
   at::Tensor gate_up_LJH;
   at::Tensor down_LHI;

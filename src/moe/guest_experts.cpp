@@ -42,10 +42,11 @@ Stacks stacks_of(const at::Tensor& message_GN, const at::Tensor& gate_up_LJH, co
           message_GN.narrow(1, gate_up, elements_of_one(down_LHI)).view({count, down_LHI.size(1), down_LHI.size(2)})};
 }
 
-RowsInFlight send_weights(const SpillPlan& spill, const ExpertWeights& own, Communicator& expert, StepClock& clock) {
+RowsInFlight send_weights(const SpillPlan& spill, const ExpertWeights& own, at::ScalarType dtype, Communicator& expert,
+                          StepClock& clock) {
   MemoryScope scope(MemoryCategory::dispatch);
   const Splits splits = splits_of(spill, expert);
-  at::Tensor lent = at::empty({sum(splits.lent), elements_of_expert(own)}, own.down_LHI.options());
+  at::Tensor lent = at::empty({sum(splits.lent), elements_of_expert(own)}, own.down_LHI.options().dtype(dtype));
   const Stacks to = stacks_of(lent, own.gate_up_LJH, own.down_LHI);
   int64_t place = 0;
   for (const SpillPlan::Loan& loan : spill.loans_of(expert.rank(), expert.size())) {
@@ -60,8 +61,9 @@ RowsInFlight send_weights(const SpillPlan& spill, const ExpertWeights& own, Comm
 
 }  // namespace
 
-GuestWeights::GuestWeights(const SpillPlan& spill, const ExpertWeights& own, Communicator& expert, StepClock& clock)
-    : own_(own), in_flight_(send_weights(spill, own, expert, clock)) {}
+GuestWeights::GuestWeights(const SpillPlan& spill, const ExpertWeights& own, at::ScalarType dtype, Communicator& expert,
+                           StepClock& clock)
+    : own_(own), in_flight_(send_weights(spill, own, dtype, expert, clock)) {}
 
 ExpertWeights GuestWeights::finish() {
   const Stacks guests = stacks_of(in_flight_.take(), own_.gate_up_LJH, own_.down_LHI);

@@ -11,8 +11,9 @@ namespace conclave {
 // here only for a plan whose `spill` lends something, which is so on all ranks or on none.
 class GuestWeights {
  public:
-  // `expert` and `clock` outlive the object.
-  GuestWeights(const SpillPlan& spill, const ExpertWeights& own, Communicator& expert, StepClock& clock);
+  // They travel in `dtype`, the rows'. `expert` and `clock` outlive the object.
+  GuestWeights(const SpillPlan& spill, const ExpertWeights& own, at::ScalarType dtype, Communicator& expert,
+               StepClock& clock);
   // `own` with the guests that arrived, which are views of one buffer.
   ExpertWeights finish();
 

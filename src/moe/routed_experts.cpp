@@ -57,13 +57,14 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
   const at::Tensor& like_TH = residual_TH.defined() ? residual_TH : tokens.token_TH;
   const auto out_sizes = like_TH.sizes().vec();
   const auto out_options = like_TH.options();
+  const at::ScalarType dtype = like_TH.scalar_type();
   at::Tensor out_TH;
   std::vector<Dispatching> dispatching(parts.size());
   std::vector<Dispatcher::Combined> combining(parts.size());
   const auto start = [&](size_t i) {
     if (i == parts.size()) return;
     const RoutedPart& part = parts[i];
-    if (part.plan.spill) dispatching[i].guests.emplace(*part.plan.spill, weights, expert_, clock_);
+    if (part.plan.spill) dispatching[i].guests.emplace(*part.plan.spill, weights, dtype, expert_, clock_);
     dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
                                                      part_of(tokens.weight_TK, part.tokens));
     if (i + 1 == parts.size()) tokens.token_TH.reset();
@@ -114,7 +115,8 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
   const auto start = [&](size_t i) {
     if (i == parts.size()) return;
     RoutedPart& part = parts[i];
-    if (part.plan.spill) dispatching[i].guests.emplace(*part.plan.spill, weights, expert_, clock_);
+    if (part.plan.spill)
+      dispatching[i].guests.emplace(*part.plan.spill, weights, grad_TH.scalar_type(), expert_, clock_);
     const bool again = !part.rows.row_RH.defined();
     if (again)
       dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),

@@ -32,7 +32,7 @@ LayerMemory::LayerMemory(const PlannedRank& rank, MemoryLedger& ledger)
 
 // On a GPU ATen's flash attention returns tensors of its own, and its backward sums in fp32 and has a key and a value
 // for each query head; where it has no such kernel, the scores are whole. On the CPU each thread has a block of scores
-// and the fp32 matrices of its products, and backward the sums over blocks (kernels/attention_cpu.cpp).
+// and the matrices of its products, and backward the sums over blocks (kernels/attention_cpu.cpp).
 LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool backward) {
   const int64_t sequence = rank_.job.job.data.sequence_length, head_dim = rank_.job.model.head_dim;
   if (rank_.backend == Backend::cuda_nccl) {
@@ -47,11 +47,11 @@ LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool 
   const int64_t kv_heads = rank_.job.model.num_key_value_heads, group = heads_ / kv_heads;
   const int64_t rows = group * std::min(std::clamp<int64_t>(256 / group, 32, 128), sequence);
   const int64_t keys = std::min<int64_t>(sequence, 512);
-  const int64_t widened = item_ == 2 ? keys * head_dim : 0;
-  if (!backward) return hold(category, rank_.threads * (rows * (keys + 2 * head_dim + 3) + widened) * fp32);
+  const int64_t of_queries = rows * head_dim * item_;
+  if (!backward) return hold(category, rank_.threads * (rows * (keys + head_dim + 3) * fp32 + of_queries));
   const int64_t parts = std::clamp<int64_t>(sequence / 256, 1, std::max<int64_t>(1, 16 / kv_heads));
   const int64_t sums = kv_heads * parts * 2 * sequence * head_dim;
-  return hold(category, (sums + rank_.threads * (rows * (2 * keys + 3 * head_dim + 2) + 2 * widened)) * fp32);
+  return hold(category, sums * fp32 + rank_.threads * (rows * (2 * keys + head_dim + 2) * fp32 + 2 * of_queries));
 }
 
 // A weight's gradient [rows, columns] in bf16 is rounded on a GPU before it goes into fp32.

@@ -61,7 +61,7 @@ class MemoryObserver : public StepObserver {
   void begin_gather(size_t unit) override {
     for (size_t i = 0; i < groups_[unit].size(); ++i) {
       const PlannedGroup& group = planned(unit, i);
-      if (!is_whole(group) || rank_.compute_bytes != fp32)
+      if (!is_read_in_place(group))
         groups_[unit][i].unsharded = ledger_.hold(unsharded_parameters, group.numel * rank_.compute_bytes);
     }
   }
@@ -167,6 +167,11 @@ class MemoryObserver : public StepObserver {
   };
 
   static bool is_whole(const PlannedGroup& group) { return group.shard_degree == 1; }
+  // Products on a CPU round whole experts as they read them (sharding/unit.cpp).
+  bool is_read_in_place(const PlannedGroup& group) const {
+    const bool readers_round = group.shard_axis == Axis::expert_shard && rank_.backend != Backend::cuda_nccl;
+    return is_whole(group) && (rank_.compute_bytes == fp32 || readers_round);
+  }
   const PlannedGroup& planned(size_t unit, size_t group) const { return rank_.units[unit].groups[group]; }
   void doing(const char* phase, size_t unit) { ledger_.now_doing = {phase, rank_.units[unit].name.c_str(), ""}; }
 

@@ -64,8 +64,7 @@ std::vector<at::Tensor> FlatParameter::views(const at::Tensor& flat) const {
 
 void FlatParameter::begin_unshard() {
   if (state_ != ParameterState::sharded) return;
-  const bool same_dtype = options_.compute_dtype == at::kFloat;
-  if (shard_is_whole() && same_dtype) {
+  if (shard_is_whole() && (options_.compute_dtype == at::kFloat || options_.readers_round)) {
     unsharded_ = parameter_shard;
   } else {
     MemoryScope scope(MemoryCategory::unsharded_parameters);

@@ -17,7 +17,7 @@ namespace conclave {
 enum class ParameterState {
   sharded,    // this rank's fp32 shard only
   gathering,  // shard + unsharded buffer being filled by an all-gather in flight; must not be read
-  unsharded,  // shard + unsharded buffer in the compute dtype, readable
+  unsharded,  // shard + unsharded buffer in the compute dtype (or the whole shard itself), readable
 };
 
 // How a group's memory and traffic are to be.
@@ -25,6 +25,9 @@ struct FlatParameterOptions {
   at::ScalarType compute_dtype = at::kFloat;
   at::ScalarType reduce_dtype = at::kFloat;
   at::Device device = at::kCPU;
+  // Whoever reads the weights takes fp32, too, and rounds it on the way: where the shard is the whole, there is no copy
+  // in the compute dtype.
+  bool readers_round = false;
 };
 
 class FlatParameter {
@@ -54,8 +57,8 @@ class FlatParameter {
   void begin_unshard();
   void finish_unshard();
   void reshard();
-  // One tensor per parameter, in declared order, in the compute dtype; views of the unsharded buffer. Only when
-  // unsharded.
+  // One tensor per parameter, in declared order, in the compute dtype (fp32 for readers that round); views of the
+  // unsharded buffer. Only when unsharded.
   const std::vector<at::Tensor>& weights() const;
 
   // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding

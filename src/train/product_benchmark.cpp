@@ -14,6 +14,13 @@ constexpr int64_t copied_bytes = int64_t{256} << 20;
 // AdamW reads parameter, two moments and gradient, and writes all but the gradient; fp32.
 constexpr double bytes_of_adamw = 28;
 
+// Keys that a query sees in the mean of a sequence.
+int64_t mean_keys(int64_t sequence, int64_t window) {
+  int64_t sum = 0;
+  for (int64_t query = 0; query < sequence; ++query) sum += std::min(query + 1, window);
+  return (sum + sequence - 1) / sequence;
+}
+
 std::vector<TimedProduct> products_of(const ParallelJob& job) {
   const ModelConfig& model = job.model_config();
   const Job& settings = job.job();
@@ -26,7 +33,14 @@ std::vector<TimedProduct> products_of(const ParallelJob& job) {
   const int64_t keys_and_values = 2 * model.num_key_value_heads * model.head_dim;
   const int64_t chunk = std::min(tokens, settings.memory.loss_chunk_tokens);
   const int64_t chunks = (tokens + chunk - 1) / chunk * job.micro_steps();
+  // The query heads of one key/value head of one sequence are one matrix; its keys and values are the weights.
+  const int64_t sequence = settings.data.sequence_length;
+  const int64_t keys = mean_keys(sequence, model.sliding_window.value_or(sequence));
+  const int64_t grouped = sequence * model.num_attention_heads / model.num_key_value_heads;
+  const int64_t groups = settings.data.micro_batch_size * model.num_key_value_heads;
   return {{"query, key, value", tokens, hidden, queries + keys_and_values, layers},
+          {"attention scores", grouped, model.head_dim, keys, layers * groups},
+          {"attention values", grouped, keys, model.head_dim, layers * groups},
           {"attention output", tokens, queries, hidden, layers},
           {"router", tokens, hidden, model.num_local_experts, layers},
           {"experts, gate and up", rows, hidden, 2 * intermediate, layers * local},

@@ -1,6 +1,7 @@
 // The matrix products of one training step of a job, alone: what a step could take if nothing but arithmetic and the
 // optimizer's pass over its memory were left. PyTorch's own products, without Conclave's kernels around them; experts
-// get equal shares of the rows. Recomputation is not counted: it is a way of working.
+// get equal shares of the rows, and queries see as many keys each as they do in the mean. Recomputation is not counted:
+// it is a way of working.
 #pragma once
 
 #include <string>

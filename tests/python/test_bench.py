@@ -99,6 +99,9 @@ def test_products_are_those_of_the_step(tmp_path):
     assert gate_up["times"] == layers * MODEL["num_local_experts"] // 2
     assert (gate_up["inner"], gate_up["columns"]) == (MODEL["hidden_size"], 2 * MODEL["intermediate_size"])
     assert (products["head"]["rows"], products["head"]["columns"]) == (tokens, MODEL["vocab_size"])
+    # Causal: query q of 64 sees q + 1 keys, 32.5 in the mean.
+    scores, heads, kv_heads = products["attention scores"], MODEL["num_attention_heads"], MODEL["num_key_value_heads"]
+    assert (scores["rows"], scores["columns"], scores["times"]) == (64 * heads // kv_heads, 33, layers * 4 * kv_heads)
     seconds = sum(product[part] for product in times["products"] for part in ("forward", "input_gradient", "weight_gradient"))
     assert times["products_seconds"] == pytest.approx(seconds)
     assert times["optimizer_seconds"] == pytest.approx(times["optimizer_bytes"] / times["copy_bytes_per_second"])

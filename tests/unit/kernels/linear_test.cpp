@@ -76,6 +76,39 @@ TEST(Linear, equals_products_in_double_where_tiles_meet) {
       for (const int64_t gap : {0, 3}) expect_products_in_double(rows, n, m, gap, dtype);
 }
 
+// Oracle: the products with a weight that was rounded before, whose bits must be the same. Sizes with odd numbers of
+// terms, partial blocks, and several blocks in every direction; values that round up, overflow, or are no numbers.
+TEST(Linear, rounds_a_weight_in_fp32_as_it_reads_it) {
+  for (const auto& [rows, n, m] : {std::tuple<int64_t, int64_t, int64_t>{0, 3, 5},
+                                   {1, 1, 1},
+                                   {17, 7, 33},
+                                   {70, 130, 515},
+                                   {33, 1100, 520},
+                                   {1030, 40, 600}})
+    for (const int64_t gap : {0, 3}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows, " << n << " x " << m << ", gap " << gap);
+      const at::Tensor x = view_inside(rows, m, 1, m + gap, at::kBFloat16);
+      const at::Tensor grad_y = view_inside(rows, n, 2, n + gap, at::kBFloat16);
+      at::Tensor w = view_inside(n, m, 4, m + gap, at::kFloat);
+      const auto expect_same_as_rounded = [&] {
+        const at::Tensor rounded = w.to(at::kBFloat16);
+        at::Tensor y = at::empty({rows, n}, at::kBFloat16), expected_y = at::empty_like(y);
+        linear_forward(y, x, w);
+        linear_forward(expected_y, x, rounded);
+        EXPECT_TRUE(at::equal(y.view(at::kShort), expected_y.view(at::kShort)));
+        at::Tensor grad_x = at::empty({rows, m}, at::kBFloat16), expected_x = at::empty_like(grad_x);
+        linear_backward_input(grad_x, grad_y, w);
+        linear_backward_input(expected_x, grad_y, rounded);
+        EXPECT_TRUE(at::equal(grad_x.view(at::kShort), expected_x.view(at::kShort)));
+      };
+      expect_same_as_rounded();
+      w[n / 2][m / 2] = 3.4e38F;  // rounds to infinity
+      expect_same_as_rounded();
+      w[n / 2][m / 2] = std::nanf("");
+      expect_same_as_rounded();
+    }
+}
+
 // Written in place: the view still points into the buffer, and its neighbours keep their values.
 TEST(Linear, writes_into_the_views_it_is_given) {
   const at::Tensor x = random_tensor({9, 6}), grad_y = random_tensor({9, 4});

@@ -98,6 +98,21 @@ TEST(FlatParameter, weights_are_views_in_the_compute_dtype) {
   }
 }
 
+// For readers that round, a whole shard is not copied; a part is gathered in the compute dtype as ever.
+TEST(FlatParameter, weights_are_the_whole_shard_itself_for_readers_that_round) {
+  for (const int degree : {1, 2}) {
+    FakeCommunicator shard("shard", 0, degree);
+    LocalCommunicator replica("replica");
+    FlatParameter group(dense_parameters(), 0, 1, shard, replica,
+                        {.compute_dtype = at::kBFloat16, .readers_round = true});
+    group.allocate_parameters();
+    group.begin_unshard();
+    group.finish_unshard();
+    EXPECT_EQ(group.weights().front().scalar_type(), degree == 1 ? at::kFloat : at::kBFloat16);
+    EXPECT_EQ(group.weights().front().storage().is_alias_of(group.parameter_shard.storage()), degree == 1);
+  }
+}
+
 // Gradients of three micro-steps, small integers, so that sums are exact in any order and dtype. Oracle: the sum of
 // this rank's part (FakeCommunicator gives each rank its own part); padding stays zero. A second step starts anew.
 TEST(FlatParameter, gradients_add_up_over_micro_steps_and_start_anew) {
