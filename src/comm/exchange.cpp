@@ -15,6 +15,10 @@ Exchange::Exchange(std::shared_ptr<Connection> connection, Operation operation, 
       tag_(static_cast<int>((2 * operation_.number + phase) & 0x7fffffff)),
       tensors_(std::move(tensors)) {}
 
+Exchange::~Exchange() {
+  for (const LinkTransfer& each : link_transfers_) connection_->link->withdraw(each.transfer);
+}
+
 void Exchange::send(const void* data, int64_t bytes, int peer) {
   add(const_cast<void*>(data), bytes, peer, true);
 }
@@ -23,7 +27,7 @@ void Exchange::receive(void* data, int64_t bytes, int peer) {
 }
 
 void Exchange::add(void* data, int64_t bytes, int peer, bool sends) {
-  if (bytes == 0) return;
+  if (bytes == 0 || add_to_link(data, bytes, peer, sends)) return;
   std::vector<at::Tensor> view{at::from_blob(data, {bytes}, at::kByte)};
   try {
     std::lock_guard lock(connection_->group_mutex);
@@ -34,12 +38,39 @@ void Exchange::add(void* data, int64_t bytes, int peer, bool sends) {
   }
 }
 
+bool Exchange::add_to_link(void* data, int64_t bytes, int peer, bool sends) {
+  MemoryLink* link = connection_->link.get();
+  const int rank = connection_->calls->ranks[peer];
+  if (link == nullptr || !link->reaches(rank)) return false;
+  const std::string& channel = connection_->calls->key;
+  link_transfers_.push_back(
+      {sends ? link->send(rank, channel, tag_, data, bytes) : link->receive(rank, channel, tag_, data, bytes), peer});
+  return true;
+}
+
+void Exchange::wait_for_link(Clock::time_point start) {
+  using enum MemoryLink::Outcome;
+  for (const LinkTransfer& each : link_transfers_) {
+    const auto outcome = connection_->link->wait(*each.transfer, start + connection_->timeout, interrupted_);
+    if (outcome == done) continue;
+    const double waited = std::chrono::duration<double>(Clock::now() - start).count();
+    const char* error = outcome == peer_ended ? "its process has ended"
+                        : outcome == failed   ? "its memory cannot be read, or its message has another size"
+                                              : "the wait was ended";
+    fail(each.peer, waited, outcome == timed_out, error);
+  }
+  link_transfers_.clear();
+}
+
 void Exchange::wait() {
   const auto start = Clock::now();
   {
     Watchdog::Waiting waiting(*connection_->watchdog, operation_, [this] {
+      interrupted_ = true;
+      if (connection_->link) connection_->link->interrupt();
       for (const Transfer& transfer : transfers_) transfer.work->abort();
     });
+    wait_for_link(start);
     for (const Transfer& transfer : transfers_) {
       const auto left =
           connection_->timeout - std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);

@@ -1,4 +1,5 @@
-// The sends and receives of one collective, in flight in the transport's thread from the moment they are added.
+// The sends and receives of one collective, in flight in the transport's thread from the moment they are added. Ranks
+// of one host read each other's memory where they can, others use Gloo.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
@@ -8,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include "comm/memory_link.h"
 #include "comm/watchdog.h"
 
 namespace conclave {
@@ -15,7 +17,8 @@ namespace conclave {
 // What the exchanges of one communicator share.
 struct Connection {
   c10::intrusive_ptr<c10d::Backend> group;
-  std::mutex group_mutex;  // the group counts its calls without a lock
+  std::mutex group_mutex;            // the group counts its calls without a lock
+  std::shared_ptr<MemoryLink> link;  // null: there is none
   std::shared_ptr<Watchdog> watchdog;
   std::shared_ptr<Watchdog::Calls> calls;
   std::chrono::milliseconds timeout;
@@ -25,6 +28,9 @@ class Exchange {
  public:
   // `phase` 0 or 1: a collective may consist of two exchanges. `tensors` are kept alive as long as the exchange.
   Exchange(std::shared_ptr<Connection> connection, Operation operation, int phase, std::vector<at::Tensor> tensors);
+  // Without wait(): the data of transfers that are not done is left alone from now on.
+  ~Exchange();
+  Exchange(const Exchange&) = delete;
 
   // Nothing happens for zero bytes. `peer`: place in the group.
   void send(const void* data, int64_t bytes, int peer);
@@ -38,7 +44,13 @@ class Exchange {
     c10::intrusive_ptr<c10d::Work> work;
     int peer;
   };
+  struct LinkTransfer {
+    std::shared_ptr<MemoryLink::Transfer> transfer;
+    int peer;
+  };
   void add(void* data, int64_t bytes, int peer, bool sends);
+  bool add_to_link(void* data, int64_t bytes, int peer, bool sends);
+  void wait_for_link(std::chrono::steady_clock::time_point start);
   [[noreturn]] void fail(int peer, double waited_seconds, bool timed_out, const char* error);
 
   std::shared_ptr<Connection> connection_;
@@ -46,6 +58,8 @@ class Exchange {
   int tag_;
   std::vector<at::Tensor> tensors_;
   std::vector<Transfer> transfers_;  // destroyed before the tensors
+  std::vector<LinkTransfer> link_transfers_;
+  std::atomic<bool> interrupted_ = false;
 };
 
 }  // namespace conclave

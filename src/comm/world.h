@@ -18,12 +18,14 @@
 namespace conclave {
 
 class GlooDevice;
+class MemoryLink;
 
 struct WorldOptions {
   at::Device device = at::kCPU;                // CPU: Gloo; CUDA: NCCL (see choose_device())
   std::chrono::milliseconds timeout{300'000};  // a collective that takes longer means a lost or hung rank
   WatchdogOptions watchdog;
   bool host_staged = false;  // CUDA by way of the host and Gloo: ranks share a GPU
+  bool memory_link = true;   // CPU: ranks of one host read each other's memory where the system lets them
 };
 
 class World {
@@ -56,6 +58,7 @@ class World {
   c10::intrusive_ptr<c10d::Store> store_;  // null in a world of one
   std::shared_ptr<Watchdog> watchdog_;     // null in a world of one
   std::shared_ptr<GlooDevice> gloo_device_;
+  std::shared_ptr<MemoryLink> memory_link_;
 };
 
 }  // namespace conclave

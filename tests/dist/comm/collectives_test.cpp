@@ -34,11 +34,26 @@ at::Tensor poisoned(std::vector<int64_t> shape, at::ScalarType dtype) {
 const std::vector<int64_t> counts{0, 1, 17, 1000, 300'001};
 const std::vector<at::ScalarType> dtypes{at::kFloat, at::kBFloat16, at::kDouble, at::kLong, at::kInt, at::kByte};
 
-class Collectives : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Worlds, Collectives, ::testing::Values(1, 2, 3, 4));
+struct Ranks {
+  int count;
+  bool memory_link;  // or sockets
+};
+void PrintTo(const Ranks& ranks, std::ostream* out) {
+  *out << ranks.count << (ranks.memory_link ? " ranks by memory" : " ranks by sockets");
+}
+void run_ranks_of(const Ranks& ranks, const testing::RankBody& body) {
+  testing::RunOptions options;
+  options.world.memory_link = ranks.memory_link;
+  run_ranks(ranks.count, body, options);
+}
+
+class Collectives : public ::testing::TestWithParam<Ranks> {};
+INSTANTIATE_TEST_SUITE_P(Worlds, Collectives,
+                         ::testing::Values(Ranks{1, true}, Ranks{2, true}, Ranks{3, true}, Ranks{4, true},
+                                           Ranks{2, false}, Ranks{3, false}, Ranks{4, false}));
 
 TEST_P(Collectives, all_gather_concatenates_in_rank_order) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "shard");
     for (const auto dtype : dtypes)
       for (const int64_t n : counts) {
@@ -57,7 +72,7 @@ TEST_P(Collectives, all_gather_concatenates_in_rank_order) {
 }
 
 TEST_P(Collectives, reduce_scatter_sums_each_ranks_part) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "shard");
     for (const auto dtype : dtypes)
       for (const int64_t n : counts) {
@@ -74,7 +89,7 @@ TEST_P(Collectives, reduce_scatter_sums_each_ranks_part) {
 }
 
 TEST_P(Collectives, all_reduce_sums_and_maximizes) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "world");
     for (const auto dtype : dtypes)
       for (const int64_t n : counts) {
@@ -96,7 +111,7 @@ TEST_P(Collectives, all_reduce_sums_and_maximizes) {
 // Oracle: the ranks' bits are compared by gathering them, and the value with a sum in rank order in double, rounded to
 // float step by step.
 TEST_P(Collectives, all_reduce_of_rounded_sums_has_the_same_bits_on_every_rank) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "world");
     for (const int64_t n : {5, 1000, 100'000}) {
       std::vector<at::Tensor> inputs;
@@ -117,7 +132,7 @@ TEST_P(Collectives, all_reduce_of_rounded_sums_has_the_same_bits_on_every_rank) 
 }
 
 TEST_P(Collectives, a_rank_with_nan_makes_sum_and_maximum_nan_everywhere) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "world");
     for (const auto dtype : {at::kFloat, at::kBFloat16, at::kDouble})
       for (const auto reduction : {Reduction::sum, Reduction::max}) {
@@ -131,7 +146,7 @@ TEST_P(Collectives, a_rank_with_nan_makes_sum_and_maximum_nan_everywhere) {
 }
 
 TEST_P(Collectives, broadcast_copies_the_roots) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "world");
     for (int root = 0; root < world.size(); ++root)
       for (const int64_t n : counts) {
@@ -146,7 +161,7 @@ TEST_P(Collectives, broadcast_copies_the_roots) {
 // Random splits, among them ranks that send or receive nothing, nothing at all, and everything from one rank to
 // another. Oracle: a row names its source, its destination and its place, so each rank knows every row it must hold.
 TEST_P(Collectives, all_to_all_moves_every_row_to_its_place) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto comm = world.communicator(everyone(world), "expert");
     const int size = world.size(), me = world.rank();
     const unsigned seed = 20240607;
@@ -184,7 +199,7 @@ TEST_P(Collectives, all_to_all_moves_every_row_to_its_place) {
 // Calls of two communicators are issued all at once, of all kinds, small and large, and waited for backwards on odd
 // ranks.
 TEST_P(Collectives, many_in_flight_do_not_mix) {
-  run_ranks(GetParam(), [](World& world) {
+  run_ranks_of(GetParam(), [](World& world) {
     const auto a = world.communicator(everyone(world), "shard"), b = world.communicator(everyone(world), "replica");
     const int size = world.size(), me = world.rank();
     for (int round = 0; round < 5; ++round) {
