@@ -11,6 +11,9 @@
 
 namespace conclave {
 
+// What the products' operands are: rows and weights as they are, or in fp8 (moe/fp8_experts.h).
+enum class ExpertProducts { compute, fp8 };
+
 struct ExpertWeights {
   at::Tensor gate_up_LJH;
   at::Tensor down_LHI;
