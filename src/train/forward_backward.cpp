@@ -65,6 +65,7 @@ DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
 RoutedOptions routed_options(const Job& job) {
   RoutedOptions options{.overlapping = job.moe.dispatch_chunks.value_or(1)};
   if (job.moe.overload == OverloadPolicy::chunk) options.most_rows_factor = job.moe.max_tokens_per_rank_factor;
+  if (job.precision.experts == ExpertPrecision::fp8) options.products = ExpertProducts::fp8;
   return options;
 }
 
