@@ -88,8 +88,8 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     ExpertOutput output = [&] {
       const RangeScope range(clock_, "experts");
       const ExpertWeights all = dispatching[i].guests ? dispatching[i].guests->finish() : weights;
-      return functions_for(part.rows, all)
-          .forward(part.rows, part.plan.rows_per_expert, all, drop_rows ? PreActivation::repeated : pre_activation);
+      const auto forward = functions_for(part.rows, all).forward;
+      return forward(part.rows, part.plan.rows_per_expert, all, drop_rows ? PreActivation::repeated : pre_activation);
     }();
     dispatching[i].guests.reset();
     part.gate_up_RJ = std::move(output.gate_up_RJ);
