@@ -85,8 +85,6 @@ Operation make_operation(const Fp8Matrix& a, const Fp8Matrix& b) {
   return operation;
 }
 
-constexpr uintptr_t least_alignment = 16;
-
 uint32_t alignment_of(const at::Tensor& tensor) {
   uint32_t alignment = 256;  // cuBLAS asks for no more
   while (reinterpret_cast<uintptr_t>(tensor.data_ptr()) % alignment != 0) alignment /= 2;
@@ -129,11 +127,7 @@ void cuda::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b
   check_invariant(rows % 16 == 0 && columns % fp8_block == 0 && sum % fp8_block == 0,
                   "fp8_product: {} rows, a multiple of 16; {} columns, sums over {}, multiples of {}", rows, columns,
                   sum, fp8_block);
-  if (rows == out_XY.size(0) && alignment_of(out_XY) >= least_alignment) return multiply(out_XY, a, b, accumulate);
-  const at::Tensor whole_XY = at::empty({rows, columns}, out_XY.options());
-  multiply(whole_XY, a, b, /*accumulate=*/false);
-  const at::Tensor product_XY = whole_XY.narrow(0, 0, out_XY.size(0));
-  accumulate ? out_XY.add_(product_XY) : out_XY.copy_(product_XY);
+  multiply(out_XY, a, b, accumulate);
 }
 
 }  // namespace conclave

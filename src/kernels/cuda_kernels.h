@@ -60,6 +60,7 @@ struct CudaKernels {
   Fp8Matrix (*quantize_rows)(const at::Tensor& x_RM, at::ScalarType format);
   Fp8Matrix (*quantize_columns)(const at::Tensor& x_RM, at::ScalarType format);
   Fp8Matrix (*quantize_weight)(const at::Tensor& w_NM, bool transposed);
+  // out has as many rows as `a` and begins at a multiple of 16 bytes.
   void (*fp8_product)(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate);
 };
 

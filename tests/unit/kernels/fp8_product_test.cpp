@@ -49,14 +49,21 @@ TEST(Fp8Product, of_columns) {
     }
 }
 
+// At addresses of whole 16 bytes and not, with all of a's 16 rows and with fewer.
 TEST(Fp8ProductEntry, writes_into_the_view_it_is_given) {
-  at::Tensor buffer = at::full({1 + 16 * 128 + 1}, 42.0f);
-  const at::Tensor x = at::randint(-8, 9, {5, 128}, at::kFloat);  // exact in e4m3
-  const at::Tensor out = buffer.narrow(0, 1, 5 * 128).view({5, 128});
-  fp8_product(out, quantize_rows(x, at::kFloat8_e4m3fn), quantize_weight(at::eye(128)), /*accumulate=*/false);
-  expect_identical("inside", out, x);
-  EXPECT_EQ(buffer[0].item<float>(), 42.0f);
-  EXPECT_TRUE(buffer.narrow(0, 1 + 5 * 128, 11 * 128 + 1).eq(42).all().item<bool>());
+  for (const int64_t before : {1, 4})
+    for (const int64_t rows : {5, 16}) {
+      at::Tensor buffer = at::full({before + 16 * 128 + 1}, 42.0f);
+      const at::Tensor x = at::randint(-8, 9, {rows, 128}, at::kFloat);  // exact in e4m3
+      const at::Tensor out = buffer.narrow(0, before, rows * 128).view({rows, 128});
+      const Fp8Matrix a = quantize_rows(x, at::kFloat8_e4m3fn), identity = quantize_weight(at::eye(128));
+      fp8_product(out, a, identity, /*accumulate=*/false);
+      expect_identical("written", out, x);
+      fp8_product(out, a, identity, /*accumulate=*/true);
+      expect_identical("added", out, 2 * x);
+      EXPECT_TRUE(buffer.narrow(0, 0, before).eq(42).all().item<bool>());
+      EXPECT_TRUE(buffer.slice(0, before + rows * 128).eq(42).all().item<bool>());
+    }
 }
 
 TEST(Fp8ProductEntry, refuses_what_no_chip_multiplies) {
