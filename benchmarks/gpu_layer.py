@@ -3,9 +3,11 @@ the same run, and beside Transformers' experts (eager and grouped_mm).
 
     ./dev gpu-bench
     ./dev gpu-bench --shapes fine --no-rivals
+    ./dev gpu-bench --fp8
 
 Shapes: a layer of Mixtral 8x7B, whole and with the slices of its experts that a rank has at expert degree 2, 4 and 8 (as many rows for fewer experts), and a
-fine-grained one. Exit code 2 where there is no GPU; with --check 1 when a fraction is below what is wanted of it.
+fine-grained one. With --fp8 our layer multiplies in fp8, and what it is held against stays in bf16. Exit code 2 where there is no GPU; with --check 1 when a
+fraction is below what is wanted of it.
 """
 
 import argparse
@@ -29,7 +31,7 @@ TOKENS = (8192, 32768)
 
 def cases_of(options: argparse.Namespace) -> list[dict]:
     return [dict(hidden=shape["hidden"], intermediate=shape["intermediate"], experts=shape["experts"] // degree, choices=shape["choices"], tokens=tokens,
-                 precision="bf16", device="cuda", shape=name, degree=degree, wanted=shape["wanted"])
+                 precision="bf16", device="cuda", fp8=options.fp8, shape=name, degree=degree, wanted=shape["wanted"])
             for name, shape in SHAPES.items() if name in options.shapes for tokens in options.tokens for degree in shape["degrees"]]
 
 
@@ -62,7 +64,7 @@ def measure(options: argparse.Namespace) -> int:
     gpu = name_of_gpu()
     if gpu is None:
         return 2
-    print(f"{gpu}, torch {version('torch')}; bf16, forward and backward")
+    print(f"{gpu}, torch {version('torch')}; {'fp8 against bf16' if options.fp8 else 'bf16'}, forward and backward")
     print(f"{'shape':<9}{'tokens':>7}{'degree':>7}{'dense TFLOP/s':>15}{'of dense':>10}{'of products':>13}   rivals' seconds / ours")
     results, short = [], 0
     for case in cases_of(options):
@@ -85,6 +87,7 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--fp8", action="store_true", help="our products in fp8; all that is beside them stays in bf16")
     parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="without Transformers' experts")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a fraction of the dense rate is below what is wanted")
     parser.add_argument("--output", type=Path, help="write all numbers there, as JSON")

@@ -35,6 +35,8 @@ def measure_conclave(case: dict, rounds: int, program: Path = ROOT / "build/benc
         command.append("--bf16")
     if case.get("device") == "cuda":
         command.append("--cuda")
+    if case.get("fp8"):
+        command.append("--fp8")
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode != 0:
         raise BenchmarkError(f"bench_moe ended with {done.returncode}: {done.stderr}")

@@ -28,6 +28,7 @@ struct Options {
   int64_t rounds = 7;
   bool bf16 = false;
   bool cuda = false;
+  bool fp8 = false;
 };
 
 // Standard normal, in the dtype and on the device of the options.
@@ -119,7 +120,8 @@ nlohmann::ordered_json measure(const Options& o) {
   LocalCommunicator alone("expert");
   StepClock clock(0);
   const auto dispatcher = make_dispatcher(alone, o.experts, clock);
-  const RoutedExperts experts(*dispatcher, alone, o.experts, {}, clock);
+  const RoutedExperts experts(*dispatcher, alone, o.experts,
+                              {.products = o.fp8 ? ExpertProducts::fp8 : ExpertProducts::compute}, clock);
   const int64_t rows = o.tokens * o.choices / o.experts, all = rows * o.experts;
   const at::Tensor row_RH = normal({all, o.hidden}, layer.options);
   const at::Tensor gate_up_RJ = at::empty({all, 2 * o.intermediate}, layer.options);
@@ -148,6 +150,7 @@ nlohmann::ordered_json measure(const Options& o) {
                                    {"hidden", o.hidden},
                                    {"intermediate", o.intermediate},
                                    {"dtype", o.bf16 ? "bf16" : "fp32"},
+                                   {"fp8", o.fp8},
                                    {"rows_per_expert", rows},
                                    {"layer_seconds", summary(of_layer)},
                                    {"products_seconds", summary(of_products)}};
@@ -186,8 +189,9 @@ int main(int argc, char** argv) {
   app.add_option("--hidden", options.hidden);
   app.add_option("--intermediate", options.intermediate);
   app.add_option("--rounds", options.rounds);
-  app.add_flag("--bf16", options.bf16);
-  app.add_flag("--cuda", options.cuda, "on the first GPU");
+  CLI::Option* bf16 = app.add_flag("--bf16", options.bf16);
+  CLI::Option* cuda = app.add_flag("--cuda", options.cuda, "on the first GPU");
+  app.add_flag("--fp8", options.fp8, "the layer's products; those beside it stay in bf16")->needs(bf16)->needs(cuda);
   CLI11_PARSE(app, argc, argv);
   if (options.cuda)
     if (const auto code = conclave::use_gpu()) return *code;

@@ -17,10 +17,18 @@ namespace conclave {
 
 struct CudaKernels;  // kernels/cuda_kernels.h
 
+// What a GPU is: its name, and its compute capability.
+struct GpuChip {
+  std::string name;
+  int major = 0;
+  int minor = 0;
+};
+
 // What libconclave_cuda.so offers, by its function conclave_cuda_plugin().
 struct CudaPlugin {
   int (*device_count)();  // 0 without a driver
   void (*use_device)(int index);
+  GpuChip (*chip)();  // of the device in use
   // NCCL between the ranks of a group, each with its device in use. `store` is the group's alone.
   std::unique_ptr<Communicator> (*make_communicator)(std::string axis, int rank, int size,
                                                      c10::intrusive_ptr<c10d::Store> store,

@@ -201,6 +201,10 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("precision.reduce", job.precision.reduce,
                 Choices<Precision>{{{"fp32", Precision::fp32}, {"bf16", Precision::bf16}}, {}},
                 "in what gradients are summed over the ranks");
+  visitor.field("precision.experts", job.precision.experts,
+                Choices<ExpertPrecision>{{{"compute", ExpertPrecision::compute}, {"fp8", ExpertPrecision::fp8}}, {}},
+                "the experts' products; fp8: e4m3, gradients e5m2, with a scale for each block; on H100 and H200, with "
+                "precision.compute bf16");
 
   visitor.section("optimizer", "AdamW");
   visitor.field("optimizer.lr", job.optimizer.lr, more_than(0), "the highest learning rate");

@@ -21,6 +21,7 @@ enum class DispatcherKind { all_to_all, all_gather };
 enum class DropPolicy { probability, position };
 enum class OverloadPolicy { none, chunk, spill };
 enum class Precision { automatic, fp32, bf16 };
+enum class ExpertPrecision { compute, fp8 };
 enum class ScheduleKind { cosine, linear, constant };
 enum class OnDamage { fall_back, stop };
 
@@ -95,6 +96,7 @@ struct MoeConfig {
 struct PrecisionConfig {
   Precision compute = Precision::automatic;  // automatic: bf16 where the hardware has it, else fp32
   Precision reduce = Precision::fp32;        // gradients are reduced in fp32 or, for half the traffic, in bf16
+  ExpertPrecision experts = ExpertPrecision::compute;  // of the experts' products: as `compute`, or fp8 by blocks
 };
 
 struct OptimizerConfig {

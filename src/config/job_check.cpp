@@ -171,6 +171,13 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
             fmt::format("moe.dispatch_chunks is {}, but moe.overload is {}, which divides a layer's work by itself.",
                         moe.dispatch_chunks.value_or(1), values_of(job).at("moe.overload")),
             "Set moe.dispatch_chunks to 1 or null, or moe.overload to none.");
+  const bool fp8 = job.precision.experts == ExpertPrecision::fp8;
+  refuse_if(fp8 && job.precision.compute == Precision::fp32, {"precision.experts", "precision.compute"},
+            "precision.experts is fp8, but precision.compute is fp32, and fp8 products begin and end in bf16.",
+            "Set precision.compute to bf16 or auto, or precision.experts to compute.");
+  refuse_if(fp8 && job.run.device == Device::cpu, {"precision.experts", "run.device"},
+            "precision.experts is fp8, but run.device is cpu, and no CPU has fp8 products.",
+            "Set precision.experts to compute, or run on an H100 or H200.");
   refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
             fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
             "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");

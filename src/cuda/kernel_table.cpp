@@ -5,6 +5,7 @@
 #include <ATen/ATen.h>
 
 #include "base/error.h"
+#include "cuda/fp8_product.h"
 #include "cuda/launches.h"
 
 namespace conclave::cuda {
@@ -211,6 +212,47 @@ void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH,
                            grad_table_VH.size(0), grad_table_VH.size(1));
 }
 
+Fp8Format format_of(at::ScalarType format) {
+  return format == at::kFloat8_e4m3fn ? Fp8Format::e4m3 : Fp8Format::e5m2;
+}
+
+int64_t up_to_multiple(int64_t count, int64_t of) {
+  return (count + of - 1) / of * of;
+}
+
+int64_t blocks_of(int64_t count) {
+  return up_to_multiple(count, fp8_block) / fp8_block;
+}
+
+Fp8Matrix quantize_rows(const at::Tensor& x_RM, at::ScalarType format) {
+  const int64_t rows = x_RM.size(0), columns = x_RM.size(1), padded = up_to_multiple(rows, 16);
+  Fp8Matrix matrix{at::empty({padded, columns}, x_RM.options().dtype(format)),
+                   at::empty({blocks_of(columns), padded}, x_RM.options().dtype(at::kFloat)), Fp8Blocks::rows};
+  cuda::quantize_rows(current_stream(), element_of(x_RM), format_of(format), data<uint8_t>(matrix.value_XS),
+                      data<float>(matrix.scale), x_RM.data_ptr(), rows, padded, columns);
+  return matrix;
+}
+
+Fp8Matrix quantize_columns(const at::Tensor& x_RM, at::ScalarType format) {
+  const int64_t rows = x_RM.size(0), columns = x_RM.size(1), padded = up_to_multiple(rows, fp8_block);
+  Fp8Matrix matrix{at::empty({columns, padded}, x_RM.options().dtype(format)),
+                   at::empty({blocks_of(rows), columns}, x_RM.options().dtype(at::kFloat)), Fp8Blocks::rows};
+  cuda::quantize_columns(current_stream(), element_of(x_RM), format_of(format), data<uint8_t>(matrix.value_XS),
+                         data<float>(matrix.scale), x_RM.data_ptr(), rows, padded, columns);
+  return matrix;
+}
+
+Fp8Matrix quantize_weight(const at::Tensor& w_NM, bool transposed) {
+  const int64_t rows = w_NM.size(0), columns = w_NM.size(1), x = transposed ? columns : rows,
+                s = transposed ? rows : columns;
+  Fp8Matrix matrix{at::empty({x, s}, w_NM.options().dtype(at::kFloat8_e4m3fn)),
+                   at::ones({blocks_of(x), up_to_multiple(blocks_of(s), 4)}, w_NM.options().dtype(at::kFloat)),
+                   Fp8Blocks::squares};
+  cuda::quantize_weight(current_stream(), element_of(w_NM), data<uint8_t>(matrix.value_XS), data<float>(matrix.scale),
+                        matrix.scale.size(1), w_NM.data_ptr(), rows, columns, transposed);
+  return matrix;
+}
+
 }  // namespace
 
 const CudaKernels kernel_table{
@@ -236,6 +278,10 @@ const CudaKernels kernel_table{
     .route_backward = route_backward,
     .embedding_forward = embedding_forward,
     .embedding_backward = embedding_backward,
+    .quantize_rows = quantize_rows,
+    .quantize_columns = quantize_columns,
+    .quantize_weight = quantize_weight,
+    .fp8_product = fp8_product,
 };
 
 }  // namespace conclave::cuda

@@ -93,4 +93,15 @@ void embedding_backward(Stream stream, Element element, float* grad_table, const
                         const int64_t* sorted_token, const int64_t* order, int64_t tokens, int64_t vocabulary,
                         int64_t hidden);
 
+enum class Fp8Format { e4m3, e5m2 };
+// value [padded_rows, columns], scale [columns / 128, padded_rows].
+void quantize_rows(Stream stream, Element element, Fp8Format format, uint8_t* value, float* scale, const void* x,
+                   int64_t rows, int64_t padded_rows, int64_t columns);
+// value [columns, padded_rows], scale [padded_rows / 128, columns].
+void quantize_columns(Stream stream, Element element, Fp8Format format, uint8_t* value, float* scale, const void* x,
+                      int64_t rows, int64_t padded_rows, int64_t columns);
+// value [rows, columns] and the scales of its squares, or `transposed` both; rows of scales lie `scale_stride` apart.
+void quantize_weight(Stream stream, Element element, uint8_t* value, float* scale, int64_t scale_stride, const void* w,
+                     int64_t rows, int64_t columns, bool transposed);
+
 }  // namespace conclave::cuda

@@ -1,5 +1,6 @@
 // The functions of the plug-in; see CudaPlugin in comm/device.h. Loading this library also registers ATen's CUDA
 // kernels.
+#include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
@@ -20,6 +21,11 @@ int device_count() {
 
 void use_device(int index) {
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(index));
+}
+
+GpuChip chip() {
+  const cudaDeviceProp& properties = *at::cuda::getCurrentDeviceProperties();
+  return {properties.name, properties.major, properties.minor};
 }
 
 std::unique_ptr<Communicator> make_communicator(std::string axis, int rank, int size,
@@ -47,6 +53,7 @@ int64_t peak_memory() {
 const CudaPlugin plugin{
     .device_count = device_count,
     .use_device = use_device,
+    .chip = chip,
     .make_communicator = make_communicator,
     .make_pinned_slots = make_pinned_slots,
     .synchronize = synchronize,

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "kernels/adamw.h"
+#include "kernels/fp8_quantize.h"
 #include "kernels/permute.h"
 #include "kernels/rotary.h"
 #include "kernels/router.h"
@@ -55,6 +56,12 @@ struct CudaKernels {
 
   void (*embedding_forward)(at::Tensor out_TH, const at::Tensor& table_VH, const at::Tensor& tokens_T);
   void (*embedding_backward)(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH, const at::Tensor& tokens_T);
+
+  Fp8Matrix (*quantize_rows)(const at::Tensor& x_RM, at::ScalarType format);
+  Fp8Matrix (*quantize_columns)(const at::Tensor& x_RM, at::ScalarType format);
+  Fp8Matrix (*quantize_weight)(const at::Tensor& w_NM, bool transposed);
+  // out has as many rows as `a` and begins at a multiple of 16 bytes.
+  void (*fp8_product)(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate);
 };
 
 // From now on the entries choose `kernels` for tensors of this type of device; null: no longer. Tests put kernels in

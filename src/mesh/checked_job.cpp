@@ -19,6 +19,20 @@ void check_reshard_rule(const Job& job, const ModelConfig& model) {
                            found->remedy, job.origins.of("parallel.reshard_after_forward"))});
 }
 
+// What the products' scales and libraries want: whole blocks.
+void check_fp8_sizes(const Job& job, const ModelConfig& model) {
+  if (job.precision.experts != ExpertPrecision::fp8) return;
+  constexpr int64_t block = 128;
+  for (const auto& [name, size] :
+       {std::pair("hidden_size", model.hidden_size), std::pair("intermediate_size", model.intermediate_size)})
+    if (size % block != 0)
+      refuse_if_any({mistake(
+          fmt::format("precision.experts is fp8, but the model's {} is {}, and fp8 has a scale for each {} elements.",
+                      name, size, block),
+          fmt::format("Set precision.experts to compute, or take a model whose {} is a multiple of {}.", name, block),
+          job.origins.of("precision.experts"))});
+}
+
 // The largest micro-batch of at most the job's whose micro-steps fit into a step; the job's own where none does.
 int64_t fitting_micro_batch(const Job& job, int world_size) {
   for (int64_t size = job.data.micro_batch_size; size >= 1; --size)
@@ -66,6 +80,7 @@ CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
                job.data.sequence_length, model.max_position_embeddings, job.model.config.string(),
                model.max_position_embeddings);
   check_reshard_rule(job, model);
+  check_fp8_sizes(job, model);
   return {std::move(job), model, layout, micro_steps, std::move(fitted)};
 }
 

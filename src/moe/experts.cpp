@@ -1,58 +1,17 @@
 #include "moe/experts.h"
 
-#include <algorithm>
-
 #include "kernels/linear.h"
 #include "kernels/swiglu.h"
 #include "memory/memory_category.h"
+#include "moe/expert_chunks.h"
 
 namespace conclave {
-namespace {
-
-// Rows of one expert that are computed at once.
-struct Chunk {
-  int64_t expert = 0;
-  int64_t begin = 0;  // among all rows
-  int64_t rows = 0;
-  bool first_of_expert = true;
-};
-
-// Every expert has one at least: without rows it still gets its gradient, zero.
-std::vector<Chunk> chunks_of(const std::vector<int64_t>& rows_per_expert) {
-  std::vector<Chunk> chunks;
-  int64_t begin = 0;
-  for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
-    const int64_t end = begin + rows_per_expert[expert];
-    bool first = true;
-    do {
-      const int64_t rows = std::min(expert_chunk_rows, end - begin);
-      chunks.push_back({static_cast<int64_t>(expert), begin, rows, first});
-      begin += rows;
-      first = false;
-    } while (begin < end);
-  }
-  return chunks;
-}
-
-// The matrices of the expert at a place among a rank's own and its guests.
-at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int64_t place) {
-  const int64_t own = own_LXY.size(0);
-  return place < own ? own_LXY[place] : guest_GXY[place - own];
-}
-
-int64_t most_rows(const std::vector<Chunk>& chunks) {
-  int64_t most = 0;
-  for (const Chunk& chunk : chunks) most = std::max(most, chunk.rows);
-  return most;
-}
-
-}  // namespace
 
 ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
                              const ExpertWeights& weights, PreActivation pre_activation) {
   const auto options = rows.row_RH.options();
   const int64_t width = weights.gate_up_LJH.size(1);
-  const std::vector<Chunk> chunks = chunks_of(rows_per_expert);
+  const std::vector<ExpertChunk> chunks = chunks_of(rows_per_expert);
   const int64_t most = most_rows(chunks);
   ExpertOutput output;
   if (pre_activation == PreActivation::kept) {
@@ -65,7 +24,7 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
     MemoryScope scope(MemoryCategory::dispatch);
     output.row_RH = at::empty_like(rows.row_RH);
   }
-  for (const Chunk& chunk : chunks) {
+  for (const ExpertChunk& chunk : chunks) {
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
     const at::Tensor gate_up =
         output.gate_up_RJ.defined() ? rows_of(output.gate_up_RJ) : gate_up_buffer.narrow(0, 0, chunk.rows);
@@ -86,12 +45,12 @@ ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tens
                             ExpertGradients& gradients) {
   ExpertRows grad{rows.row_RH, at::empty_like(rows.weight_R)};
   const auto options = rows.row_RH.options();
-  const std::vector<Chunk> chunks = chunks_of(rows_per_expert);
+  const std::vector<ExpertChunk> chunks = chunks_of(rows_per_expert);
   const int64_t most = most_rows(chunks);
   const bool repeat = !gate_up_RJ.defined();
   const at::Tensor activation_buffer = at::empty({most, weights.down_LHI.size(2)}, options);
   const at::Tensor gate_up_buffer = repeat ? at::empty({most, weights.gate_up_LJH.size(1)}, options) : at::Tensor();
-  for (const Chunk& chunk : chunks) {
+  for (const ExpertChunk& chunk : chunks) {
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
     const at::Tensor grad_rows = rows_of(grad_RH), input = rows_of(rows.row_RH);
     const at::Tensor gate_up = repeat ? gate_up_buffer.narrow(0, 0, chunk.rows) : rows_of(gate_up_RJ);
@@ -104,9 +63,8 @@ ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tens
     swiglu_backward(gate_up, activation, rows_of(grad.weight_R), activation, gate_up, rows_of(rows.weight_R));
     const auto add_weight_gradient = [&](const Gradient& own, const Gradient& guest, const at::Tensor& grad_y,
                                          const at::Tensor& x) {
-      const bool is_own = chunk.expert < own.tensor.size(0);
-      linear_backward_weight(of_expert(own.tensor, guest.tensor, chunk.expert), grad_y, x,
-                             (is_own ? own : guest).accumulate || !chunk.first_of_expert);
+      const Gradient gradient = gradient_of(own, guest, chunk);
+      linear_backward_weight(gradient.tensor, grad_y, x, gradient.accumulate);
     };
     add_weight_gradient(gradients.down_LHI, gradients.guest_down_GHI, grad_rows, activation);
     add_weight_gradient(gradients.gate_up_LJH, gradients.guest_gate_up_GJH, gate_up, input);

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "memory/memory_category.h"
+#include "moe/fp8_experts.h"
 #include "moe/grouped_experts.h"
 #include "moe/guest_experts.h"
 
@@ -22,7 +23,7 @@ struct Dispatching {
 
 }  // namespace
 
-RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, PartOptions options,
+RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, RoutedOptions options,
                              StepClock& clock)
     : dispatcher_(dispatcher), expert_(expert), experts_(experts), options_(options), clock_(clock) {
   check_invariant(options.overlapping == 1 || !options.most_rows_factor,
@@ -41,6 +42,12 @@ RoutedExperts::Parts RoutedExperts::plan_parts(const at::Tensor& expert_of_choic
   for (const TokenPart& tokens : divided)
     parts.push_back({tokens, dispatcher_.plan(part_of(expert_of_choice_TK, tokens)), {}, {}});
   return parts;
+}
+
+RoutedExperts::Functions RoutedExperts::functions_for(const ExpertRows& rows, const ExpertWeights& weights) const {
+  if (options_.products == ExpertProducts::fp8) return {fp8_experts_forward, fp8_experts_backward};
+  if (takes_grouped_products(rows, weights)) return {grouped_experts_forward, grouped_experts_backward};
+  return {experts_forward, experts_backward};
 }
 
 bool RoutedExperts::needs_tokens(const Parts& parts) {
@@ -82,8 +89,8 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     ExpertOutput output = [&] {
       const RangeScope range(clock_, "experts");
       const ExpertWeights all = dispatching[i].guests ? dispatching[i].guests->finish() : weights;
-      const auto compute = takes_grouped_products(part.rows, all) ? grouped_experts_forward : experts_forward;
-      return compute(part.rows, part.plan.rows_per_expert, all, drop_rows ? PreActivation::repeated : pre_activation);
+      const auto forward = functions_for(part.rows, all).forward;
+      return forward(part.rows, part.plan.rows_per_expert, all, drop_rows ? PreActivation::repeated : pre_activation);
     }();
     dispatching[i].guests.reset();
     part.gate_up_RJ = std::move(output.gate_up_RJ);
@@ -145,9 +152,9 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     ExpertRows grad_rows = [&] {
       const RangeScope range(clock_, "experts");
       const ExpertWeights all = dispatching[i].guests ? dispatching[i].guests->finish() : weights;
-      const auto compute = takes_grouped_products(part.rows, all) ? grouped_experts_backward : experts_backward;
-      return compute(grad_RH, std::exchange(part.rows, {}), std::move(part.gate_up_RJ), part.plan.rows_per_expert, all,
-                     with_guests);
+      const auto backward = functions_for(part.rows, all).backward;
+      return backward(grad_RH, std::exchange(part.rows, {}), std::move(part.gate_up_RJ), part.plan.rows_per_expert, all,
+                      with_guests);
     }();
     gradients.gate_up_LJH.accumulate = gradients.down_LHI.accumulate = true;
     grad_RH.reset();

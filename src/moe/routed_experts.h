@@ -27,17 +27,18 @@ struct RoutedPart {
   at::Tensor gate_up_RJ;  // the experts' pre-activation; undefined when not kept
 };
 
-struct PartOptions {
-  int64_t overlapping = 1;  // where rows travel: with expert degree 1 there is one part
+struct RoutedOptions {
+  int64_t overlapping = 1;  // parts, where rows travel: with expert degree 1 there is one
   // Not with several overlapping ones: as many parts, one after the other, as keep a rank within this factor of the
   // mean rows. Of several parts none keeps its rows for backward.
   std::optional<double> most_rows_factor = {};
+  ExpertProducts products = ExpertProducts::compute;
 };
 
 class RoutedExperts {
  public:
   // All outlive it. `expert`: the expert axis; `experts`: of the whole layer.
-  RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, PartOptions options, StepClock& clock);
+  RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, RoutedOptions options, StepClock& clock);
 
   using Parts = std::vector<RoutedPart>;
 
@@ -57,12 +58,18 @@ class RoutedExperts {
 
  private:
   Parts plan_parts(const at::Tensor& expert_of_choice_TK) const;
+  // The functions that compute these rows.
+  struct Functions {
+    decltype(&experts_forward) forward;
+    decltype(&experts_backward) backward;
+  };
+  Functions functions_for(const ExpertRows& rows, const ExpertWeights& weights) const;
   bool follow_each_other(const Parts& parts) const { return parts.size() == 1 || options_.most_rows_factor; }
 
   Dispatcher& dispatcher_;
   Communicator& expert_;
   int64_t experts_;
-  PartOptions options_;
+  RoutedOptions options_;
   StepClock& clock_;
 };
 

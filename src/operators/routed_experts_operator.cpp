@@ -36,7 +36,7 @@ struct ExpertAxis {
   ExpertAxis(const Settings& settings, at::Device device)
       : communicator(communicator_of("expert", settings.group)),
         dispatcher(make_dispatcher(*communicator, settings.experts, clock, dispatcher_options(settings, device))),
-        routed(*dispatcher, *communicator, settings.experts, part_options(settings), clock) {}
+        routed(*dispatcher, *communicator, settings.experts, routed_options(settings), clock) {}
 
   static DispatcherOptions dispatcher_options(const Settings& settings, at::Device device) {
     DispatcherOptions options;
@@ -45,8 +45,8 @@ struct ExpertAxis {
                                    .least_rows = settings.spill_least_rows.value_or(default_spill_rows(device))};
     return options;
   }
-  static PartOptions part_options(const Settings& settings) {
-    PartOptions options{.overlapping = settings.dispatch_chunks};
+  static RoutedOptions routed_options(const Settings& settings) {
+    RoutedOptions options{.overlapping = settings.dispatch_chunks};
     if (settings.overload == "chunk")
       options.most_rows_factor = settings.max_tokens_per_rank_factor.value_or(MoeConfig{}.max_tokens_per_rank_factor);
     return options;

@@ -25,6 +25,8 @@ void describe_device(AnyDevice& device, Visitor&& visitor) {
   visitor.field("compute.fp32_flops", device.compute.fp32_flops, more_than(0),
                 "peak operations per second of fp32 matrix products");
   visitor.field("compute.bf16_flops", device.compute.bf16_flops, at_least(0), "the same in bf16; 0: not in hardware");
+  visitor.field("compute.fp8_flops", device.compute.fp8_flops, at_least(0),
+                "the same in fp8 with a scale for each block; 0: not in hardware");
   visitor.field("compute.product_efficiency", device.compute.product_efficiency,
                 NumberRange{.least = 0, .most = 1, .without_least = true},
                 "the share of the peak that large products reach");
@@ -51,12 +53,12 @@ constexpr double gib = 1024.0 * 1024 * 1024;
 
 // Peaks, capacities and link rates: NVIDIA's data sheets (dense, without sparsity; SXM). Reached shares: what large
 // products and collectives commonly reach; stated in the plan, to be replaced by one's own measurement.
-DeviceDescription gpu(double fp32, double bf16, double efficiency, double memory_gib, double bandwidth, double nvlink,
-                      double nic) {
+DeviceDescription gpu(double fp32, double bf16, double fp8, double efficiency, double memory_gib, double bandwidth,
+                      double nvlink, double nic) {
   constexpr double reached = 0.8;
   DeviceDescription device;
   device.device.kind = DeviceKind::cuda;
-  device.compute = {fp32, bf16, efficiency};
+  device.compute = {fp32, bf16, fp8, efficiency};
   device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * 32e9};
   device.network = {8, 5e-6, reached * nvlink, 15e-6, reached * nic};
   return device;
@@ -66,7 +68,7 @@ DeviceDescription gpu(double fp32, double bf16, double efficiency, double memory
 DeviceDescription core() {
   DeviceDescription device;
   device.device.kind = DeviceKind::cpu;
-  device.compute = {92e9, 204e9, 0.85};
+  device.compute = {92e9, 204e9, 0, 0.85};
   device.memory = {8 * gib, 0.2 * gib, 19e9, 1e9};
   device.network = {64, 50e-6, 4e9, 100e-6, 1e9};
   return device;
@@ -74,10 +76,10 @@ DeviceDescription core() {
 
 const std::map<std::string, DeviceDescription>& built_in() {
   static const std::map<std::string, DeviceDescription> devices = {
-      {"a100-80", gpu(19.5e12, 312e12, 0.7, 80, 2.04e12, 300e9, 25e9)},
+      {"a100-80", gpu(19.5e12, 312e12, 0, 0.7, 80, 2.04e12, 300e9, 25e9)},
       {"cpu", core()},
-      {"h100-80", gpu(67e12, 989e12, 0.55, 79.6, 3.35e12, 450e9, 50e9)},
-      {"h200-141", gpu(67e12, 989e12, 0.55, 140.4, 4.8e12, 450e9, 50e9)},
+      {"h100-80", gpu(67e12, 989e12, 1979e12, 0.55, 79.6, 3.35e12, 450e9, 50e9)},
+      {"h200-141", gpu(67e12, 989e12, 1979e12, 0.55, 140.4, 4.8e12, 450e9, 50e9)},
   };
   return devices;
 }

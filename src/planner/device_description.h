@@ -17,6 +17,7 @@ struct DeviceDescription {
   struct {
     double fp32_flops = 0;          // peak operations per second in matrix products
     double bf16_flops = 0;          // 0: not in hardware
+    double fp8_flops = 0;           // with a scale in fp32 for each block; 0: not in hardware
     double product_efficiency = 1;  // the share of the peak that large products reach
   } compute;
   struct {
@@ -34,6 +35,7 @@ struct DeviceDescription {
   } network;
 
   bool has_bf16() const { return compute.bf16_flops > 0; }
+  bool has_fp8() const { return compute.fp8_flops > 0; }
   // Of one rank, at an element size of `compute_bytes`.
   double peak_flops(int64_t compute_bytes) const {
     return compute_bytes == 2 ? compute.bf16_flops : compute.fp32_flops;

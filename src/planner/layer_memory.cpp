@@ -60,6 +60,16 @@ LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns) {
   return hold(workspace, rows * columns * item_);
 }
 
+LayerMemory::Block LayerMemory::fp8_copies(int64_t elements) {
+  if (!rank_.experts_in_fp8()) return {};
+  return hold(workspace, elements + elements / 128 * fp32);
+}
+
+LayerMemory::Block LayerMemory::fp8_padding(int64_t elements) {
+  if (!rank_.experts_in_fp8()) return {};
+  return hold(workspace, elements * item_);
+}
+
 LayerMemory::Block LayerMemory::aten_buffers(double tensors, int64_t elements) {
   if (rank_.backend != Backend::cuda_nccl) return {};
   return hold(workspace, static_cast<int64_t>(tensors * static_cast<double>(elements * fp32)));

@@ -49,6 +49,10 @@ class LayerMemory {
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
   // What the product of a weight's gradient [rows, columns] needs beside it.
   Block product_buffers(int64_t rows, int64_t columns);
+  // With precision.experts: fp8, so many elements in fp8 with a scale for each 128 (weights have fewer).
+  Block fp8_copies(int64_t elements);
+  // And a product of so many elements with the rows that fill up the last 16 of them.
+  Block fp8_padding(int64_t elements);
   // What an operation without a kernel of its own needs on a GPU.
   Block aten_buffers(double tensors, int64_t elements);
 
@@ -90,6 +94,7 @@ class LayerMemory {
   void finish_dispatch_backward(size_t part, Flight& flight);
   Block reduced(int64_t bytes, Flight& flight);
   int64_t chunk_rows(const RoutedRows& rows) const;  // the most of an expert's that are computed at once
+  int64_t expert_elements() const { return 3 * hidden_ * intermediate_; }
   Block attention_buffers(MemoryCategory category, bool backward);
   Block hold(MemoryCategory category, int64_t bytes) { return ledger_.hold(category, bytes); }
 

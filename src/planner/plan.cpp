@@ -39,6 +39,12 @@ Plan make_plan(const CheckedJob& given, const std::string& device_name, const De
   if (job.job.precision.compute == Precision::bf16 && !device.has_bf16())
     user_error("precision.compute is bf16, but {} has no bf16 (compute.bf16_flops is 0). Use fp32 or auto.",
                device_name);
+  if (job.job.precision.experts == ExpertPrecision::fp8 && !device.has_fp8())
+    user_error(
+        "precision.experts is fp8, but {} has no fp8 products with a scale for each block (compute.fp8_flops is 0). "
+        "Use "
+        "precision.experts: compute, or plan for h100-80 or h200-141.",
+        device_name);
   auto classes = classes_of(job, device, imbalance);
   const PlannedRank& busiest = classes.front().second;
   const double worst = worst_imbalance(job);

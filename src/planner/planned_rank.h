@@ -26,6 +26,7 @@ struct PlannedRank {
   std::vector<RoutedRows> rows;  // of each layer
 
   int64_t reduce_bytes() const { return job.job.precision.reduce == Precision::bf16 ? 2 : 4; }
+  bool experts_in_fp8() const { return job.job.precision.experts == ExpertPrecision::fp8; }
   size_t layers() const { return rows.size(); }
 };
 

@@ -92,7 +92,14 @@ LayerMemory::Block LayerMemory::experts_forward(size_t part, bool keep_gate_up, 
   const Block gate_up_buffer = hold(workspace, keep_gate_up ? 0 : most * width);
   const Block activation = hold(workspace, most * intermediate_ * item_);
   Block row_RH = hold(dispatch, rows.received * hidden_ * item_);
-  const Block swiglu = aten_buffers(aten_temporaries::swiglu_forward, most * intermediate_);
+  const Block weights = fp8_copies(expert_elements());
+  {
+    const Block input = fp8_copies(most * hidden_);
+    const Block product = fp8_padding(most * 2 * intermediate_);
+  }
+  { const Block swiglu = aten_buffers(aten_temporaries::swiglu_forward, most * intermediate_); }
+  const Block activation_copy = fp8_copies(most * intermediate_);
+  const Block product = fp8_padding(most * hidden_);
   return row_RH;
 }
 
@@ -194,8 +201,15 @@ LayerMemory::Flight LayerMemory::experts_and_dispatch_backward(size_t part, Bloc
     const int64_t most = chunk_rows(rows);
     const Block activation = hold(workspace, most * intermediate_ * item_);
     const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
+    const Block weights = fp8_copies(expert_elements() + (state.has_gate_up ? 0 : 2 * hidden_ * intermediate_));
     { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, most * intermediate_); }
-    const Block product = product_buffers(2 * intermediate_, hidden_);
+    if (rank_.experts_in_fp8()) {
+      { const Block operands = fp8_copies(most * (2 * intermediate_ + hidden_)); }  // of gate_up's gradient
+      const Block grad_gate_up = fp8_copies(most * 2 * intermediate_);
+      const Block product = fp8_padding(most * hidden_);
+    } else {
+      const Block product = product_buffers(2 * intermediate_, hidden_);
+    }
   }
   grad_RH.free();
   ledger_.now_doing.part = "dispatch";

@@ -20,6 +20,8 @@ class TimeObserver : public StepObserver {
         device_(device),
         model_(rank.job.model),
         product_rate_(device.peak_flops(rank.compute_bytes) * device.compute.product_efficiency),
+        expert_rate_(rank.experts_in_fp8() ? device.compute.fp8_flops * device.compute.product_efficiency
+                                           : product_rate_),
         tokens_(static_cast<double>(rank.job.tokens_per_rank())),
         item_(static_cast<double>(rank.compute_bytes)),
         gathered_(rank.units.size(), 0),
@@ -53,8 +55,9 @@ class TimeObserver : public StepObserver {
   void embedding_forward() override { pass(2 * stream()); }
   void layer_forward(size_t layer) override {
     const RoutedRows& rows = rank_.rows[layer];
-    product(attention_flops_ + expert_flops(rows));
-    pass(forward_bytes(rows));
+    product(attention_flops_);
+    expert_product(expert_flops(rows));
+    pass(forward_bytes(rows) + quantized_bytes(rows, 1, 1));
     exchange(forward_sendings(rank_, rows, /*training=*/true), expert_flops(rows));
   }
   void begin_offload(size_t layer) override { moved_[layer] = move_input(); }
@@ -72,12 +75,14 @@ class TimeObserver : public StepObserver {
   }
   void layer_backward(size_t layer) override {
     const RoutedRows& rows = rank_.rows[layer];
-    product(2 * (attention_flops_ + expert_flops(rows)));
-    pass(2 * forward_bytes(rows));
+    product(2 * attention_flops_);
+    expert_product(2 * expert_flops(rows));
+    pass(2 * forward_bytes(rows) + quantized_bytes(rows, 3, 5));
     const ActivationCheckpointing kept = rank_.job.job.memory.activation_checkpointing;
     if (kept != ActivationCheckpointing::none) {  // attention once more, and the experts' first products
-      product(attention_flops_ + expert_flops(rows) * 2 / 3);
-      pass(forward_bytes(rows));
+      product(attention_flops_);
+      expert_product(expert_flops(rows) * 2 / 3);
+      pass(forward_bytes(rows) + quantized_bytes(rows, 1, 0));
     }
     exchange(backward_sendings(rank_, rows), 2 * expert_flops(rows));
     gradient_conversion(layer + 1);
@@ -131,6 +136,14 @@ class TimeObserver : public StepObserver {
     return 8 * stream() + 4 * packed + (sent + received) * 4 * row +
            received * 3 * static_cast<double>(model_.intermediate_size) * item_;
   }
+  // Quantizing for fp8 reads bf16 and writes one byte: so many times the rows of either width, and each weight once.
+  double quantized_bytes(const RoutedRows& rows, int64_t of_hidden, int64_t of_intermediate) const {
+    if (!rank_.experts_in_fp8()) return 0;
+    const int64_t hidden = model_.hidden_size, intermediate = model_.intermediate_size;
+    const int64_t experts = model_.num_local_experts / rank_.job.layout.degree(Axis::expert);
+    const int64_t row = of_hidden * hidden + of_intermediate * intermediate;
+    return 3.0 * static_cast<double>(rows.received * row + experts * 3 * hidden * intermediate);
+  }
   double shard_elements() const {
     double sum = 0;
     for (const PlannedUnit& unit : rank_.units)
@@ -148,6 +161,7 @@ class TimeObserver : public StepObserver {
     part += seconds;
   }
   void product(double flops) { spend(flops / product_rate_, time.products); }
+  void expert_product(double flops) { spend(flops / expert_rate_, time.products); }
   void pass(double bytes) { spend(bytes / device_.memory.bandwidth, time.memory_passes); }
   void wait_until(double moment, double& part) {
     if (moment > now_) spend(moment - now_, part);
@@ -180,7 +194,7 @@ class TimeObserver : public StepObserver {
     }
     if (parts_overlap(rank_.job)) {
       const auto parts = static_cast<double>(*rank_.job.job.moe.dispatch_chunks);
-      seconds -= std::min(seconds, expert_flops / product_rate_) * (parts - 1) / parts;
+      seconds -= std::min(seconds, expert_flops / expert_rate_) * (parts - 1) / parts;
     }
     spend(seconds, time.dispatch);
   }
@@ -188,7 +202,7 @@ class TimeObserver : public StepObserver {
   const PlannedRank& rank_;
   const DeviceDescription& device_;
   const ModelConfig& model_;
-  double product_rate_, tokens_, item_;
+  double product_rate_, expert_rate_, tokens_, item_;
   double attention_flops_ = 0, head_flops_ = 0;  // of one layer's forward; of the head's
   std::map<Axis, AxisGroup> groups_;
   double now_ = 0;      // of the computation
@@ -236,9 +250,10 @@ std::vector<std::string> assumptions_of_time(const DeviceDescription& device) {
   const auto& network = device.network;
   std::vector<std::string> lines;
   lines.push_back(fmt::format(
-      "matrix products reach {:.0f} % of the peak (compute.product_efficiency): {:.3g} TFLOP/s in bf16, "
+      "matrix products reach {:.0f} % of the peak (compute.product_efficiency): {:.3g} TFLOP/s in fp8, {:.3g} in bf16, "
       "{:.3g} in fp32",
-      100 * device.compute.product_efficiency, device.compute.bf16_flops * device.compute.product_efficiency / 1e12,
+      100 * device.compute.product_efficiency, device.compute.fp8_flops * device.compute.product_efficiency / 1e12,
+      device.compute.bf16_flops * device.compute.product_efficiency / 1e12,
       device.compute.fp32_flops * device.compute.product_efficiency / 1e12));
   lines.push_back(fmt::format("everything between the products is bound by memory, at {:.3g} GB/s (memory.bandwidth)",
                               device.memory.bandwidth / 1e9));

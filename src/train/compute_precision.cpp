@@ -34,6 +34,20 @@ at::ScalarType compute_dtype(Precision precision, at::Device device) {
   return has_fast_bf16(device) ? at::kBFloat16 : at::kFloat;
 }
 
+void check_expert_precision(ExpertPrecision precision, const std::optional<GpuChip>& chip) {
+  if (precision != ExpertPrecision::fp8) return;
+  if (!chip)
+    user_error(
+        "precision.experts is fp8, but this run computes on the CPU, and no CPU has fp8 products. Use "
+        "precision.experts: compute, or run on an H100 or H200.");
+  // cuBLAS scales blocks in fp32 there alone; chips of 10.0 have blocks of another kind.
+  if (chip->major != 9 || chip->minor != 0)
+    user_error(
+        "precision.experts is fp8, but this GPU is a {} of compute capability {}.{}, and fp8 products with a scale for "
+        "each block need 9.0. Use precision.experts: compute, or run on an H100 or H200.",
+        chip->name, chip->major, chip->minor);
+}
+
 const char* precision_name(at::ScalarType dtype) {
   return dtype == at::kBFloat16 ? "bf16" : "fp32";
 }

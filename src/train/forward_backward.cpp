@@ -62,9 +62,10 @@ DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
   return options;
 }
 
-PartOptions part_options(const MoeConfig& moe) {
-  PartOptions options{.overlapping = moe.dispatch_chunks.value_or(1)};
-  if (moe.overload == OverloadPolicy::chunk) options.most_rows_factor = moe.max_tokens_per_rank_factor;
+RoutedOptions routed_options(const Job& job) {
+  RoutedOptions options{.overlapping = job.moe.dispatch_chunks.value_or(1)};
+  if (job.moe.overload == OverloadPolicy::chunk) options.most_rows_factor = job.moe.max_tokens_per_rank_factor;
+  if (job.precision.experts == ExpertPrecision::fp8) options.products = ExpertProducts::fp8;
   return options;
 }
 
@@ -89,7 +90,7 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficie
       capacity_(make_capacity(model, job.moe)),
       dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_,
                                   dispatcher_options(job, model.options().device))),
-      experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().num_local_experts, part_options(job.moe),
+      experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().num_local_experts, routed_options(job),
                clock_),
       head_(model.config(), job.memory.loss_chunk_tokens),
       coefficients_(coefficients),

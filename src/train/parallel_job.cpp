@@ -8,9 +8,19 @@
 #include "train/upcycle.h"
 
 namespace conclave {
+namespace {
+
+CheckedJob computable_on(at::Device device, CheckedJob job) {
+  const std::optional<GpuChip> chip =
+      device.is_cuda() ? std::optional(load_cuda_plugin(nullptr)->chip()) : std::nullopt;
+  check_expert_precision(job.job.precision.experts, chip);
+  return job;
+}
+
+}  // namespace
 
 ParallelJob::ParallelJob(CheckedJob checked, World& world)
-    : checked_(std::move(checked)),
+    : checked_(computable_on(world.device(), std::move(checked))),
       world_(world),
       axes_(checked_.layout, world.rank(),
             [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); }),

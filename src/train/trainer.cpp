@@ -75,11 +75,13 @@ void Trainer::start() {
   first_step_ = position_.step + 1;
 
   spdlog::info(
-      "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in {} "
+      "{} parameters, {} used by each token; {} tokens a step in {} micro-steps; {} samples an epoch; computing in "
+      "{}{} "
       "on {}",
       count_parameters(job_.model().declarations()),
       count_parameters_per_token(job_.model().declarations(), job_.model_config()), job_.tokens_per_step(),
-      job_.micro_steps(), training_->samples_per_epoch(), precision_name(job_.compute()), job_.device().str());
+      job_.micro_steps(), training_->samples_per_epoch(), precision_name(job_.compute()),
+      job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "", job_.device().str());
   flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
   spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());

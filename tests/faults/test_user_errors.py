@@ -62,6 +62,8 @@ KEYS = [
     ("unit-used-once", {"parallel.reshard_after_forward": "all but head"}, ["head is used once in a micro-step"]),
     ("rule-misspelt", {"parallel.reshard_after_forward": "all except layers.1"},
      ["all except layers.1", "true, false or the units that stay gathered", "all but layers.4-7"]),
+    ("fp8-on-a-cpu", {"precision.experts": "fp8", "precision.compute": "auto"}, ["precision.experts is fp8", "run.device is cpu", "H100"]),
+    ("fp8-in-fp32", {"precision.experts": "fp8", "run.device": "auto"}, ["precision.experts is fp8", "precision.compute is fp32", "bf16"]),
     ("warm-up-longer-than-the-run", {"schedule.warmup_steps": 9}, ["schedule.warmup_steps is 9", "run.steps is 3"]),
     ("no-such-resume", {"checkpoint.resume": "/no/such/step"}, ["checkpoint.resume is /no/such/step", "no such folder"]),
 ]
@@ -125,6 +127,21 @@ def test_every_command_refuses_alike(command, tmp_path):
 ])
 def test_what_does_not_fit_the_world_or_the_model(ranks, keys, facts, tmp_path):
     assert_refused(SmallJob(tmp_path, keys).run(ranks), *facts)
+
+
+FP8 = {"precision.experts": "fp8", "precision.compute": "auto", "run.device": "auto"}
+
+
+def test_fp8_of_a_model_without_whole_blocks(tmp_path):
+    job = SmallJob(tmp_path, FP8)
+    assert_refused(job.run(), "precision.experts is fp8", "hidden_size is 32", "128", "job.yaml, line ")
+
+
+def test_fp8_where_there_is_no_gpu(tmp_path):
+    job = SmallJob(tmp_path, FP8)
+    (tmp_path / "config.json").write_text(json.dumps({**MODEL, "hidden_size": 128, "intermediate_size": 128}))
+    assert_refused(job.run(2, env={"CUDA_VISIBLE_DEVICES": ""}), "precision.experts is fp8", "CPU", "H100")
+    assert not job.output.exists()
 
 
 def test_a_number_of_experts_that_does_not_divide(tmp_path):

@@ -35,6 +35,7 @@ class Moved {
     return {(*this)(host.score_TE), (*this)(host.logsumexp_T), (*this)(host.expert_of_choice_TK),
             (*this)(host.weight_TK)};
   }
+  Fp8Matrix operator()(const Fp8Matrix& host) { return {(*this)(host.value_XS), (*this)(host.scale), host.blocks}; }
   template <class T>
   T operator()(const T& number) {
     return number;
@@ -61,6 +62,10 @@ Routing returned(const Routing& routing) {
 RoutingStatistics returned(const RoutingStatistics& statistics) {
   return {statistics.count_E.to(at::kCPU), statistics.probability_sum_E.to(at::kCPU),
           statistics.logsumexp_square_sum.to(at::kCPU), statistics.confidence_sum.to(at::kCPU)};
+}
+
+Fp8Matrix returned(const Fp8Matrix& matrix) {
+  return {matrix.value_XS.to(at::kCPU), matrix.scale.to(at::kCPU), matrix.blocks};
 }
 
 template <auto member, class R, class... A>
@@ -107,6 +112,10 @@ const CudaKernels kernels_on_device{
     CONCLAVE_ON_DEVICE(route_backward),
     CONCLAVE_ON_DEVICE(embedding_forward),
     CONCLAVE_ON_DEVICE(embedding_backward),
+    CONCLAVE_ON_DEVICE(quantize_rows),
+    CONCLAVE_ON_DEVICE(quantize_columns),
+    CONCLAVE_ON_DEVICE(quantize_weight),
+    CONCLAVE_ON_DEVICE(fp8_product),
 };
 
 }  // namespace

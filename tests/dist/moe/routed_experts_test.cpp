@@ -33,7 +33,7 @@ AxisGroup everyone(const World& world) {
 struct Way {
   const char* name;
   DispatcherOptions dispatcher = {};
-  PartOptions parts = {};
+  RoutedOptions parts = {};
 };
 
 std::vector<Way> ways() {
@@ -151,6 +151,38 @@ TEST_P(RoutedExpertsOf, equal_a_plain_loop_whatever_the_way) {
             expect_equal(ran.answer, expected, s, *axis);
           }
       }
+  });
+}
+
+// Oracle: the plain loop. Tolerance, of the norms: what moe/fp8_experts_test.cpp derives for the formats, with room for
+// few tokens; and no less than a tenth of it, which only fp8 reaches.
+TEST_P(RoutedExpertsOf, multiply_in_fp8_whatever_the_way) {
+  run_ranks(GetParam(), [](World& world) {
+    const auto axis = world.communicator(everyone(world), "expert");
+    const Shape s{60, 8, 2, 48, 32};
+    const Problem problem = make_problem(s);
+    const Answer expected = plain_loop(in_double(problem));
+    const Slice slice = slice_of(s.tokens, axis->rank(), axis->size());
+    for (Way way : ways()) {
+      SCOPED_TRACE(way.name);
+      way.parts.products = ExpertProducts::fp8;
+      for (const Kept kept : {Kept::everything, Kept::nothing}) {
+        const Answer actual = run(problem, way, kept, *axis).answer;
+        if (slice.begin == slice.end) continue;
+        const auto error = [&](const at::Tensor& one, const at::Tensor& all, const at::Tensor& without) {
+          const at::Tensor exact = tokens_of(all - without, slice);
+          return ((one - tokens_of(without, slice)).to(at::kDouble) - exact).norm().item<double>() /
+                 exact.norm().item<double>();
+        };
+        const at::Tensor none = at::zeros_like(problem.token_TH);
+        const double output = error(actual.out_TH, expected.out_TH, problem.residual_TH);
+        const double gradient = error(actual.grad_token_TH, expected.grad_token_TH, none);
+        EXPECT_LE(output, 0.15);
+        EXPECT_GE(output, 0.01);
+        EXPECT_LE(gradient, 0.25);
+        EXPECT_GE(gradient, 0.02);
+      }
+    }
   });
 }
 

@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 // Every key that has more than one value, at a value that is not its default.
 constexpr const char* every_key = R"(
-run: {name: "first: \"try\" # 1", output_dir: runs/a, steps: 7, seed: 9223372036854775807, device: cpu, deterministic: true, timeout_seconds: 12}
+run: {name: "first: \"try\" # 1", output_dir: runs/a, steps: 7, seed: 9223372036854775807, device: cuda, deterministic: true, timeout_seconds: 12}
 model: {config: models/small, init_from: weights}
 data:
   train: tokens/train
@@ -46,7 +46,7 @@ moe:
   capacity_factor: 1.25
   drop_policy: position
   router_jitter_noise: .01
-precision: {compute: bf16, reduce: bf16}
+precision: {compute: bf16, reduce: bf16, experts: fp8}
 optimizer: {lr: 3e-4, beta1: 0.8, beta2: 0.9, eps: 1e-6, weight_decay: 0.05, grad_clip: 2, max_skipped_steps: 9}
 schedule: {kind: linear, warmup_steps: 4, min_lr: 2e-5}
 checkpoint: {every: 6, keep: 8, keep_every: 24, async: false, resume: never, verify: false, on_damage: stop, allow_changed: "optimizer.lr, run.steps",
@@ -114,8 +114,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r);
   }
   {
-    const auto& [a, b] = job.precision;
-    count.expect_described(a, b);
+    const auto& [a, b, c] = job.precision;
+    count.expect_described(a, b, c);
   }
   {
     const auto& [a, b, c, d, e, f, g] = job.optimizer;
@@ -151,7 +151,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.run.output_dir, "runs/a");
   EXPECT_EQ(job.run.steps, 7);
   EXPECT_EQ(job.run.seed, std::numeric_limits<int64_t>::max());
-  EXPECT_EQ(job.run.device, Device::cpu);
+  EXPECT_EQ(job.run.device, Device::cuda);
   EXPECT_EQ(job.run.timeout_seconds, 12);
   EXPECT_EQ(job.model.config, "models/small");
   EXPECT_EQ(job.model.init_from, "weights");
@@ -181,6 +181,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.moe.router_jitter_noise, 0.01);
   EXPECT_EQ(job.precision.compute, Precision::bf16);
   EXPECT_EQ(job.precision.reduce, Precision::bf16);
+  EXPECT_EQ(job.precision.experts, ExpertPrecision::fp8);
   EXPECT_EQ(job.optimizer.lr, 3e-4);
   EXPECT_EQ(job.optimizer.beta1, 0.8);
   EXPECT_EQ(job.optimizer.beta2, 0.9);

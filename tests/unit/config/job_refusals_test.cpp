@@ -117,6 +117,18 @@ TEST(JobRefusal, known_but_not_in_this_version) {
             "   (--set run.deterministic=false)");
 }
 
+TEST(JobRefusal, of_fp8_beside_what_it_cannot_go_with) {
+  EXPECT_EQ(refusal_of_job("precision: {experts: fp8, compute: fp32}\n"),
+            "precision.experts is fp8, but precision.compute is fp32, and fp8 products begin and end in bf16.\n"
+            "       Set precision.compute to bf16 or auto, or precision.experts to compute.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_overrides({"run.device=cpu", "precision.experts=fp8"}),
+            "precision.experts is fp8, but run.device is cpu, and no CPU has fp8 products.\n"
+            "       Set precision.experts to compute, or run on an H100 or H200.   (--set precision.experts=fp8)");
+  EXPECT_EQ(refusal_of_job("precision: {experts: fp8}\n"), "accepted");
+  EXPECT_EQ(refusal_of_overrides({"precision.experts=fp32"}),
+            "precision.experts is fp32, but it must be compute or fp8.   (--set precision.experts=fp32)");
+}
+
 TEST(JobRefusal, of_what_dispatch_does_not_do_together) {
   EXPECT_EQ(
       refusal_of_overrides({"moe.capacity_factor=1.25", "moe.drop_policy=position", "moe.global_token_shuffle=true"}),

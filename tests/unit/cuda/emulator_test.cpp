@@ -1,4 +1,6 @@
 // What the emulator must notice, or a kernel that is wrong on a GPU would pass here.
+#include <c10/util/Float8_e4m3fn.h>
+#include <c10/util/Float8_e5m2.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -120,6 +122,22 @@ TEST(DeviceCode, bf16_rounds_to_nearest_even) {
   EXPECT_EQ(through(-3.5f), -3.5f);
   EXPECT_TRUE(std::isinf(through(3.4e38f)));
   EXPECT_TRUE(std::isnan(through(NAN)));
+}
+
+// Oracle: c10's conversions, and beyond their range the largest number; numbers of all exponents, every tie among them.
+TEST(DeviceCode, fp8_rounds_to_nearest_even_and_saturates) {
+  const auto e4m3 = [](float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); };
+  const auto e5m2 = [](float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E5M2); };
+  for (uint32_t high = 0; high < 1u << 16; ++high)
+    for (const uint32_t low : {0u, 1u, 0x8000u}) {
+      const float x = __uint_as_float(high << 16 | low);
+      if (std::isnan(x)) continue;
+      // From here on c10 has no number.
+      EXPECT_EQ(e4m3(x), std::fabs(x) <= 448 ? c10::Float8_e4m3fn(x).x : x < 0 ? 0xfe : 0x7e) << x;
+      EXPECT_EQ(e5m2(x), std::fabs(x) <= 57344 ? c10::Float8_e5m2(x).x : x < 0 ? 0xfb : 0x7b) << x;
+    }
+  EXPECT_EQ(e4m3(NAN), 0x7f);
+  EXPECT_EQ(e5m2(-NAN), 0x7f);
 }
 
 }  // namespace

@@ -1,7 +1,10 @@
 // What follows from a job and its hosts. Oracle: the rules as docs/dispatch.md has them.
 #include "mesh/checked_job.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "base/error.h"
 
 namespace conclave {
 namespace {
@@ -24,6 +27,21 @@ TEST(DispatchChunks, are_two_where_an_expert_group_spans_hosts) {
 
 TEST(DispatchChunks, are_what_the_job_says) {
   for (const int64_t chunks : {1, 5}) EXPECT_EQ(dispatch_chunks(job_with({.dispatch_chunks = chunks}, 8), 4), chunks);
+}
+
+TEST(Fp8Experts, want_whole_blocks_in_both_dims_of_the_model) {
+  Job job;
+  job.precision.experts = ExpertPrecision::fp8;
+  ModelConfig model;
+  EXPECT_NO_THROW(check_job(job, model, 1));
+  model.intermediate_size = 14336 + 64;
+  EXPECT_THAT([&] { check_job(job, model, 1); },
+              testing::ThrowsMessage<UserError>(testing::HasSubstr("intermediate_size is 14400")));
+  model = {};
+  model.hidden_size = 4096 - 32;
+  EXPECT_THROW(check_job(job, model, 1), UserError);
+  job.precision.experts = ExpertPrecision::compute;
+  EXPECT_NO_THROW(check_job(job, model, 1));
 }
 
 }  // namespace

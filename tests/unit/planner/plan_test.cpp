@@ -108,6 +108,28 @@ TEST(Plan, bf16_is_refused_where_the_device_has_none) {
   EXPECT_THROW(make_plan(reference_job(), "mine", device, 1.0), UserError);
 }
 
+// By hand, of one expert: its three matrices in fp8, and the first two once more because their product is repeated.
+// Scales take 4 bytes for 128 elements at most. They are there beside what the activation needs, which is the most in
+// either precision.
+TEST(Plan, fp8_copies_are_counted) {
+  const DeviceDescription device = read_device("h100-80");
+  CheckedJob job = reference_job();
+  const int64_t in_bf16 = highest(make_plan(job, "h100-80", device, 1.0), MemoryCategory::workspace);
+  const double seconds = make_plan(job, "h100-80", device, 1.0).time.products;
+  job.job.precision.experts = ExpertPrecision::fp8;
+  const Plan plan = make_plan(job, "h100-80", device, 1.0);
+  EXPECT_NEAR(static_cast<double>(highest(plan, MemoryCategory::workspace) - in_bf16), 5.0 * matrix * (1 + 4.0 / 128),
+              1e6);
+  EXPECT_LT(plan.time.products, 0.7 * seconds);
+}
+
+TEST(Plan, fp8_is_refused_where_the_device_has_none) {
+  CheckedJob job = reference_job();
+  job.job.precision.experts = ExpertPrecision::fp8;
+  EXPECT_THROW(make_plan(job, "a100-80", read_device("a100-80"), 1.0), UserError);
+  EXPECT_THROW(make_plan(job, "cpu", read_device("cpu"), 1.0), UserError);
+}
+
 TEST(Search, says_of_every_layout_whether_it_fits) {
   const DeviceDescription device = read_device("h100-80");
   const CheckedJob job = reference_job();

@@ -23,7 +23,7 @@ CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1
 // Everything but what a test sets takes no time.
 DeviceDescription instant() {
   DeviceDescription device;
-  device.compute = {1e30, 1e30, 1};
+  device.compute = {1e30, 1e30, 1e30, 1};
   device.memory = {1e12, 0, 1e30, 1e30};
   device.network = {1 << 20, 0, 1e30, 0, 1e30};
   return device;
@@ -40,7 +40,7 @@ double sum_of_parts(const PlannedTime& time) {
 
 TEST(StepTime, of_products_alone_is_the_models_arithmetic) {
   DeviceDescription device = instant();
-  device.compute = {2e12, 1e30, 0.5};  // 1e12 reached
+  device.compute = {2e12, 1e30, 1e30, 0.5};  // 1e12 reached
   const CheckedJob job = job_of(1, 1, 1);
   const PlannedTime time = time_of(job, device);
   const ForwardFlops flops = forward_flops_per_token(job.model, 1024);
@@ -75,7 +75,7 @@ TEST(StepTime, of_communication_alone_is_every_byte) {
 TEST(StepTime, prefetched_gathers_hide_under_the_computation) {
   DeviceDescription device = instant();
   device.network.node_bandwidth = 1e10;  // a layer is gathered in half the time its forward takes
-  device.compute = {1e12, 1e12, 1};
+  device.compute = {1e12, 1e12, 1e12, 1};
   const PlannedTime hidden = time_of(job_of(8, 8, 1, /*prefetch=*/1), device);
   const PlannedTime waited = time_of(job_of(8, 8, 1, /*prefetch=*/0), device);
   EXPECT_LT(hidden.gather_wait, 0.3 * waited.gather_wait);

@@ -2,6 +2,7 @@
 // emulator.cpp runs the threads of a block as fibers of one host thread, switching where they wait for each other.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -85,4 +86,19 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
 }
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) {
   return value.bits;
+}
+
+using __nv_fp8_storage_t = unsigned char;
+enum __nv_saturation_t { __NV_NOSAT, __NV_SATFINITE };
+enum __nv_fp8_interpretation_t { __NV_E4M3, __NV_E5M2 };
+// To nearest, ties to even; what is too large becomes the largest number.
+inline __nv_fp8_storage_t __nv_cvt_float_to_fp8(float value, __nv_saturation_t, __nv_fp8_interpretation_t format) {
+  if (std::isnan(value)) return 0x7f;
+  const bool e4m3 = format == __NV_E4M3;
+  const int mantissa_bits = e4m3 ? 3 : 2, least_exponent = e4m3 ? -6 : -14;
+  const float magnitude = std::min(std::fabs(value), e4m3 ? 448.0f : 57344.0f);
+  const int exponent = std::max(magnitude == 0 ? least_exponent : std::ilogb(magnitude), least_exponent);
+  const auto steps = static_cast<int>(std::nearbyint(std::ldexp(magnitude, mantissa_bits - exponent)));
+  const int code = ((exponent - least_exponent) << mantissa_bits) + steps;
+  return static_cast<__nv_fp8_storage_t>(code | (std::signbit(value) ? 0x80 : 0));
 }

@@ -1,0 +1,40 @@
+#include "moe/expert_chunks.h"
+
+#include <algorithm>
+
+namespace conclave {
+
+std::vector<ExpertChunk> chunks_of(const std::vector<int64_t>& rows_per_expert) {
+  std::vector<ExpertChunk> chunks;
+  int64_t begin = 0;
+  for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
+    const int64_t end = begin + rows_per_expert[expert];
+    bool first = true;
+    do {
+      const int64_t rows = std::min(expert_chunk_rows, end - begin);
+      chunks.push_back({static_cast<int64_t>(expert), begin, rows, first});
+      begin += rows;
+      first = false;
+    } while (begin < end);
+  }
+  return chunks;
+}
+
+int64_t most_rows(const std::vector<ExpertChunk>& chunks) {
+  int64_t most = 0;
+  for (const ExpertChunk& chunk : chunks) most = std::max(most, chunk.rows);
+  return most;
+}
+
+at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int64_t place) {
+  const int64_t own = own_LXY.size(0);
+  return place < own ? own_LXY[place] : guest_GXY[place - own];
+}
+
+Gradient gradient_of(const Gradient& own_LXY, const Gradient& guest_GXY, const ExpertChunk& chunk) {
+  const bool is_own = chunk.expert < own_LXY.tensor.size(0);
+  return {of_expert(own_LXY.tensor, guest_GXY.tensor, chunk.expert),
+          (is_own ? own_LXY : guest_GXY).accumulate || !chunk.first_of_expert};
+}
+
+}  // namespace conclave
