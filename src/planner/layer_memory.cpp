@@ -39,10 +39,12 @@ LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool 
 // Of kernels/attention_reference.cpp: fp32 tensors of all scores [B, heads, S, S], and of the heads in fp32.
 LayerMemory::Block LayerMemory::reference_attention_buffers(MemoryCategory category, bool backward) {
   const int64_t scores = tokens_ * heads_ * rank_.job.job.data.sequence_length * fp32;
-  const int64_t queries = tokens_ * query_width_ * fp32, values = tokens_ * (packed_width_ - query_width_) / 2 * fp32;
+  const int64_t queries = tokens_ * query_width_ * fp32, keys = tokens_ * (packed_width_ - query_width_) / 2 * fp32;
   const bool widens = item_ != fp32;
-  if (backward) return hold(category, 6 * scores + (widens ? 2 * queries : 0));
-  return hold(category, std::max(3 * scores, 2 * scores + 2 * queries + (widens ? values : 0)));
+  // The last product has its result, and keys (forward: values) repeated for each query head.
+  const int64_t product = 2 * queries + (widens ? keys : 0);
+  if (!backward) return hold(category, std::max(3 * scores, 2 * scores + product));
+  return hold(category, std::max(6 * scores, 4 * scores + product) + (widens ? 2 * queries : 0));
 }
 
 // ATen's flash attention returns tensors of its own. Backward it sums the queries' gradient in fp32, in as many parts

@@ -29,8 +29,8 @@ struct WithoutOneDnn {
 };
 
 struct Shape {
-  int64_t intermediate = 384;  // 390 is no multiple of 8: experts one after the other
-  int64_t sequence = 64;
+  int64_t intermediate = 384;  // 1190 is no multiple of 8: experts one after the other
+  int64_t sequence = 64;       // 256 tokens in all
 };
 
 CheckedJob job_of(const Case& c, const Shape& shape) {
@@ -80,7 +80,7 @@ std::vector<EmulatedCase> cases() {
         .compute = bf16,
         .sequences = 4}},
       {{.name = "grouped_expert4", .world = 4, .rank = 1, .shard = 4, .expert = 4, .compute = bf16, .sequences = 4}},
-      {{.name = "loop", .compute = bf16, .sequences = 4}, {.intermediate = 390}},
+      {{.name = "loop", .compute = bf16, .sequences = 16}, {.intermediate = 1190, .sequence = 16}},
       {{.name = "loop_full_shard4_expert2",
         .world = 4,
         .rank = 1,
@@ -88,8 +88,8 @@ std::vector<EmulatedCase> cases() {
         .expert = 2,
         .checkpointing = full,
         .compute = bf16,
-        .sequences = 4},
-       {.intermediate = 390}},
+        .sequences = 16},
+       {.intermediate = 1190, .sequence = 16}},
       {{.name = "fp32", .sequences = 4}},
       {{.name = "fp32_selective_expert2",
         .world = 4,

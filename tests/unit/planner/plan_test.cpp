@@ -120,6 +120,10 @@ TEST(Plan, ranks_whose_products_are_grouped_may_need_more_than_busier_ones) {
   const Plan reference = make_plan(reference_job(), "h100-80", device, 1.0);
   EXPECT_DOUBLE_EQ(reference.worst.imbalance, 0.5);
   EXPECT_GT(reference.worst.memory.peak_of.total, reference.classes[0].memory.peak_of.total);
+  const Plan half = make_plan(reference_job(), "h100-80", device, 1.5);
+  ASSERT_EQ(half.classes.size(), 2u);
+  EXPECT_EQ(half.classes[0].imbalance, 0.5) << "the others, and first, for they need more";
+  EXPECT_GT(half.classes[0].memory.peak_of.total, half.classes[1].memory.peak_of.total);
   // The gradient of all experts' gate and up, once in bf16.
   EXPECT_GT(highest(even, MemoryCategory::workspace), 8 * 2 * 1024 * 2048 * 2);
 }
