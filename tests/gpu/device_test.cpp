@@ -21,6 +21,10 @@ const CudaPlugin& plugin() {
   return *load_cuda_plugin(nullptr);
 }
 
+int64_t allocated_bytes() {
+  return c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(0).allocated_bytes[0].current;
+}
+
 // Oracle: the reference in double. Tolerance: scores and outputs are rounded to bf16 on the way; sums of S terms.
 TEST(DeviceAttention, equals_reference) {
   for (const std::optional<int64_t> window : {std::optional<int64_t>{}, std::optional<int64_t>{5}}) {
@@ -118,6 +122,10 @@ TEST(DeviceNccl, world_of_one) {
     group->broadcast(output, 0).wait();
     group->barrier();
     expect_identical("all_reduce and broadcast", output.cpu(), input.cpu());
+    // What was waited for is the caller's alone.
+    const int64_t before = allocated_bytes();
+    group->all_reduce(at::ones({1 << 20}, input.options()), Reduction::sum).wait();
+    EXPECT_EQ(allocated_bytes(), before);
   }
   watchdog->finish();
   watchdog->end();
@@ -140,15 +148,12 @@ TEST(DevicePinnedSlots, bring_back_what_they_were_given) {
 TEST(DevicePinnedSlots, hold_what_leaves_until_it_has_left) {
   const auto slots = plugin().make_pinned_slots();
   slots->reserve(1, 1 << 22);
-  const auto allocated = [] {
-    return c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(0).allocated_bytes[0].current;
-  };
-  const int64_t before = allocated();
+  const int64_t before = allocated_bytes();
   OffloadMedium::Copy copy = slots->write(0, at::ones({1 << 20}, at::device(at::kCUDA)));
-  EXPECT_GE(allocated() - before, 1 << 22);
+  EXPECT_GE(allocated_bytes() - before, 1 << 22);
   copy();
   copy = nullptr;
-  EXPECT_EQ(allocated(), before);
+  EXPECT_EQ(allocated_bytes(), before);
 }
 
 // The blocks are full of 7 when they are lent, though the device has not come so far, and of -1 when they are back.

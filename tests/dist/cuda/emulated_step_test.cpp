@@ -31,6 +31,7 @@ struct WithoutOneDnn {
 struct Shape {
   int64_t intermediate = 384;  // 1190 is no multiple of 8: experts one after the other
   int64_t sequence = 64;       // 256 tokens in all
+  int64_t loss_chunk_tokens = 4096;
 };
 
 CheckedJob job_of(const Case& c, const Shape& shape) {
@@ -44,8 +45,7 @@ CheckedJob job_of(const Case& c, const Shape& shape) {
   model.head_dim = 36;
   model.num_local_experts = 8;
   model.num_experts_per_tok = 2;
-  // One chunk of tokens, one part, one micro-step: a CPU widens what it adds to a sum in fp32, a GPU does not.
-  return testing::check(c, model, shape.sequence, /*loss_chunk_tokens=*/4096);
+  return testing::check(c, model, shape.sequence, shape.loss_chunk_tokens);
 }
 
 Axes axes_of(const CheckedJob& job, int rank) {
@@ -64,6 +64,7 @@ void PrintTo(const EmulatedCase& c, std::ostream* out) {
 
 class EmulatedStep : public ::testing::TestWithParam<EmulatedCase> {};
 
+// One chunk of tokens, one part, one micro-step: a CPU widens what it adds to a sum in fp32, a GPU does not.
 std::vector<EmulatedCase> cases() {
   using enum ActivationCheckpointing;
   const auto bf16 = at::kBFloat16;
@@ -121,6 +122,31 @@ TEST_P(EmulatedStep, allocates_what_is_planned_for_a_gpu) {
   expect_planned(measured.memory, planned);
 }
 
+// Where sums are added to, tokens are dropped, and choices made otherwise.
+std::vector<EmulatedCase> cases_to_compute() {
+  std::vector<EmulatedCase> all = cases();
+  const auto add = [&](const char* name, const MoeConfig& moe) {
+    all.push_back({{.name = name, .sequences = 4, .moe = moe}, {.loss_chunk_tokens = 100}});
+  };
+  add("sinkhorn", {.moe_load_balancing = LoadBalancing::sinkhorn});
+  add("balanced", {.moe_load_balancing = LoadBalancing::balanced});
+  add("bias", {.moe_load_balancing = LoadBalancing::bias});
+  add("capacity", {.capacity_factor = 0.8});
+  add("capacity_by_position", {.capacity_factor = 0.8, .drop_policy = DropPolicy::position});
+  add("jitter", {.router_jitter_noise = 0.1});
+  add("parts", {.dispatch_chunks = 2});
+  Case& parts = all.back().job;
+  parts.world = parts.shard = parts.expert = 4;
+  all.push_back(all.back());
+  all.back().job.name = "grouped_parts";
+  all.back().job.compute = at::kBFloat16;
+  return all;
+}
+
+class EmulatedComputation : public ::testing::TestWithParam<EmulatedCase> {};
+INSTANTIATE_TEST_SUITE_P(All, EmulatedComputation, ::testing::ValuesIn(cases_to_compute()),
+                         [](const auto& info) { return info.param.job.name; });
+
 struct Computed {
   double loss_sum;
   std::vector<at::Tensor> gradients;
@@ -140,7 +166,7 @@ Computed compute(const EmulatedCase& of) {
 // Oracle: the same micro-step by the CPU's kernels. Tolerance, of a gradient's length: sums in another order in fp32;
 // in bf16 roundings at other places in some thirty operations one behind the other, and choices of the router that
 // turn over a rounding.
-TEST_P(EmulatedStep, computes_what_the_cpu_does) {
+TEST_P(EmulatedComputation, is_the_cpus) {
   const double tolerance = GetParam().job.in_bf16() ? 0.1 : 1e-4;
   const Computed on_cpu = compute(GetParam());
   const AsOnCuda as_on_cuda;
