@@ -107,7 +107,7 @@ choice = torch.stack([torch.randperm(8)[:2] for _ in range(96)])
 gate_up, down = torch.randn(8, 2 * 128, 64) * 0.1, torch.randn(8, 64, 128) * 0.1
 
 def run(device, dtype):
-    leaves = [tensor.to(device, dtype).requires_grad_() for tensor in (hidden, gate_up, down)]
+    leaves = [tensor.to(device, dtype, copy=True).requires_grad_() for tensor in (hidden, gate_up, down)]
     out = experts_forward(axis, leaves[0], choice.to(device), weight.to(device), *leaves[1:])
     out.backward(grad.to(device, dtype))
     return [tensor.detach().float().cpu() for tensor in (out, *(leaf.grad for leaf in leaves))]
