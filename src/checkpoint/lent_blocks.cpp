@@ -33,8 +33,7 @@ class LentBlocks::DeviceReader {
   void copy(const at::Tensor& to, const at::Tensor& from) const {
     const c10::StreamGuard here(stream_);
     lent_.block(stream_);
-    at::Tensor target = to;
-    target.copy_(from, /*non_blocking=*/true);
+    to.copy_(from, /*non_blocking=*/true);
     stream_.synchronize();
   }
 
@@ -72,12 +71,12 @@ at::Tensor LentBlocks::next() {
     changed_.notify_all();
   }
   if (read_ == blocks_.size()) return {};
-  const at::Tensor block = blocks_[read_++];
+  at::Tensor block = blocks_[read_++];
   if (block.is_cpu()) return block;
   const auto bytes = static_cast<int64_t>(block.nbytes());
   if (!staged_.defined() || staged_.numel() < bytes)
     staged_ = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(true));
-  const at::Tensor staged = staged_.narrow(0, 0, bytes).view(block.scalar_type());
+  at::Tensor staged = staged_.narrow(0, 0, bytes).view(block.scalar_type());
   copy(staged, block);
   return staged;
 }
@@ -85,8 +84,7 @@ at::Tensor LentBlocks::next() {
 void LentBlocks::copy(const at::Tensor& to, const at::Tensor& block) {
   const at::NoGradGuard no_grad;
   if (device_) return device_->copy(to, block);
-  at::Tensor target = to;
-  target.copy_(block);
+  to.copy_(block);
 }
 
 void LentBlocks::end() {

@@ -29,15 +29,16 @@ bool needs_more(const RankClass& a, const RankClass& b) {
 // with which the experts' products are grouped.
 RankClass worst_class(const CheckedJob& job, const DeviceDescription& device) {
   const int degree = job.layout.degree(Axis::expert);
-  const auto mean = static_cast<double>(job.tokens_per_rank() * job.model.num_experts_per_tok);
-  const double grouped = static_cast<double>(job.model.num_local_experts / degree * expert_chunk_rows) / mean;
+  const int64_t local = job.model.num_local_experts / degree;
+  const int64_t mean = job.tokens_per_rank() * job.model.num_experts_per_tok;
+  const double grouped = static_cast<double>(local * expert_chunk_rows) / static_cast<double>(mean);
   const double most = std::max(worst_imbalance(job), 1.0);
   const auto with = [&](double imbalance) {
     return class_of("a rank under the worst routing", job.layout.world_size() / degree, imbalance, job, device);
   };
-  const RankClass of_most = with(most);
+  RankClass of_most = with(most);
   if (degree == 1 || grouped >= most) return of_most;
-  const RankClass of_grouped = with(grouped);
+  RankClass of_grouped = with(grouped);
   return needs_more(of_grouped, of_most) ? of_grouped : of_most;
 }
 
