@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +41,15 @@ def operators() -> torch._ops._OpNamespace:
     check_torch_version()
     torch.ops.load_library(str(find_built("libconclave_operators.so")))
     return torch.ops.conclave
+
+
+@functools.cache
+def take_cuda_kernels() -> None:
+    """To be called where there are CUDA tensors: the operators compute them by the kernels of libconclave_cuda.so, or a warning says, once, why not."""
+    if reason := operators().why_no_cuda_kernels():
+        warnings.warn(f"Experts on CUDA are computed by PyTorch's operators, many times slower than by Conclave's kernels: {reason}.\n"
+                      "Build the package where nvcc is on the PATH (./dev build, or pip install --no-build-isolation .), so that libconclave_cuda.so lies "
+                      "beside libconclave_operators.so.", RuntimeWarning, stacklevel=3)
 
 
 def call_checked(operator: Callable[..., Result], *arguments: object, error: type[ConclaveError] = ConfigError) -> Result:

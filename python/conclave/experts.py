@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed.tensor import DTensor
 
-from conclave._library import operators
+from conclave._library import operators, take_cuda_kernels
 from conclave.activation_checkpointing import repeats_arithmetic
 from conclave.mesh import Mesh
 from conclave.moe_config import MoEConfig
@@ -54,6 +54,8 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
     are the mean over the axis's ranks.
     """
     device = hidden.device.type
+    if device == "cuda":
+        take_cuda_kernels()
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     recomputed = torch._C._current_graph_task_id() != -1  # by backward
     if torch.is_grad_enabled() and not recomputed:

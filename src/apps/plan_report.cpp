@@ -118,7 +118,7 @@ std::string memory_text(const Plan& plan) {
     text +=
         fmt::format("  {} ({} ranks, {:.2f} times the mean rows): {}\n", plan.classes[i].who, plan.classes[i].ranks,
                     plan.classes[i].imbalance, size_text(static_cast<double>(plan.classes[i].memory.peak_of.total)));
-  if (plan.worst.imbalance > 1)
+  if (plan.worst.imbalance != 1)
     text += fmt::format("  {} ({:.2f} times the mean rows): {}, {}\n", plan.worst.who, plan.worst.imbalance,
                         size_text(static_cast<double>(plan.worst.memory.peak_of.total)),
                         verdict_text(plan, plan.worst.memory));

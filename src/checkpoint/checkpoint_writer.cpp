@@ -174,7 +174,7 @@ void CheckpointWriter::write_own_file(PlannedFile& planned) {
     File file = create_safetensors(aside_ / planned.name, planned.header);
     for (const auto& [piece, offset] : planned.places) {
       if (given_up_) throw std::runtime_error("the save was given up");
-      const at::Tensor block = lent_.next().cpu();  // no copy if it is there
+      const at::Tensor block = lent_.next();
       const std::span<const std::byte> bytes = memory_of(block);
       piece->hashes.push_back(XXH3_64bits(bytes.data(), bytes.size()));
       file.write(offset, bytes);

@@ -2,6 +2,9 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <utility>
 
@@ -18,10 +21,37 @@ int64_t room_for(const at::Tensor& block) {
 
 }  // namespace
 
+class LentBlocks::DeviceReader {
+ public:
+  // In the owner's thread.
+  explicit DeviceReader(at::Device device)
+      : streams_(device.type()), stream_(streams_.getStreamFromGlobalPool(device)), lent_(device.type()) {
+    lent_.record(streams_.getStream(device));
+  }
+
+  // In any thread; returns when it is done.
+  void copy(const at::Tensor& to, const at::Tensor& from) const {
+    const c10::StreamGuard here(stream_);
+    lent_.block(stream_);
+    to.copy_(from, /*non_blocking=*/true);
+    stream_.synchronize();
+  }
+
+ private:
+  c10::impl::VirtualGuardImpl streams_;
+  c10::Stream stream_;
+  c10::Event lent_;
+};
+
+LentBlocks::LentBlocks() = default;
+LentBlocks::~LentBlocks() = default;
+
 void LentBlocks::lend(std::vector<at::Tensor> blocks) {
   const std::lock_guard lock(mutex_);
   check_invariant(!lent_, "{} blocks are lent, before {} more", blocks_.size(), blocks.size());
   blocks_ = std::move(blocks);
+  device_.reset();
+  if (!blocks_.empty() && !blocks_[0].is_cpu()) device_ = std::make_unique<DeviceReader>(blocks_[0].device());
   read_ = 0;
   lent_ = true;
   is_wanted_ = false;
@@ -40,7 +70,21 @@ at::Tensor LentBlocks::next() {
     lent_ = false;
     changed_.notify_all();
   }
-  return read_ < blocks_.size() ? blocks_[read_++] : at::Tensor();
+  if (read_ == blocks_.size()) return {};
+  at::Tensor block = blocks_[read_++];
+  if (block.is_cpu()) return block;
+  const auto bytes = static_cast<int64_t>(block.nbytes());
+  if (!staged_.defined() || staged_.numel() < bytes)
+    staged_ = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(true));
+  at::Tensor staged = staged_.narrow(0, 0, bytes).view(block.scalar_type());
+  copy(staged, block);
+  return staged;
+}
+
+void LentBlocks::copy(const at::Tensor& to, const at::Tensor& block) {
+  const at::NoGradGuard no_grad;
+  if (device_) return device_->copy(to, block);
+  to.copy_(block);
 }
 
 void LentBlocks::end() {
@@ -59,14 +103,13 @@ void LentBlocks::copy_rest() {
     host_ = at::Tensor();
     host_ = at::empty({bytes}, at::kByte);
   }
-  const at::NoGradGuard no_grad;
   int64_t begin = 0;
   for (size_t i = read_; i < blocks_.size(); ++i) {
-    const at::Tensor copy =
+    const at::Tensor in_host =
         host_.narrow(0, begin, static_cast<int64_t>(blocks_[i].nbytes())).view(blocks_[i].scalar_type());
     begin += room_for(blocks_[i]);
-    copy.copy_(blocks_[i]);
-    blocks_[i] = copy;
+    copy(in_host, blocks_[i]);
+    blocks_[i] = in_host;
   }
 }
 

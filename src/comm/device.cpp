@@ -21,11 +21,14 @@ struct Loaded {
 };
 
 Loaded load() {
-  // Beside the program or the library that holds this code, else where the system looks.
+  // Beside the program or the library that holds this code, in lib beside the program's folder (so it is installed),
+  // else where the system looks.
   Dl_info here{};
   dladdr(reinterpret_cast<const void*>(&load_cuda_plugin), &here);
-  const auto beside = std::filesystem::path(here.dli_fname ? here.dli_fname : "").parent_path() / plugin_file;
-  const std::string path = std::filesystem::exists(beside) ? beside.string() : plugin_file;
+  const auto folder = std::filesystem::path(here.dli_fname ? here.dli_fname : "").parent_path();
+  std::string path = plugin_file;
+  for (const auto& place : {folder / ".." / "lib" / plugin_file, folder / plugin_file})
+    if (std::filesystem::exists(place)) path = place.string();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr)
     return {nullptr, fmt::format("the CUDA half of the program cannot be loaded ({})", dlerror())};

@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 
+#include "base/cuda_rules.h"
 #include "base/error.h"
 #include "cuda/fp8_product.h"
 #include "cuda/launches.h"
@@ -59,7 +60,7 @@ void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& 
 void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
                        const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
   const int64_t tokens = x_TH.size(0), hidden = x_TH.size(1);
-  const at::Tensor partial = at::empty({rms_norm_blocks(tokens), hidden}, grad_weight_H.options());
+  const at::Tensor partial = at::empty({norm_blocks(tokens), hidden}, grad_weight_H.options());
   cuda::rms_norm_backward(current_stream(), element_of(x_TH), grad_x_TH.data_ptr(), data<float>(grad_weight_H),
                           data<float>(partial), grad_y_TH.data_ptr(), x_TH.data_ptr(), data<float>(rstd_T),
                           weight_H.data_ptr(), tokens, hidden);

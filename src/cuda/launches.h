@@ -26,8 +26,7 @@ void rms_norm_forward(Stream stream, Element element, void* y, float* rstd, cons
                       int64_t tokens, int64_t hidden, double eps);
 void rms_norm_repeat(Stream stream, Element element, void* y, const void* x, const float* rstd, const void* weight,
                      int64_t tokens, int64_t hidden);
-// `partial` [rms_norm_blocks(tokens), hidden] is scratch.
-int64_t rms_norm_blocks(int64_t tokens);
+// `partial` [norm_blocks(tokens), hidden] (base/cuda_rules.h) is scratch.
 void rms_norm_backward(Stream stream, Element element, void* grad_x, float* grad_weight, float* partial,
                        const void* grad_y, const void* x, const float* rstd, const void* weight, int64_t tokens,
                        int64_t hidden);

@@ -1,5 +1,8 @@
 #include "cuda/nccl_communicator.h"
 
+#include <c10/cuda/CUDAFunctions.h>
+
+#include "base/error.h"
 #include "comm/shapes.h"
 
 namespace conclave {
@@ -12,7 +15,8 @@ NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::in
     : Communicator(std::move(axis), rank, size),
       watchdog_(std::move(watchdog)),
       calls_(std::move(calls)),
-      timeout_(timeout) {
+      timeout_(timeout),
+      device_(c10::cuda::current_device()) {
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = 2 * timeout;  // our watchdog comes first, because it can name the culprit
   options->group_name = calls_->key;
@@ -32,9 +36,12 @@ Pending NcclCommunicator::start(const char* name, const std::function<c10::intru
   } catch (const std::exception& error) {
     watchdog_->fail({operation, -1, false, 0, error.what()});
   }
+  const auto* nccl_work = dynamic_cast<c10d::ProcessGroupNCCL::WorkNCCL*>(work.get());
+  check_invariant(nccl_work != nullptr, "{} of NCCL is not NCCL's", name);
   std::lock_guard lock(mutex_);
   while (!in_flight_.empty() && in_flight_.front().work->isCompleted()) in_flight_.pop_front();
-  in_flight_.push_back({work, operation, Clock::now()});
+  // What it sends and receives may be freed before it is found to have ended.
+  in_flight_.push_back({std::make_shared<c10d::ProcessGroupNCCL::WorkNCCL>(*nccl_work), operation, Clock::now()});
   return Pending([this, work, operation] {
     try {
       work->wait();
@@ -46,6 +53,7 @@ Pending NcclCommunicator::start(const char* name, const std::function<c10::intru
 
 // Asked by the watchdog's thread.
 std::optional<Failure> NcclCommunicator::find_overdue() {
+  c10::cuda::set_device(device_);  // of this thread: else it would take memory on the first one
   std::lock_guard lock(mutex_);
   while (!in_flight_.empty() && in_flight_.front().work->isCompleted()) in_flight_.pop_front();
   if (in_flight_.empty()) return {};
@@ -92,8 +100,10 @@ Pending NcclCommunicator::broadcast(at::Tensor tensor, int root) {
 }
 
 void NcclCommunicator::barrier() {
+  c10d::BarrierOptions options;
+  options.device_ids = {device_};  // else c10d takes one by the rank's number in the group
   start("barrier", [&] {
-    return group_->barrier();
+    return group_->barrier(options);
   }).wait();  // NCCL's barrier is the one call whose wait blocks the host
 }
 

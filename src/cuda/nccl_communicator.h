@@ -32,7 +32,7 @@ class NcclCommunicator final : public Communicator {
 
  private:
   struct InFlight {
-    c10::intrusive_ptr<c10d::Work> work;
+    std::shared_ptr<c10d::ProcessGroupNCCL::WorkNCCL> work;  // a copy that holds no tensors
     Operation operation;
     std::chrono::steady_clock::time_point since;
   };
@@ -42,6 +42,7 @@ class NcclCommunicator final : public Communicator {
   std::shared_ptr<Watchdog> watchdog_;
   std::shared_ptr<Watchdog::Calls> calls_;
   std::chrono::milliseconds timeout_;
+  c10::DeviceIndex device_;
   std::mutex mutex_;
   std::deque<InFlight> in_flight_;  // in the order of the calls
   c10::intrusive_ptr<c10d::ProcessGroupNCCL> group_;

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/cuda/CUDAEvent.h>
-#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include "base/error.h"
@@ -32,11 +31,11 @@ OffloadMedium::Copy PinnedSlots::copy(const at::Tensor& to, const at::Tensor& fr
     const c10::cuda::CUDAStreamGuard guard(stream_);
     to.copy_(from, /*non_blocking=*/true);
   }
-  // The allocator gives the tensor's memory to nobody before this stream is done with it.
-  c10::cuda::CUDACachingAllocator::recordStream(on_device.storage().data_ptr(), stream_);
   auto done = std::make_shared<at::cuda::CUDAEvent>();
   done->record(stream_);
-  return [done] { done->block(c10::cuda::getCurrentCUDAStream()); };
+  // The tensor's memory is nobody else's until the computation waits for the copy: then it is free for what comes next
+  // there, without a question to the device.
+  return [done, on_device] { done->block(c10::cuda::getCurrentCUDAStream()); };
 }
 
 OffloadMedium::Copy PinnedSlots::write(int64_t slot, at::Tensor tensor) {

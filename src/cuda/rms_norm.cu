@@ -1,4 +1,5 @@
 // A block has a row, in the backward pass some rows one after the other.
+#include "base/cuda_rules.h"
 #include "cuda/device_code.h"
 
 namespace conclave::cuda {
@@ -94,13 +95,6 @@ __global__ void rms_norm_add_partials_kernel(float* grad_weight, const float* pa
   grad_weight[column] = sum;
 }
 
-// Follows from the number of tokens alone, so that the order of the sums does.
-int64_t rows_per_block(int64_t tokens) {
-  constexpr int64_t most_blocks = 256, fewest_rows = 4;
-  const int64_t rows = divided_up(tokens, most_blocks);
-  return rows < fewest_rows ? fewest_rows : rows;
-}
-
 }  // namespace
 
 void rms_norm_forward(Stream stream, Element element, void* y, float* rstd, const void* x, const void* weight,
@@ -125,14 +119,10 @@ void rms_norm_repeat(Stream stream, Element element, void* y, const void* x, con
   });
 }
 
-int64_t rms_norm_blocks(int64_t tokens) {
-  return divided_up(tokens, rows_per_block(tokens));
-}
-
 void rms_norm_backward(Stream stream, Element element, void* grad_x, float* grad_weight, float* partial,
                        const void* grad_y, const void* x, const float* rstd, const void* weight, int64_t tokens,
                        int64_t hidden) {
-  const int64_t blocks = rms_norm_blocks(tokens), row_bytes = hidden * static_cast<int64_t>(sizeof(float));
+  const int64_t blocks = norm_blocks(tokens), row_bytes = hidden * static_cast<int64_t>(sizeof(float));
   // block_reduce has some of the shared memory too.
   const bool in_shared_memory = row_bytes <= shared_bytes_limit - 1024;
   with_elements(element, [&](auto of) {
@@ -142,7 +132,7 @@ void rms_norm_backward(Stream stream, Element element, void* grad_x, float* grad
           stream,
           {.blocks = blocks, .threads = threads_for(hidden / width), .shared_bytes = in_shared_memory ? row_bytes : 0},
           rms_norm_backward_kernel<T, width>, static_cast<T*>(grad_x), partial, static_cast<const T*>(grad_y),
-          static_cast<const T*>(x), rstd, static_cast<const T*>(weight), tokens, hidden, rows_per_block(tokens),
+          static_cast<const T*>(x), rstd, static_cast<const T*>(weight), tokens, hidden, norm_rows_per_block(tokens),
           in_shared_memory);
     });
   });

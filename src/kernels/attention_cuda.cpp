@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include "base/cuda_rules.h"
 #include "kernels/cuda.h"
 
 namespace conclave {
@@ -23,6 +24,26 @@ at::Tensor value_of(const at::Tensor& packed, const AttentionShape& s) {
   return heads_of(packed, s, s.heads + s.kv_heads, s.kv_heads);
 }
 
+// While it lives, ATen's operators take the forms whose sums have a fixed order, without filling what they leave
+// unwritten.
+class FixedOrderOfSums {
+ public:
+  FixedOrderOfSums() {
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  }
+  ~FixedOrderOfSums() {
+    at::globalContext().setDeterministicAlgorithms(deterministic_, warn_only_);
+    at::globalContext().setDeterministicFillUninitializedMemory(fill_);
+  }
+  FixedOrderOfSums(const FixedOrderOfSums&) = delete;
+
+ private:
+  bool deterministic_ = at::globalContext().deterministicAlgorithms();
+  bool warn_only_ = at::globalContext().deterministicAlgorithmsWarnOnly();
+  bool fill_ = at::globalContext().deterministicFillUninitializedMemory();
+};
+
 // Keys to the left of the query that it sees; -1: all.
 int64_t keys_to_the_left(const AttentionShape& shape) {
   return shape.window && *shape.window < shape.sequence ? *shape.window - 1 : -1;
@@ -31,7 +52,8 @@ int64_t keys_to_the_left(const AttentionShape& shape) {
 }  // namespace
 
 bool cuda::has_flash_attention(const at::Tensor& qkv_TM, const AttentionShape& shape) {
-  return qkv_TM.is_cuda() && qkv_TM.scalar_type() == at::kBFloat16 && shape.head_dim % 8 == 0 && shape.head_dim <= 256;
+  return qkv_TM.is_cuda() && qkv_TM.scalar_type() == at::kBFloat16 &&
+         has_flash_kernel(shape.head_dim, static_cast<int64_t>(qkv_TM.element_size()));
 }
 
 void cuda::attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
@@ -48,6 +70,7 @@ void cuda::attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const 
 void cuda::attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                               const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape) {
   if (shape.batch == 0) return;
+  const FixedOrderOfSums fixed_order;  // else the kernel adds up the queries' gradient by atomics
   const at::Tensor no_dropout_state = at::empty({2}, qkv_TM.options().dtype(at::kUInt64));
   const auto [grad_query, grad_key, grad_value] = at::_flash_attention_backward(
       query_of(grad_out_TN, shape), query_of(qkv_TM, shape), key_of(qkv_TM, shape), value_of(qkv_TM, shape),

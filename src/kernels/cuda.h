@@ -7,13 +7,13 @@
 
 namespace conclave::cuda {
 
-// FlashAttention-2 takes bf16 and head dims that are multiples of 8, up to 256.
+// Whether attention is FlashAttention's (base/cuda_rules.h).
 bool has_flash_attention(const at::Tensor& qkv_TM, const AttentionShape& shape);
 
 void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
                        const AttentionShape& shape);
 
-// The kernel adds up the queries' gradient by atomics unless at::globalContext().deterministicAlgorithms() is set.
+// The same bits every time.
 void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                         const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape);
 

@@ -65,11 +65,15 @@ struct CudaKernels {
 };
 
 // From now on the entries choose `kernels` for tensors of this type of device; null: no longer. Tests put kernels in
-// the place of the CPU's. Not while other threads compute.
+// the place of the CPU's: not while other threads compute there.
 void use_cuda_kernels(const CudaKernels* kernels, at::DeviceType device = at::kCUDA);
 
 // The kernels for tensors of a type of device, and for a tensor in one of their dtypes; null: there are none.
 const CudaKernels* cuda_kernels(at::DeviceType device);
 const CudaKernels* cuda_kernels(const at::Tensor& tensor);
+
+// Whether also what no kernel of ours decides is done as on CUDA: on CUDA, and where tests put its kernels in the place
+// of the CPU's.
+bool computes_as_cuda(const at::Tensor& tensor);
 
 }  // namespace conclave

@@ -6,6 +6,7 @@
 #include "kernels/blocked_product.h"
 #include "kernels/check.h"
 #include "kernels/cpu.h"
+#include "kernels/cuda_kernels.h"
 #include "kernels/product.h"
 
 namespace conclave {
@@ -46,7 +47,7 @@ void check_forward(const char* op, const at::Tensor& y_RN, const at::Tensor& x_R
 enum class Tiles { square, long_for_few_rows };
 template <class F>
 void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, Tiles tiles, const F& f) {
-  if (!out.is_cpu()) return f(out, a, b);
+  if (!out.is_cpu() || computes_as_cuda(out)) return f(out, a, b);
   constexpr int64_t side = 512, few_rows = 512, long_side = 4096;
   const int64_t rows = out.size(0), columns = out.size(1);
   const bool is_long = tiles == Tiles::long_for_few_rows && rows <= few_rows && at::get_num_threads() == 1;
@@ -60,7 +61,7 @@ void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, 
 }
 
 bool in_blocks(const at::Tensor& a) {
-  return a.is_cpu() && cpu::multiplies_in_blocks(a.scalar_type());
+  return a.is_cpu() && !computes_as_cuda(a) && cpu::multiplies_in_blocks(a.scalar_type());
 }
 
 // out = a b, or out += a b.

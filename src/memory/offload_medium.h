@@ -19,7 +19,8 @@ class OffloadMedium {
   // A copy under way. Calling it returns when the copy is done (CUDA: makes the current stream wait until it is) and
   // throws what went wrong with it.
   using Copy = std::function<void()>;
-  // `tensor` is contiguous; it is let go as soon as its bytes are in the slot.
+  // `tensor` is contiguous; it is let go as soon as its bytes are in the slot, on CUDA with the copy that was waited
+  // for.
   virtual Copy write(int64_t slot, at::Tensor tensor) = 0;
   // Fills `tensor`, contiguous and as large as what was written.
   virtual Copy read(int64_t slot, at::Tensor tensor) = 0;

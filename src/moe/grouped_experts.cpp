@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include "base/cuda_rules.h"
 #include "base/step_clock.h"
+#include "kernels/cuda_kernels.h"
 #include "kernels/swiglu.h"
 #include "memory/memory_category.h"
 
@@ -38,11 +40,11 @@ void add_weight_gradients(const Gradient& gradient, const at::Tensor& grad_y_RN,
 }  // namespace
 
 bool takes_grouped_products(const ExpertRows& rows, const ExpertWeights& weights) {
-  constexpr int64_t whole = 8;  // elements of bf16 in 16 bytes
-  const int64_t count = rows.row_RH.size(0), experts = weights.down_LHI.size(0);
-  return rows.row_RH.is_cuda() && rows.row_RH.scalar_type() == at::kBFloat16 && !weights.guest_gate_up_GJH.defined() &&
-         weights.down_LHI.size(1) % whole == 0 && weights.down_LHI.size(2) % whole == 0 && count > 0 &&
-         count <= experts * expert_chunk_rows;
+  const at::Tensor& down_LHI = weights.down_LHI;
+  return computes_as_cuda(rows.row_RH) && rows.row_RH.scalar_type() == at::kBFloat16 &&
+         !weights.guest_gate_up_GJH.defined() &&
+         groups_products(rows.row_RH.size(0), down_LHI.size(0), down_LHI.size(1), down_LHI.size(2),
+                         static_cast<int64_t>(down_LHI.element_size()));
 }
 
 ExpertOutput grouped_experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,

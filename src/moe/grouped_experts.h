@@ -8,8 +8,7 @@
 
 namespace conclave {
 
-// bf16 on CUDA, rows and columns of whole 16 bytes, no guests, and no more rows an expert, on average, than a chunk
-// has.
+// On CUDA, without guests, where the sizes allow it and it pays (groups_products in base/cuda_rules.h).
 bool takes_grouped_products(const ExpertRows& rows, const ExpertWeights& weights);
 
 ExpertOutput grouped_experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "moe/sinkhorn_selection.h"
+#include "operators/plugin_kernels.h"
 #include "operators/process_group_communicator.h"
 
 namespace conclave {
@@ -12,6 +13,7 @@ namespace {
 // are constants.
 // NOLINTNEXTLINE(performance-unnecessary-value-param): PyTorch hands strings by value
 at::Tensor sinkhorn_choice(const at::Tensor& logits, int64_t top_k, std::string group) {
+  const OperatorDevice device(logits);
   const auto world = communicator_of("world", group);
   RouterOptions options;
   options.top_k = top_k;

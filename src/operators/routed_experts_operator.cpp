@@ -10,6 +10,7 @@
 #include "config/job.h"
 #include "moe/routed_experts.h"
 #include "operators/part_tensors.h"
+#include "operators/plugin_kernels.h"
 #include "operators/process_group_communicator.h"
 
 namespace conclave {
@@ -83,6 +84,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> routed_experts_forward(
     std::optional<double> max_tokens_per_rank_factor, std::optional<double> spill_threshold,
     std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks, bool keep_pre_activation) {
   check(token, weight, expert_of_choice, gate_up, down);
+  const OperatorDevice device(token);
   const at::Tensor choice_TK = expert_of_choice.to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous();
   const ExpertAxis axis(
       {group, experts, overload, max_tokens_per_rank_factor, spill_threshold, spill_least_rows, dispatch_chunks},
@@ -130,6 +132,7 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
   static variable_list backward(AutogradContext* context, variable_list grad) {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &token = saved[0], &weight = saved[1], &gate_up = saved[2], &down = saved[3];
+    const OperatorDevice device(gate_up);
     const std::vector<at::Tensor> kept(saved.begin() + 4, saved.end());
     RoutedExperts::Parts parts = parts_of(kept);
     // The engine's backward puts its results where these lie. A graph that is kept will want them again.

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
+#include "base/cuda_rules.h"
 #include "base/row_message.h"
-#include "planner/aten_temporaries.h"
 
 namespace conclave {
 namespace {
@@ -30,20 +30,44 @@ LayerMemory::LayerMemory(const PlannedRank& rank, MemoryLedger& ledger)
       item_(rank.compute_bytes),
       message_(row_message_bytes(hidden_, item_)) {}
 
-// On a GPU ATen's flash attention returns tensors of its own, and its backward sums in fp32 and has a key and a value
-// for each query head; where it has no such kernel, the scores are whole. On the CPU each thread has a block of scores
-// and the matrices of its products, and backward the sums over blocks (kernels/attention_cpu.cpp).
 LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool backward) {
+  if (!on_cuda()) return cpu_attention_buffers(category, backward);
+  if (has_flash_kernel(rank_.job.model.head_dim, item_)) return flash_buffers(category, backward);
+  return reference_attention_buffers(category, backward);
+}
+
+// Of kernels/attention_reference.cpp: fp32 tensors of all scores [B, heads, S, S], and of the heads in fp32.
+LayerMemory::Block LayerMemory::reference_attention_buffers(MemoryCategory category, bool backward) {
+  const int64_t scores = tokens_ * heads_ * rank_.job.job.data.sequence_length * fp32;
+  const int64_t queries = tokens_ * query_width_ * fp32, keys = tokens_ * (packed_width_ - query_width_) / 2 * fp32;
+  const bool widens = item_ != fp32;
+  // The last product has its result, and keys (forward: values) repeated for each query head.
+  const int64_t product = 2 * queries + (widens ? keys : 0);
+  if (!backward) return hold(category, std::max(3 * scores, 2 * scores + product));
+  return hold(category, std::max(6 * scores, 4 * scores + product) + (widens ? 2 * queries : 0));
+}
+
+// ATen's flash attention returns tensors of its own. Backward it sums the queries' gradient in fp32, in as many parts
+// as it takes for a fixed order with all of a GPU's processors at work, and where query heads share a key, each has a
+// gradient of it.
+LayerMemory::Block LayerMemory::flash_buffers(MemoryCategory category, bool backward) {
+  const int64_t results = backward ? tokens_ * packed_width_ * item_ : tokens_ * query_width_ * item_;
+  if (!backward) return hold(category, results + tokens_ * heads_ * fp32);
+  const auto rounded = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
   const int64_t sequence = rank_.job.job.data.sequence_length, head_dim = rank_.job.model.head_dim;
-  if (rank_.backend == Backend::cuda_nccl) {
-    const bool flash = item_ == 2 && head_dim % 8 == 0 && head_dim <= 256;
-    const double scores = backward ? aten_temporaries::attention_backward : aten_temporaries::attention_forward;
-    if (!flash) return aten_buffers(scores, tokens_ * heads_ * sequence);
-    const int64_t results =
-        backward ? tokens_ * packed_width_ * item_ : tokens_ * query_width_ * item_ + tokens_ * heads_ * fp32;
-    const int64_t sums = tokens_ * (query_width_ + heads_) * fp32 + 2 * tokens_ * query_width_ * item_;
-    return hold(category, results + (backward ? sums : 0));
-  }
+  const int64_t batch_heads = tokens_ / sequence * heads_;
+  const int64_t rows = batch_heads * rounded(sequence, 128), width = rounded(head_dim, head_dim <= 128 ? 32 : 64);
+  constexpr int64_t processors = 132;  // of an H100 or H200
+  const int64_t sums = (processors + batch_heads - 1) / batch_heads;
+  const bool shared = heads_ != rank_.job.model.num_key_value_heads;
+  const int64_t of_each_head = shared ? 2 * tokens_ * query_width_ * item_ : 0;
+  return hold(category, results + rows * (width * sums + 1) * fp32 + of_each_head);
+}
+
+// Each thread has a block of scores and the fp32 matrices of its products, and backward the sums over blocks
+// (kernels/attention_cpu.cpp).
+LayerMemory::Block LayerMemory::cpu_attention_buffers(MemoryCategory category, bool backward) {
+  const int64_t sequence = rank_.job.job.data.sequence_length, head_dim = rank_.job.model.head_dim;
   const int64_t kv_heads = rank_.job.model.num_key_value_heads, group = heads_ / kv_heads;
   const int64_t rows = group * std::min(std::clamp<int64_t>(256 / group, 32, 128), sequence);
   const int64_t keys = std::min<int64_t>(sequence, 512);
@@ -55,9 +79,9 @@ LayerMemory::Block LayerMemory::attention_buffers(MemoryCategory category, bool 
 }
 
 // A weight's gradient [rows, columns] in bf16 is rounded on a GPU before it goes into fp32.
-LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns) {
-  if (item_ == fp32 || rank_.backend != Backend::cuda_nccl) return {};
-  return hold(workspace, rows * columns * item_);
+LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns, int64_t experts) {
+  if (item_ == fp32 || !on_cuda()) return {};
+  return hold(workspace, experts * rows * columns * item_);
 }
 
 LayerMemory::Block LayerMemory::fp8_copies(int64_t elements) {
@@ -70,15 +94,14 @@ LayerMemory::Block LayerMemory::fp8_padding(int64_t elements) {
   return hold(workspace, elements * item_);
 }
 
-LayerMemory::Block LayerMemory::aten_buffers(double tensors, int64_t elements) {
-  if (rank_.backend != Backend::cuda_nccl) return {};
-  return hold(workspace, static_cast<int64_t>(tensors * static_cast<double>(elements * fp32)));
+LayerMemory::Block LayerMemory::norm_buffers(int64_t tokens) {
+  if (!on_cuda()) return {};
+  return hold(workspace, norm_blocks(tokens) * hidden_ * fp32);
 }
 
 void LayerMemory::compute_attention(State& state) {
   ledger_.now_doing.part = "attention";
   const Block normed_TH = hold(workspace, hidden_bytes());
-  { const Block norm = aten_buffers(aten_temporaries::rms_norm_forward, tokens_ * hidden_); }
   state.input_rstd_T = hold(activations, tokens_ * fp32);
   state.qkv_TM = hold(activations, tokens_ * packed_width_ * item_);
   state.attention_TN = hold(activations, tokens_ * query_width_ * item_);
@@ -150,7 +173,7 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
   DispatchGradient grad = routed_backward(std::move(tokens), rows, state);
   const Block normed_TH = hold(workspace, hidden_bytes());
   const Block grad_logits_TE = hold(workspace, tokens_ * experts_ * item_);
-  { const Block norm = aten_buffers(aten_temporaries::rms_norm_backward, tokens_ * hidden_); }
+  { const Block norm = norm_buffers(tokens_); }
   grad = {};
   state.hidden_TH.free();
 

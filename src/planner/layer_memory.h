@@ -47,14 +47,14 @@ class LayerMemory {
   Block backward(Block grad_TH, const RoutedRows& rows, State state);
 
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
-  // What the product of a weight's gradient [rows, columns] needs beside it.
-  Block product_buffers(int64_t rows, int64_t columns);
+  // What the product of a weight's gradient [rows, columns] needs beside it; of `experts` weights at once.
+  Block product_buffers(int64_t rows, int64_t columns, int64_t experts = 1);
+  // What the norm of that many tokens needs in its backward pass.
+  Block norm_buffers(int64_t tokens);
   // With precision.experts: fp8, so many elements in fp8 with a scale for each 128 (weights have fewer).
   Block fp8_copies(int64_t elements);
   // And a product of so many elements with the rows that fill up the last 16 of them.
   Block fp8_padding(int64_t elements);
-  // What an operation without a kernel of its own needs on a GPU.
-  Block aten_buffers(double tensors, int64_t elements);
 
  private:
   Block run(const RoutedRows& rows, bool keep_gate_up, State& state);
@@ -86,6 +86,13 @@ class LayerMemory {
   Flight begin_dispatch(size_t part, State::Part& state);
   void finish_dispatch(size_t part, Flight& flight, State::Part& state);
   Block experts_forward(size_t part, bool keep_gate_up, State::Part& state);
+  Block grouped_experts_forward(const RoutedRows& rows, bool keep_gate_up, State::Part& state);
+  struct ExpertRowGradient {
+    Block row_RH;
+    Block weight_R;
+  };
+  ExpertRowGradient experts_backward(const RoutedRows& rows, State::Part& state);
+  ExpertRowGradient grouped_experts_backward(const RoutedRows& rows, State::Part& state);
   Flight begin_combine(size_t part, Block row_RH);
   void finish_combine(size_t part, Flight& flight);
   Flight begin_combine_backward(size_t part);
@@ -95,7 +102,12 @@ class LayerMemory {
   Block reduced(int64_t bytes, Flight& flight);
   int64_t chunk_rows(const RoutedRows& rows) const;  // the most of an expert's that are computed at once
   int64_t expert_elements() const { return 3 * hidden_ * intermediate_; }
+  bool on_cuda() const { return rank_.backend == Backend::cuda_nccl; }
+  bool groups(const RoutedRows& rows) const;  // all experts' products are one
   Block attention_buffers(MemoryCategory category, bool backward);
+  Block flash_buffers(MemoryCategory category, bool backward);
+  Block reference_attention_buffers(MemoryCategory category, bool backward);
+  Block cpu_attention_buffers(MemoryCategory category, bool backward);
   Block hold(MemoryCategory category, int64_t bytes) { return ledger_.hold(category, bytes); }
 
   const PlannedRank& rank_;

@@ -69,7 +69,7 @@ LayoutOption try_out(CheckedJob job, const DeviceDescription& device, double imb
   option.settings = settings_of(job);
   const PlannedRank rank =
       plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(), assume_rows(job, imbalance));
-  const PlannedMemory memory = step_memory(rank);
+  const PlannedMemory memory = plan_classes(job, device, imbalance).front().memory;
   option.peak_bytes = memory.peak_of.total;
   option.peak_moment = memory.moment;
   option.left_bytes = device.usable_bytes() - static_cast<double>(memory.peak_of.total);

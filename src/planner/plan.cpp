@@ -5,27 +5,57 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "base/expert_chunk.h"
 #include "config/mixtral_parameters.h"
 #include "planner/step_traffic.h"
 
 namespace conclave {
 namespace {
 
-std::vector<std::pair<RankClass, PlannedRank>> classes_of(const CheckedJob& job, const DeviceDescription& device,
-                                                          double imbalance) {
-  const int world = job.layout.world_size(), degree = job.layout.degree(Axis::expert);
-  const double most = std::min(imbalance, worst_imbalance(job));
-  const auto planned = [&](double rows) {
-    return plan_rank(job, 0, backend_of(device, world), device.has_bf16(), assume_rows(job, rows));
+PlannedRank planned_rank(const CheckedJob& job, const DeviceDescription& device, double imbalance) {
+  return plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(), assume_rows(job, imbalance));
+}
+
+RankClass class_of(std::string who, int ranks, double imbalance, const CheckedJob& job,
+                   const DeviceDescription& device) {
+  return {std::move(who), ranks, imbalance, step_memory(planned_rank(job, device, imbalance))};
+}
+
+bool needs_more(const RankClass& a, const RankClass& b) {
+  return a.memory.peak_of.total > b.memory.peak_of.total;
+}
+
+// Of the rows that routing can bring a rank, those that need most memory: the most there can be, or on CUDA the most
+// with which the experts' products are grouped.
+RankClass worst_class(const CheckedJob& job, const DeviceDescription& device) {
+  const int degree = job.layout.degree(Axis::expert);
+  const int64_t local = job.model.num_local_experts / degree;
+  const int64_t mean = job.tokens_per_rank() * job.model.num_experts_per_tok;
+  const double grouped = static_cast<double>(local * expert_chunk_rows) / static_cast<double>(mean);
+  const double most = std::max(worst_imbalance(job), 1.0);
+  const auto with = [&](double imbalance) {
+    return class_of("a rank under the worst routing", job.layout.world_size() / degree, imbalance, job, device);
   };
-  if (degree == 1 || most <= 1)
-    return {{{world == 1 ? "the only rank" : fmt::format("all {} ranks", world), world, 1, {}}, planned(1)}};
-  const double others = (degree - most) / (degree - 1);
-  return {{{"the busiest rank of each expert group", world / degree, most, {}}, planned(most)},
-          {{"the others, on average", world - world / degree, others, {}}, planned(others)}};
+  RankClass of_most = with(most);
+  if (degree == 1 || grouped >= most) return of_most;
+  RankClass of_grouped = with(grouped);
+  return needs_more(of_grouped, of_most) ? of_grouped : of_most;
 }
 
 }  // namespace
+
+std::vector<RankClass> plan_classes(const CheckedJob& job, const DeviceDescription& device, double imbalance) {
+  const int world = job.layout.world_size(), degree = job.layout.degree(Axis::expert);
+  const double most = std::min(imbalance, worst_imbalance(job));
+  if (degree == 1 || most <= 1)
+    return {class_of(world == 1 ? "the only rank" : fmt::format("all {} ranks", world), world, 1, job, device)};
+  const double others = (degree - most) / (degree - 1);
+  std::vector<RankClass> classes = {
+      class_of("the busiest rank of each expert group", world / degree, most, job, device),
+      class_of("the others, on average", world - world / degree, others, job, device)};
+  std::stable_sort(classes.begin(), classes.end(), needs_more);
+  return classes;
+}
 
 Backend backend_of(const DeviceDescription& device, int world_size) {
   if (device.device.kind == DeviceKind::cuda) return Backend::cuda_nccl;
@@ -42,14 +72,10 @@ Plan make_plan(const CheckedJob& given, const std::string& device_name, const De
   if (job.job.precision.experts == ExpertPrecision::fp8 && !device.has_fp8())
     user_error(
         "precision.experts is fp8, but {} has no fp8 products with a scale for each block (compute.fp8_flops is 0). "
-        "Use "
-        "precision.experts: compute, or plan for h100-80 or h200-141.",
+        "Use precision.experts: compute, or plan for h100-80 or h200-141.",
         device_name);
-  auto classes = classes_of(job, device, imbalance);
-  const PlannedRank& busiest = classes.front().second;
-  const double worst = worst_imbalance(job);
-  const PlannedRank in_worst_case =
-      plan_rank(job, 0, busiest.backend, device.has_bf16(), assume_rows(job, std::max(worst, 1.0)));
+  const double most = job.layout.degree(Axis::expert) == 1 ? 1 : std::min(imbalance, worst_imbalance(job));
+  const PlannedRank busiest = planned_rank(job, device, std::max(most, 1.0));
   const std::vector<UnitDeclaration> units = declare_mixtral(job.model);
 
   Plan plan{job,
@@ -59,22 +85,16 @@ Plan make_plan(const CheckedJob& given, const std::string& device_name, const De
             count_parameters(units),
             count_parameters_per_token(units, job.model),
             0,
-            {},
-            {},
+            plan_classes(job, device, imbalance),
+            worst_class(job, device),
             {},
             {},
             {}};
   for (const PlannedUnit& unit : busiest.units)
     for (const PlannedGroup& group : unit.groups) plan.parameters_of_rank += group.shard_numel;
-  plan.worst = {"the busiest rank under the worst routing", job.layout.world_size() / job.layout.degree(Axis::expert),
-                worst, step_memory(in_worst_case)};
   plan.evaluation = evaluation_memory(busiest);
   plan.traffic = step_traffic(busiest);
   plan.time = step_time(busiest, device);
-  for (auto& [rank_class, rank] : classes) {
-    rank_class.memory = step_memory(rank);
-    plan.classes.push_back(rank_class);
-  }
   return plan;
 }
 

@@ -31,11 +31,11 @@ struct Plan {
   int64_t parameters_per_token = 0;
   int64_t parameters_of_rank = 0;  // its shards, padding included
 
-  std::vector<RankClass> classes;  // the one that needs most first; time and traffic are its own
-  RankClass worst;                 // the busiest rank under the worst routing there can be
+  std::vector<RankClass> classes;  // the one that needs most first
+  RankClass worst;                 // under the routing that needs most memory of all there can be
   PlannedMemory evaluation;        // of a validation
-  TrafficByOperation traffic;      // of a step
-  PlannedTime time;                // of a step
+  TrafficByOperation traffic;      // of a step of the busiest rank
+  PlannedTime time;                // of a step of the busiest rank
 
   double peak_bytes() const { return static_cast<double>(classes.front().memory.peak_of.total); }
   double left_bytes() const { return device.usable_bytes() - peak_bytes(); }
@@ -45,6 +45,9 @@ struct Plan {
 // `imbalance`: rows of the busiest rank over the mean of its expert group; at least 1.
 Plan make_plan(const CheckedJob& job, const std::string& device_name, const DeviceDescription& device,
                double imbalance);
+
+// The one that needs most memory first.
+std::vector<RankClass> plan_classes(const CheckedJob& job, const DeviceDescription& device, double imbalance);
 
 // What a device's ranks compute with, and by what they communicate.
 Backend backend_of(const DeviceDescription& device, int world_size);

@@ -1,8 +1,7 @@
 // The tensors of moe/routed_experts.cpp, the dispatchers and the experts.
 #include <algorithm>
 
-#include "base/expert_chunk.h"
-#include "planner/aten_temporaries.h"
+#include "base/cuda_rules.h"
 #include "planner/layer_memory.h"
 
 namespace conclave {
@@ -21,6 +20,12 @@ int64_t LayerMemory::tokens_of(size_t part) const {
 
 int64_t LayerMemory::chunk_rows(const RoutedRows& rows) const {
   return std::min(rows.largest_expert, expert_chunk_rows);
+}
+
+// Experts that are lent keep to the loop; a plan lends none.
+bool LayerMemory::groups(const RoutedRows& rows) const {
+  return on_cuda() && !rank_.experts_in_fp8() &&
+         groups_products(rows.received, experts_ / degree_, hidden_, intermediate_, item_);
 }
 
 bool LayerMemory::needs_tokens(const State& state) const {
@@ -86,6 +91,7 @@ void LayerMemory::finish_dispatch(size_t part, Flight& flight, State::Part& stat
 LayerMemory::Block LayerMemory::experts_forward(size_t part, bool keep_gate_up, State::Part& state) {
   ledger_.now_doing.part = "experts";
   const RoutedRows& rows = parts_[part];
+  if (groups(rows)) return grouped_experts_forward(rows, keep_gate_up, state);
   const int64_t width = 2 * intermediate_ * item_, most = chunk_rows(rows);
   if (keep_gate_up) state.gate_up_RJ = hold(activations, rows.received * width);
   state.has_gate_up = keep_gate_up;
@@ -97,10 +103,20 @@ LayerMemory::Block LayerMemory::experts_forward(size_t part, bool keep_gate_up, 
     const Block input = fp8_copies(most * hidden_);
     const Block product = fp8_padding(most * 2 * intermediate_);
   }
-  { const Block swiglu = aten_buffers(aten_temporaries::swiglu_forward, most * intermediate_); }
   const Block activation_copy = fp8_copies(most * intermediate_);
   const Block product = fp8_padding(most * hidden_);
   return row_RH;
+}
+
+LayerMemory::Block LayerMemory::grouped_experts_forward(const RoutedRows& rows, bool keep_gate_up, State::Part& state) {
+  Block gate_up_RJ = hold(activations, rows.received * 2 * intermediate_ * item_);
+  const Block activation_RI = hold(workspace, rows.received * intermediate_ * item_);
+  state.has_gate_up = keep_gate_up;
+  if (keep_gate_up)
+    state.gate_up_RJ = std::move(gate_up_RJ);
+  else
+    gate_up_RJ.free();
+  return hold(dispatch, rows.received * hidden_ * item_);
 }
 
 // What a reduce-scatter leaves of `bytes` on each rank; Gloo's ranks receive into buffers of their own before they sum.
@@ -116,7 +132,6 @@ LayerMemory::Flight LayerMemory::begin_combine(size_t part, Block row_RH) {
     flight.sent = std::move(row_RH);
   } else if (gathers()) {
     flight.sent = hold(dispatch, degree_ * tokens_of(part) * hidden_ * item_);
-    { const Block sums = aten_buffers(aten_temporaries::combine_rows, degree_ * tokens_of(part) * hidden_); }
     row_RH.free();
     flight.arrived = reduced(tokens_of(part) * hidden_ * item_, flight);
   } else {
@@ -132,7 +147,6 @@ void LayerMemory::finish_combine(size_t part, Flight& flight) {
   if (shuffles()) sum = hold(dispatch, tokens_of(part) * hidden_ * item_);
   if (!alone_) flight.sent.free();
   flight.staged.free();
-  { const Block sums = aten_buffers(aten_temporaries::combine_rows, tokens_of(part) * hidden_); }
   flight = {};
   if (shuffles()) const Block back = shuffled(part, hidden_ * item_);
 }
@@ -190,43 +204,58 @@ LayerMemory::Block LayerMemory::finish_combine_backward(size_t part, Flight& fli
   return grad_RH;
 }
 
+LayerMemory::ExpertRowGradient LayerMemory::experts_backward(const RoutedRows& rows, State::Part& state) {
+  ExpertRowGradient grad{std::move(state.row_RH), hold(workspace, rows.received * fp32)};  // over the rows themselves
+  const Block weight_R = std::move(state.weight_R);
+  const Block gate_up_RJ = std::move(state.gate_up_RJ);
+  const int64_t most = chunk_rows(rows);
+  const Block activation = hold(workspace, most * intermediate_ * item_);
+  const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
+  if (!rank_.experts_in_fp8()) {
+    const Block product = product_buffers(2 * intermediate_, hidden_);
+    return grad;
+  }
+  const Block weights = fp8_copies(expert_elements() + (state.has_gate_up ? 0 : 2 * hidden_ * intermediate_));
+  { const Block operands = fp8_copies(most * (2 * intermediate_ + hidden_)); }  // of gate_up's gradient
+  const Block grad_gate_up = fp8_copies(most * 2 * intermediate_);
+  const Block product = fp8_padding(most * hidden_);
+  return grad;
+}
+
+LayerMemory::ExpertRowGradient LayerMemory::grouped_experts_backward(const RoutedRows& rows, State::Part& state) {
+  const int64_t local = experts_ / degree_;
+  const Block row_RH = std::move(state.row_RH);
+  const Block weight_R = std::move(state.weight_R);
+  Block gate_up_RJ = std::move(state.gate_up_RJ);
+  if (!state.has_gate_up) gate_up_RJ = hold(workspace, rows.received * 2 * intermediate_ * item_);
+  ExpertRowGradient grad{{}, hold(workspace, rows.received * fp32)};
+  {
+    const Block activation_RI = hold(workspace, rows.received * intermediate_ * item_);
+    const Block down = product_buffers(hidden_, intermediate_, local);
+  }
+  { const Block gate_up = product_buffers(2 * intermediate_, hidden_, local); }
+  grad.row_RH = hold(workspace, rows.received * hidden_ * item_);
+  return grad;
+}
+
 LayerMemory::Flight LayerMemory::experts_and_dispatch_backward(size_t part, Block grad_RH, State::Part& state) {
   ledger_.now_doing.part = "experts";
   const RoutedRows& rows = parts_[part];
-  Block grad_row_RH = std::move(state.row_RH);  // the same memory
-  Block grad_weight_R = hold(workspace, rows.received * fp32);
-  {
-    const Block weight_R = std::move(state.weight_R);
-    const Block gate_up_RJ = std::move(state.gate_up_RJ);
-    const int64_t most = chunk_rows(rows);
-    const Block activation = hold(workspace, most * intermediate_ * item_);
-    const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
-    const Block weights = fp8_copies(expert_elements() + (state.has_gate_up ? 0 : 2 * hidden_ * intermediate_));
-    { const Block swiglu = aten_buffers(aten_temporaries::swiglu_backward, most * intermediate_); }
-    if (rank_.experts_in_fp8()) {
-      { const Block operands = fp8_copies(most * (2 * intermediate_ + hidden_)); }  // of gate_up's gradient
-      const Block grad_gate_up = fp8_copies(most * 2 * intermediate_);
-      const Block product = fp8_padding(most * hidden_);
-    } else {
-      const Block product = product_buffers(2 * intermediate_, hidden_);
-    }
-  }
+  ExpertRowGradient grad = groups(rows) ? grouped_experts_backward(rows, state) : experts_backward(rows, state);
   grad_RH.free();
   ledger_.now_doing.part = "dispatch";
   Flight flight;
   if (alone_) {
-    flight.sent = std::move(grad_row_RH);
-    flight.weights = std::move(grad_weight_R);
+    flight.sent = std::move(grad.row_RH);
+    flight.weights = std::move(grad.weight_R);
   } else if (gathers()) {
     flight.sent = hold(dispatch, degree_ * tokens_of(part) * hidden_ * item_);
     flight.weights = hold(dispatch, degree_ * choices_of(part) * fp32);
-    grad_row_RH.free();
-    grad_weight_R.free();
+    grad = {};
     flight.arrived = reduced(tokens_of(part) * (hidden_ * item_ + top_k_ * fp32), flight);
   } else {
     flight.sent = hold(dispatch, rows.received * message_);
-    grad_row_RH.free();
-    grad_weight_R.free();
+    grad = {};
     flight.arrived = hold(dispatch, rows.sent * message_);
   }
   return flight;

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "mesh/collective_bytes.h"
-#include "planner/aten_temporaries.h"
 #include "planner/layer_memory.h"
 #include "planner/memory_ledger.h"
 #include "planner/step_walk.h"
@@ -40,6 +39,7 @@ class MemoryObserver : public StepObserver {
     const CheckpointConfig& checkpoints = rank.job.job.checkpoint;
     if (checkpoints.every > 0 && checkpoints.async && rank.backend != Backend::cuda_nccl)
       kept_.push_back(ledger_.hold(checkpoint, 3 * saved * fp32));
+    if (rank.backend == Backend::cuda_nccl) kept_.push_back(ledger_.hold(workspace, cublas_workspace_bytes));
     const int64_t sequence = rank.job.job.data.sequence_length;
     kept_.push_back(ledger_.hold(workspace, sequence * rank.job.model.head_dim * fp32));  // rotary tables
   }
@@ -97,10 +97,11 @@ class MemoryObserver : public StepObserver {
     const int64_t vocabulary = rank_.job.model.vocab_size;
     {
       const Block logits_CV = ledger_.hold(logits, count * vocabulary * rank_.compute_bytes);
-      { const Block softmax = layer_.aten_buffers(aten_temporaries::cross_entropy_gradient, count * vocabulary); }
       if (training) const Block product = layer_.product_buffers(vocabulary, hidden);
     }
-    if (training) const Block grad_CH = ledger_.hold(workspace, count * hidden * rank_.compute_bytes);
+    if (!training) return;
+    const Block grad_CH = ledger_.hold(workspace, count * hidden * rank_.compute_bytes);
+    const Block norm = layer_.norm_buffers(count);
   }
 
   void begin_gradients(size_t unit) override {
@@ -147,15 +148,6 @@ class MemoryObserver : public StepObserver {
       group.sum.free();
       if (last && !is_whole(of) && of.replica_degree > 1) const Block staged = stage_all_reduce(of);
     }
-  }
-
-  void update() override {
-    doing("optimizer", 0);
-    ledger_.now_doing.unit = "";
-    int64_t largest = 0;
-    for (const PlannedUnit& unit : rank_.units)
-      for (const PlannedGroup& group : unit.groups) largest = std::max(largest, group.shard_numel);
-    const Block update = layer_.aten_buffers(aten_temporaries::adamw_step, largest);
   }
 
  private:

@@ -26,7 +26,7 @@ struct FlatParameterOptions {
   at::ScalarType reduce_dtype = at::kFloat;
   at::Device device = at::kCPU;
   // Whoever reads the weights takes fp32, too, and rounds it on the way: where the shard is the whole, there is no copy
-  // in the compute dtype.
+  // in the compute dtype. So do a CPU's products with experts (kernels/linear.h), which nothing else reads.
   bool readers_round = false;
 };
 

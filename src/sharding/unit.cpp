@@ -20,14 +20,12 @@ Unit::Unit(const UnitDeclaration& declaration, const ShardingAxes& axes, const F
     else
       places_.push_back({dense.empty() ? 0u : 1u, next_expert++});
   }
-  if (!dense.empty()) groups_.emplace_back(std::move(dense), 0, 1, axes.shard, axes.replica, options);
-  if (expert.empty()) return;
-  // Experts are read by products alone (moe/experts.h), which round fp32 as they read it. Two copies in bf16 a step,
-  // of all experts, took a tenth of the time of a step on CPUs. A GPU's products want bf16.
-  FlatParameterOptions of_experts = options;
-  of_experts.readers_round = options.device.is_cpu();
-  groups_.emplace_back(std::move(expert), axes.expert.rank(), axes.expert.size(), axes.expert_shard,
-                       axes.expert_replica, of_experts);
+  FlatParameterOptions of_dense = options;
+  of_dense.readers_round = false;  // norms and the embedding want the compute dtype
+  if (!dense.empty()) groups_.emplace_back(std::move(dense), 0, 1, axes.shard, axes.replica, of_dense);
+  if (!expert.empty())
+    groups_.emplace_back(std::move(expert), axes.expert.rank(), axes.expert.size(), axes.expert_shard,
+                         axes.expert_replica, options);
 }
 
 void Unit::begin_unshard() {

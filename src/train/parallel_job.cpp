@@ -26,7 +26,8 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
             [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); }),
       model_(checked_.model, axes_,
              {compute_dtype(checked_.job.precision.compute, world.device()),
-              checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device()}) {
+              checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device(),
+              /*readers_round=*/world.device().is_cpu()}) {
   for (const std::string& change : checked_.fitted) spdlog::info(change);
   auto& chunks = checked_.job.moe.dispatch_chunks;
   chunks = dispatch_chunks(checked_, world.process().local_world_size);

@@ -1,10 +1,14 @@
 // What only a GPU can show of the plug-in: ATen's attention, NCCL, pinned memory on a stream of its own, the count of
 // waits.
 #include <ATen/ATen.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <gtest/gtest.h>
+
+#include <thread>
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
+#include "checkpoint/lent_blocks.h"
 #include "comm/device.h"
 #include "kernel_test.h"
 #include "kernels/attention.h"
@@ -15,6 +19,10 @@ namespace {
 
 const CudaPlugin& plugin() {
   return *load_cuda_plugin(nullptr);
+}
+
+int64_t allocated_bytes() {
+  return c10::getDeviceAllocator(at::kCUDA)->getDeviceStats(0).allocated_bytes[0].current;
 }
 
 // Oracle: the reference in double. Tolerance: scores and outputs are rounded to bf16 on the way; sums of S terms.
@@ -38,6 +46,43 @@ TEST(DeviceAttention, equals_reference) {
     expect_close("logsumexp", logsumexp.cpu(), logsumexp_exact, {eps_bf16, eps_bf16});
     expect_close("grad_qkv", grad_qkv.cpu(), grad_exact, {4 * eps_bf16, 16 * eps_bf16});
   }
+}
+
+// Long enough that blocks of keys of one query run at once. What ATen was told about other operators stays.
+TEST(DeviceAttention, backward_gives_the_same_bits_again) {
+  const AttentionShape shape{1, 2048, 4, 2, 64, {}};
+  const at::Tensor qkv = random_tensor({2048, 8 * 64}, at::kBFloat16).cuda();
+  const at::Tensor grad_out = random_tensor({2048, 4 * 64}, at::kBFloat16).cuda();
+  at::Tensor out = at::empty_like(grad_out), logsumexp = at::empty({1, 4, 2048}, qkv.options().dtype(at::kFloat));
+  attention_forward(out, logsumexp, qkv, shape);
+  const auto backward = [&] {
+    at::Tensor grad_qkv = at::empty_like(qkv);
+    attention_backward(grad_qkv, grad_out, out, logsumexp, qkv, shape);
+    return grad_qkv.cpu();
+  };
+  const at::Tensor first = backward();
+  for (int again = 0; again < 5; ++again) expect_identical("grad_qkv", backward(), first);
+  EXPECT_FALSE(at::globalContext().deterministicAlgorithms());
+}
+
+// Oracle: the plan's formula (planner/layer_memory.cpp) for a fixed order of sums: results, sums in fp32 for each part
+// of the processors, a key's and a value's gradient of each query head. Tolerance 5 %.
+TEST(DeviceAttention, backward_allocates_what_is_planned) {
+  const int64_t sequence = 2048, heads = 8, kv_heads = 2, head_dim = 64;
+  const AttentionShape shape{1, sequence, heads, kv_heads, head_dim, {}};
+  const at::Tensor qkv = random_tensor({sequence, (heads + 2 * kv_heads) * head_dim}, at::kBFloat16).cuda();
+  const at::Tensor grad_out = random_tensor({sequence, heads * head_dim}, at::kBFloat16).cuda();
+  at::Tensor out = at::empty_like(grad_out), grad_qkv = at::empty_like(qkv);
+  at::Tensor logsumexp = at::empty({1, heads, sequence}, qkv.options().dtype(at::kFloat));
+  attention_forward(out, logsumexp, qkv, shape);
+  c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(qkv.device().index());
+  const int64_t before = plugin().peak_memory();
+  attention_backward(grad_qkv, grad_out, out, logsumexp, qkv, shape);
+  const int64_t parts = (132 + heads - 1) / heads;
+  const int64_t planned = static_cast<int64_t>(qkv.nbytes()) + sequence * heads * (head_dim * parts + 1) * 4 +
+                          2 * sequence * heads * head_dim * 2;
+  const int64_t needed = plugin().peak_memory() - before;
+  EXPECT_NEAR(static_cast<double>(needed), static_cast<double>(planned), 0.05 * static_cast<double>(planned));
 }
 
 // Oracle: the same products on the CPU in double. Tolerance: bf16 results are rounded once.
@@ -77,6 +122,10 @@ TEST(DeviceNccl, world_of_one) {
     group->broadcast(output, 0).wait();
     group->barrier();
     expect_identical("all_reduce and broadcast", output.cpu(), input.cpu());
+    // What was waited for is the caller's alone.
+    const int64_t before = allocated_bytes();
+    group->all_reduce(at::ones({1 << 20}, input.options()), Reduction::sum).wait();
+    EXPECT_EQ(allocated_bytes(), before);
   }
   watchdog->finish();
   watchdog->end();
@@ -93,6 +142,45 @@ TEST(DevicePinnedSlots, bring_back_what_they_were_given) {
   slots->read(0, first_again)();
   expect_identical("first", first_again.cpu(), first.cpu());
   expect_identical("second", second_again.cpu(), second.cpu());
+}
+
+// What leaves is let go when its copy was waited for and dropped, not before.
+TEST(DevicePinnedSlots, hold_what_leaves_until_it_has_left) {
+  const auto slots = plugin().make_pinned_slots();
+  slots->reserve(1, 1 << 22);
+  const int64_t before = allocated_bytes();
+  OffloadMedium::Copy copy = slots->write(0, at::ones({1 << 20}, at::device(at::kCUDA)));
+  EXPECT_GE(allocated_bytes() - before, 1 << 22);
+  copy();
+  copy = nullptr;
+  EXPECT_EQ(allocated_bytes(), before);
+}
+
+// The blocks are full of 7 when they are lent, though the device has not come so far, and of -1 when they are back.
+TEST(DeviceLentBlocks, are_read_as_they_were_lent) {
+  for (const int before : {0, 1, 3}) {
+    std::vector<at::Tensor> blocks;
+    for (int i = 0; i < 3; ++i) blocks.push_back(at::zeros({1 << 20}, at::device(at::kCUDA)));
+    at::Tensor busy = at::ones({4096, 4096}, at::device(at::kCUDA));
+    for (int i = 0; i < 20; ++i) busy = at::mm(busy, busy);
+    for (at::Tensor& block : blocks) block.fill_(7);
+    LentBlocks lent;
+    lent.lend(blocks);
+    std::thread owner;
+    for (int i = 0; i < 3; ++i) {
+      if (i == before)
+        owner = std::thread([&] {
+          lent.take_back();
+          for (at::Tensor& block : blocks) block.fill_(-1);
+        });
+      const at::Tensor block = lent.next();
+      EXPECT_TRUE(block.is_cpu() && (block == 7).all().item<bool>())
+          << "block " << i << ", taken back after " << before;
+    }
+    EXPECT_FALSE(lent.next().defined());
+    lent.end();
+    if (owner.joinable()) owner.join();
+  }
 }
 
 TEST(DeviceMemory, peak_holds_what_was_allocated) {

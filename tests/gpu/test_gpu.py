@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,45 @@ def test_two_ranks_on_one_gpu_train_as_on_the_cpu(tmp_path, degree):
     on_cpu.must_run(2)
     on_gpu.must_run(2, env=SHARED)
     assert_close(losses(on_gpu), losses(on_cpu), FP32_TOLERANCE)
+
+
+OPERATORS = """
+import sys
+from pathlib import Path
+import torch
+from conclave import MoEConfig, _library
+_library.find_built = lambda name: Path(sys.argv[1]) / name
+from conclave.experts import ExpertAxis, experts_forward
+
+axis = ExpertAxis(None, "", 1, 8, MoEConfig())
+torch.manual_seed(3)
+hidden, weight, grad = torch.randn(96, 64), torch.rand(96, 2), torch.randn(96, 64)
+choice = torch.stack([torch.randperm(8)[:2] for _ in range(96)])
+gate_up, down = torch.randn(8, 2 * 128, 64) * 0.1, torch.randn(8, 64, 128) * 0.1
+
+def run(device, dtype):
+    leaves = [tensor.to(device, dtype, copy=True).requires_grad_() for tensor in (hidden, gate_up, down)]
+    out = experts_forward(axis, leaves[0], choice.to(device), weight.to(device), *leaves[1:])
+    out.backward(grad.to(device, dtype))
+    return [tensor.detach().float().cpu() for tensor in (out, *(leaf.grad for leaf in leaves))]
+
+for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 3e-2)):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]) as profile:
+        on_gpu = run("cuda", dtype)
+    for got, right in zip(on_gpu, run("cpu", torch.float32), strict=True):
+        assert (got - right).abs().max() <= tolerance * right.abs().max(), (dtype, (got - right).abs().max(), right.abs().max())
+    names = {event.key for event in profile.key_averages()}
+    for kernel in ("swiglu_forward_kernel", "swiglu_backward_kernel", "combine_kernel"):
+        assert any(kernel in name for name in names), (kernel, names)
+    assert any("_grouped_mm" in name for name in names) == (dtype == torch.bfloat16), names
+"""
+
+
+def test_operators_of_python_take_our_kernels_and_grouped_products():
+    if not (BUILD / "libconclave_operators.so").exists():
+        pytest.skip("the operators are not built")
+    done = subprocess.run([sys.executable, "-W", "error:Experts on CUDA:RuntimeWarning", "-c", OPERATORS, BUILD], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def profile_of(job, *words):

@@ -15,8 +15,9 @@ PROGRAM = """
 import conclave, sys
 print(conclave.__file__)
 print(conclave.MoEConfig())
-from conclave._library import find_built
+from conclave._library import find_built, operators
 print(find_built("libconclave_operators.so"))
+print("kernels for CUDA:", operators().why_no_cuda_kernels() or "there")
 """
 
 
@@ -33,7 +34,9 @@ def test_wheel_installs_and_runs(tmp_path):
         "--config-settings=cmake.define.CONCLAVE_TESTS=ON", "--config-settings=cmake.define.CONCLAVE_BENCHMARKS=ON", ROOT)
     (wheel,) = tmp_path.glob("conclave-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
+    has_cuda = (ROOT / "build/libconclave_cuda.so").exists()
     assert {"conclave/py.typed", "conclave/bin/conclave", "conclave/lib/libconclave_operators.so"} <= set(names)
+    assert ("conclave/lib/libconclave_cuda.so" in names) == has_cuda
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     (site,) = (tmp_path / "venv/lib").glob("python3*/site-packages")
@@ -42,6 +45,7 @@ def test_wheel_installs_and_runs(tmp_path):
 
     said = run(python, "-c", PROGRAM, cwd=tmp_path)
     assert str(site) in said and "MoEConfig(" in said
+    assert ("kernels for CUDA: there" in said) == has_cuda
     assert "pre-train" in run(tmp_path / "venv/bin/conclave", "--help", cwd=tmp_path)
     assert "nowhere.yaml" in run(tmp_path / "venv/bin/conclave", "validate", "nowhere.yaml", cwd=tmp_path, fails=True)
 

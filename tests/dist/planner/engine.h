@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda_kernels.h"
 #include "planner/planned_rank.h"
 #include "train/forward_backward.h"
 
@@ -69,7 +70,8 @@ inline MicroBatch batch_of(const CheckedJob& job, int rank) {
 
 struct EngineRank {
   EngineRank(const Case& c, const CheckedJob& job, const Axes& axes)
-      : model(job.model, axes, {c.compute, c.reduce, at::kCPU}) {
+      : model(job.model, axes,
+              {c.compute, c.reduce, at::kCPU, /*readers_round=*/cuda_kernels(at::kCPU) == nullptr}) {
     model.allocate_parameters();
     model.allocate_training_state();
     model.initialize(3);

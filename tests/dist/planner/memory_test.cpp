@@ -1,17 +1,13 @@
 // The memory of a step: the planner's ledger against what the engine's allocations counted, category by category and in
 // total. Tolerance 5 %, and 64 KiB for what grows with nothing (a few vectors of sums, alignment). Balance of the
 // experts is not the planner's to know: the rows that the router really chose are put into the plan.
-#include "memory/memory_category.h"
-
 #include <ATen/ATen.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/cpu/Utils.h>
-#include <fmt/format.h>
 
 #include "comm/fake_communicator.h"
-#include "dist/planner/engine.h"
+#include "dist/planner/measured_memory.h"
 #include "dist/world.h"
-#include "planner/step_memory.h"
 
 namespace conclave {
 namespace {
@@ -19,11 +15,13 @@ namespace {
 using testing::batch_of;
 using testing::Case;
 using testing::EngineRank;
+using testing::expect_near;
+using testing::expect_planned;
+using testing::measure;
+using testing::Measured;
 using testing::plan_of;
 using testing::rows_of_fake_rank;
 using testing::run_ranks;
-
-const bool counting = (install_counting_allocator(), true);
 
 // Large enough that every category counts in megabytes, small enough for a fraction of a second.
 CheckedJob job_of(const Case& c) {
@@ -44,48 +42,6 @@ bool has_bf16() {
   const auto capabilities = at::cpu::get_cpu_capabilities();
   const auto found = capabilities.find("avx512_bf16");
   return found != capabilities.end() && found->second.toBool();
-}
-
-struct Measured {
-  MemoryReport memory;    // less what was there before the engine
-  at::Tensor choices_LE;  // of the last micro-step
-};
-
-Measured measure(const Case& c, const CheckedJob& job, const Axes& axes) {
-  const MemoryUse before = memory_report().now;
-  Measured measured;
-  {
-    EngineRank engine(c, job, axes);
-    const MicroBatch batch = batch_of(job, c.rank);
-    reset_memory_peaks();
-    for (int step = 0; step < 2; ++step)
-      for (int64_t m = 0; m < c.micro_steps; ++m)
-        measured.choices_LE =
-            engine.forward_backward->train(batch, {m == 0, m == c.micro_steps - 1, 0.01, 1.0}).balance.count_LE;
-    measured.memory = memory_report();
-  }
-  for (MemoryUse* use : {&measured.memory.at_peak, &measured.memory.peak_of}) {
-    use->total -= before.total;
-    for (int category = 0; category < memory_categories; ++category) use->of[category] -= before.of[category];
-  }
-  return measured;
-}
-
-void expect_near(const std::string& what, int64_t measured, int64_t planned) {
-  constexpr double tolerance = 0.05;
-  constexpr int64_t constants = 64 << 10;
-  EXPECT_LE(std::abs(measured - planned), tolerance * static_cast<double>(measured) + constants)
-      << what << ": planned " << planned << ", measured " << measured;
-}
-
-void expect_planned(const MemoryReport& measured, const PlannedMemory& planned) {
-  SCOPED_TRACE("planned peak: " + planned.moment);
-  expect_near("peak", measured.peak_of.total, planned.peak_of.total);
-  for (int category = 0; category < memory_categories; ++category) {
-    const std::string name = name_of(static_cast<MemoryCategory>(category));
-    expect_near("peak of " + name, measured.peak_of.of[category], planned.peak_of.of[category]);
-    expect_near(name + " at the peak", measured.at_peak.of[category], planned.at_peak.of[category]);
-  }
 }
 
 class PlannedMemoryOf : public ::testing::TestWithParam<Case> {};

@@ -21,6 +21,13 @@ CheckedJob reference_job() {
   return check_job(job, ModelConfig(), 64);
 }
 
+// No products are grouped there: more rows need more memory.
+CheckedJob reference_job_in_fp32() {
+  CheckedJob job = reference_job();
+  job.job.precision.compute = Precision::fp32;
+  return job;
+}
+
 int64_t highest(const Plan& plan, MemoryCategory category) {
   return plan.classes.front().memory.peak_of.of[static_cast<int>(category)];
 }
@@ -57,8 +64,8 @@ TEST(Plan, of_the_reference_job_is_what_a_hand_works_out) {
 
 TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
   const DeviceDescription device = read_device("h100-80");
-  const Plan even = make_plan(reference_job(), "h100-80", device, 1.0);
-  const Plan uneven = make_plan(reference_job(), "h100-80", device, 1.5);
+  const Plan even = make_plan(reference_job_in_fp32(), "h100-80", device, 1.0);
+  const Plan uneven = make_plan(reference_job_in_fp32(), "h100-80", device, 1.5);
   ASSERT_EQ(even.classes.size(), 1u);
   ASSERT_EQ(uneven.classes.size(), 2u);
   EXPECT_GT(uneven.peak_bytes(), even.peak_bytes());
@@ -73,10 +80,58 @@ TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
   EXPECT_EQ(make_plan(check_job(job, ModelConfig(), 64), "h100-80", device, 1.5).classes.size(), 1u);
 }
 
+// Oracle: what ATen's backward pass of flash attention allocates (mha_bwd of its flash_api.cpp), by hand, beside the
+// layer's own tensors of that moment. T = 2 x 2048 tokens, 32 query heads of 128 and 8 key heads.
+TEST(Plan, counts_the_temporaries_of_flash_attention) {
+  const Plan plan = make_plan(reference_job(), "h100-80", read_device("h100-80"), 1.0);
+  constexpr int64_t T = 4096, queries = 32 * 128, packed = queries + 2 * 8 * 128, bf16 = 2, fp32 = 4;
+  constexpr int64_t splits = 3;                          // 2 x 32 heads are three to 132 processors
+  const int64_t flash = T * packed * bf16                // gradients of query, key and value
+                        + T * 32 * fp32                  // sums of gradient times output
+                        + splits * T * queries * fp32    // the query's gradient, accumulated
+                        + 2 * T * queries * bf16;        // the key's and the value's, of each query head
+  const int64_t layer = T * 4096 * bf16 + T * 8 * bf16   // normed tokens, gradient of the router's logits
+                        + T * queries * bf16             // gradient of attention's output
+                        + T * packed * bf16 + T * fp32;  // gradient of the projections; the norm's statistics
+  const int64_t step = 2 * T * 8 + 2048 * 128 * fp32;    // the batch, rotary tables
+  EXPECT_EQ(highest(plan, MemoryCategory::workspace), flash + layer + step + cublas_workspace_bytes);
+}
+
+// 64 experts, 8 a rank, 8 choices of 1000 tokens: 1000 rows an expert are grouped, those of a busier rank are not.
+TEST(Plan, ranks_whose_products_are_grouped_may_need_more_than_busier_ones) {
+  Job job;
+  job.data.micro_batch_size = 1;
+  job.data.sequence_length = 1000;
+  job.parallel.expert_parallel_degree = 8;
+  job.precision.compute = Precision::bf16;
+  ModelConfig model;
+  model.num_local_experts = 64;
+  model.num_experts_per_tok = 8;
+  model.hidden_size = 2048;
+  model.intermediate_size = 1024;
+  const CheckedJob checked = check_job(job, model, 8);
+  const DeviceDescription device = read_device("h100-80");
+  const Plan even = make_plan(checked, "h100-80", device, 1.0), uneven = make_plan(checked, "h100-80", device, 1.5);
+  ASSERT_EQ(uneven.classes.size(), 2u);
+  EXPECT_GE(uneven.classes[0].memory.peak_of.total, uneven.classes[1].memory.peak_of.total);
+  EXPECT_GE(even.worst.memory.peak_of.total, even.classes[0].memory.peak_of.total);
+  EXPECT_GE(even.worst.memory.peak_of.total, uneven.classes[0].memory.peak_of.total);
+  // Of the reference job's 2048 rows an expert none are grouped, but of a rank with half as many.
+  const Plan reference = make_plan(reference_job(), "h100-80", device, 1.0);
+  EXPECT_DOUBLE_EQ(reference.worst.imbalance, 0.5);
+  EXPECT_GT(reference.worst.memory.peak_of.total, reference.classes[0].memory.peak_of.total);
+  const Plan half = make_plan(reference_job(), "h100-80", device, 1.5);
+  ASSERT_EQ(half.classes.size(), 2u);
+  EXPECT_EQ(half.classes[0].imbalance, 0.5) << "the others, and first, for they need more";
+  EXPECT_GT(half.classes[0].memory.peak_of.total, half.classes[1].memory.peak_of.total);
+  // The gradient of all experts' gate and up, once in bf16.
+  EXPECT_GT(highest(even, MemoryCategory::workspace), 8 * 2 * 1024 * 2048 * 2);
+}
+
 TEST(Plan, overload_policies_bound_the_worst_routing) {
   const DeviceDescription device = read_device("h100-80");
   const auto planned = [&](OverloadPolicy policy) {
-    CheckedJob job = reference_job();
+    CheckedJob job = reference_job_in_fp32();
     job.job.moe.overload = policy;
     return make_plan(job, "h100-80", device, 1.0);
   };
