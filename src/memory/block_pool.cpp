@@ -74,7 +74,8 @@ BlockPool::Block BlockPool::allocate(size_t bytes) {
   use_.in_use += bytes;
   use_.most_in_use = std::max(use_.most_in_use, use_.in_use);
   use_.resident += place.untouched;
-  if (place.untouched > 0 && use_.resident > use_.most_in_use) give_back(use_.resident - use_.most_in_use);
+  const size_t most_resident = use_.most_in_use + use_.most_in_use / kept_part;
+  if (place.untouched > 0 && use_.resident > most_resident) give_back(use_.resident - most_resident);
   return {base_ + offset, place.untouched};
 }
 

@@ -70,8 +70,7 @@ inline MicroBatch batch_of(const CheckedJob& job, int rank) {
 
 struct EngineRank {
   EngineRank(const Case& c, const CheckedJob& job, const Axes& axes)
-      : model(job.model, axes,
-              {c.compute, c.reduce, at::kCPU, /*readers_round=*/cuda_kernels(at::kCPU) == nullptr}) {
+      : model(job.model, axes, {c.compute, c.reduce, at::kCPU, /*readers_round=*/cuda_kernels(at::kCPU) == nullptr}) {
     model.allocate_parameters();
     model.allocate_training_state();
     model.initialize(3);

@@ -1,0 +1,39 @@
+// The device's fp8 product is a library's: here the reference stands for it, and for what it demands.
+#include "cuda/fp8_product.h"
+
+#include "base/error.h"
+#include "kernels/fp8_product.h"
+
+namespace conclave {
+namespace {
+
+bool at_whole_16_bytes(const at::Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+}
+
+// What cuBLAS's manual demands of an operand and of the layout of its scales.
+void check_operand(const Fp8Matrix& matrix) {
+  const int64_t rows = matrix.value_XS.size(0), sum = matrix.value_XS.size(1);
+  const int64_t blocks = (sum + fp8_block - 1) / fp8_block;
+  check_invariant(at_whole_16_bytes(matrix.value_XS) && at_whole_16_bytes(matrix.scale), "an operand is not aligned");
+  check_invariant(matrix.value_XS.is_contiguous() && matrix.scale.is_contiguous(), "an operand is not contiguous");
+  check_invariant(rows % 4 == 0 && sum % 16 == 0, "an operand of {} rows of {}", rows, sum);
+  const bool by_rows = matrix.blocks == Fp8Blocks::rows;
+  const std::vector<int64_t> expected =
+      by_rows ? std::vector<int64_t>{blocks, rows}
+              : std::vector<int64_t>{(rows + fp8_block - 1) / fp8_block, (blocks + 3) / 4 * 4};
+  check_invariant(matrix.scale.sizes().vec() == expected, "{} x {} scales for {} rows of {}", matrix.scale.size(0),
+                  matrix.scale.size(1), rows, sum);
+}
+
+}  // namespace
+
+void cuda::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate) {
+  check_invariant(out_XY.size(0) == a.value_XS.size(0), "{} rows of {}", out_XY.size(0), a.value_XS.size(0));
+  check_invariant(at_whole_16_bytes(out_XY) && out_XY.is_contiguous(), "the product is not aligned or not contiguous");
+  check_operand(a);
+  check_operand(b);
+  reference::fp8_product(out_XY, a, b, accumulate);
+}
+
+}  // namespace conclave
