@@ -48,10 +48,15 @@ struct Layer {
                       .to(at::kInt)
                       .view({o.tokens, o.choices})
                       .to(options.device())),
-        weights{normal({o.experts, 2 * o.intermediate, o.hidden}, options).mul_(0.02),
-                normal({o.experts, o.hidden, o.intermediate}, options).mul_(0.02)},
+        weights{normal({o.experts, 2 * o.intermediate, o.hidden}, weight_options(o)).mul_(0.02),
+                normal({o.experts, o.hidden, o.intermediate}, weight_options(o)).mul_(0.02)},
         grad_gate_up(at::zeros(weights.gate_up_LJH.sizes(), options.dtype(at::kFloat))),
         grad_down(at::zeros(weights.down_LHI.sizes(), options.dtype(at::kFloat))) {}
+
+  // As in training: a CPU's products round whole experts as they read them.
+  static at::TensorOptions weight_options(const Options& o) {
+    return at::device(o.cuda ? at::kCUDA : at::kCPU).dtype(o.cuda && o.bf16 ? at::kBFloat16 : at::kFloat);
+  }
 
   at::TensorOptions options;
   at::Tensor token_TH, residual_TH, grad_TH, weight_TK, choice_TK;

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "base/expert_chunk.h"
-
 namespace conclave {
 
 // FlashAttention-2 takes bf16 and head dims that are multiples of 8, up to 256. Else scores are whole.
@@ -14,13 +12,15 @@ constexpr bool has_flash_kernel(int64_t head_dim, int64_t element_bytes) {
   return element_bytes == 2 && head_dim % 8 == 0 && head_dim <= 256;
 }
 
+inline constexpr int64_t most_grouped_rows = 1024;  // an expert, on average
+
 // Whether the products of all of a rank's experts go as one (moe/grouped_experts.h): bf16, rows and columns of whole 16
-// bytes, and no more rows an expert, on average, than a chunk has.
+// bytes, and so few rows an expert, on average, that a product alone would not fill a GPU.
 constexpr bool groups_products(int64_t rows, int64_t experts, int64_t hidden, int64_t intermediate,
                                int64_t element_bytes) {
   constexpr int64_t whole = 8;
   return element_bytes == 2 && hidden % whole == 0 && intermediate % whole == 0 && rows > 0 &&
-         rows <= experts * expert_chunk_rows;
+         rows <= experts * most_grouped_rows;
 }
 
 // Rows of tokens that a block of the norm's backward pass takes; each block has a sum of the weight's gradient. Follows

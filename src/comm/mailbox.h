@@ -44,6 +44,7 @@ class Mailbox {
   Mailbox(const Mailbox&) = delete;
 
   int file() const { return file_; }
+  // Of pages that nobody touches there is no memory, so senders that never come cost none.
   std::span<Note> notes_from(int sender) const;
 
   uint32_t rings() const { return shared_->rings.load(); }

@@ -1,28 +1,23 @@
 #include "comm/memory_link.h"
 
 #include <fmt/format.h>
-#include <poll.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <random>
-#include <sstream>
 #include <system_error>
+#include <utility>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace conclave {
 
 using Clock = std::chrono::steady_clock;
 
 struct MemoryLink::Transfer {
-  Peer* peer;
+  const MemoryPeer* peer;
   std::string channel;
   uint64_t number;
   char* data;
@@ -31,71 +26,7 @@ struct MemoryLink::Transfer {
   std::atomic<bool> done = false, failed = false;
 };
 
-struct MemoryLink::Peer {
-  Peer(pid_t pid, int local_rank, int mailbox, int senders)
-      : pid(pid), local_rank(local_rank), mailbox(pid, mailbox, senders), life(open_life(pid)) {}
-  ~Peer() { ::close(life); }
-  Peer(const Peer&) = delete;
-
-  static int open_life(pid_t pid) {
-    const auto life = static_cast<int>(::syscall(SYS_pidfd_open, pid, 0));
-    if (life < 0) throw std::system_error(errno, std::generic_category(), "pidfd_open");
-    return life;
-  }
-  bool has_ended() const {
-    pollfd ended{life, POLLIN, 0};
-    return ::poll(&ended, 1, 0) > 0;
-  }
-
-  const pid_t pid;
-  const int local_rank;
-  const Mailbox mailbox;
-  const int life;  // a descriptor that is readable when the process has ended
-};
-
 namespace {
-
-// Processes with the same text may try to reach each other: one kernel, one view of its processes, and one network,
-// which is what a job takes for a host.
-std::string name_of_host() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  std::error_code no_processes, no_network;
-  const auto processes = std::filesystem::read_symlink("/proc/self/ns/pid", no_processes);
-  const auto network = std::filesystem::read_symlink("/proc/self/ns/net", no_network);
-  if (boot.empty() || no_processes || no_network) return "";
-  return fmt::format("{} {} {}", boot, processes.string(), network.string());
-}
-
-bool read_memory(pid_t pid, void* to, const void* from, int64_t bytes) {
-  for (int64_t done = 0; done < bytes;) {
-    const iovec own{static_cast<char*>(to) + done, static_cast<size_t>(bytes - done)};
-    const iovec other{const_cast<char*>(static_cast<const char*>(from)) + done, own.iov_len};
-    const ssize_t count = ::process_vm_readv(pid, &own, 1, &other, 1, 0);
-    if (count <= 0) return false;
-    done += count;
-  }
-  return true;
-}
-
-// What a rank tells of itself: a line for its host, a line of numbers.
-struct Address {
-  std::string host;
-  pid_t pid = 0;
-  int local_rank = 0, mailbox = -1;
-  uint64_t sample = 0, sample_at = 0;
-
-  std::string text() const {
-    return fmt::format("{}\n{} {} {} {} {}", host, pid, local_rank, mailbox, sample, sample_at);
-  }
-  static Address parse(const std::string& text) {
-    Address address;
-    std::istringstream in(text);
-    std::getline(in, address.host);
-    in >> address.pid >> address.local_rank >> address.mailbox >> address.sample >> address.sample_at;
-    return address;
-  }
-};
 
 std::string key(int rank) {
   return fmt::format("memory_link/{}", rank);
@@ -111,22 +42,20 @@ std::unique_ptr<MemoryLink> MemoryLink::open(const Process& process, const c10::
     if (process.local_world_size > 1) return std::unique_ptr<MemoryLink>(new MemoryLink(process, store));
   } catch (const std::system_error&) {  // of a system call that is not there or not allowed
   }
-  store->set(key(process.rank), Address().text());  // the others need not wait
+  store->set(key(process.rank), MemoryAddress().text());  // the others need not wait
   return nullptr;
 }
 
 MemoryLink::MemoryLink(const Process& process, c10::intrusive_ptr<c10d::Store> store)
     : rank_(process.rank),
       local_rank_(process.local_rank),
-      local_size_(process.local_world_size),
+      world_size_(process.world_size),
       store_(std::move(store)),
-      own_(local_size_),
+      own_(world_size_),
       sample_(std::random_device{}() | uint64_t{std::random_device{}()} << 32) {
   // Where Yama restricts whose memory a process may read, the ranks of a job are strangers to each other.
   ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
-  const Address address{name_of_host(), ::getpid(), local_rank_,
-                        own_.file(),    sample_,    reinterpret_cast<uint64_t>(&sample_)};
-  store_->set(key(rank_), address.text());
+  store_->set(key(rank_), MemoryAddress::of_this_process(own_, sample_).text());
   mover_ = std::thread([this] { run_mover(); });
 }
 
@@ -136,23 +65,29 @@ MemoryLink::~MemoryLink() {
   mover_.join();
 }
 
-std::unique_ptr<MemoryLink::Peer> MemoryLink::probe(int rank) {
-  const Address address = Address::parse(store_->get_to_str(key(rank)));
-  if (address.host.empty() || address.host != name_of_host() || address.local_rank >= local_size_) return nullptr;
+std::unique_ptr<MemoryPeer> MemoryLink::probe(int rank) {
+  const MemoryAddress address = MemoryAddress::parse(store_->get_to_str(key(rank)));
+  if (address.host.empty() || address.host != name_of_host()) return nullptr;
   try {
-    auto peer = std::make_unique<Peer>(address.pid, address.local_rank, address.mailbox, local_size_);
-    uint64_t sample = 0;
-    const bool readable =
-        read_memory(peer->pid, &sample, reinterpret_cast<const void*>(address.sample_at), sizeof sample);
-    return readable && sample == address.sample ? std::move(peer) : nullptr;
-  } catch (const std::system_error&) {
+    return std::make_unique<MemoryPeer>(rank, address, world_size_);
+  } catch (const std::system_error& error) {
+    warn(rank, error.what());
     return nullptr;
   }
 }
 
+// One rank of the host for all.
+void MemoryLink::warn(int rank, const std::string& why) {
+  if (local_rank_ == 0 && !std::exchange(has_warned_, true))
+    spdlog::warn(
+        "this rank ({}) cannot read the memory of rank {} on this host ({}), so they talk through sockets, which takes "
+        "several times as long; the system must allow process_vm_readv(2) between them",
+        rank_, rank, why);
+}
+
 // Who finds a rank asks whether that rank finds it, too: the system may let only one read the other's memory.
 void MemoryLink::meet(const std::vector<int>& ranks) {
-  std::map<int, std::unique_ptr<Peer>> met;
+  std::map<int, std::unique_ptr<MemoryPeer>> met;
   for (const int rank : ranks) {
     if (rank == rank_ || peers_.contains(rank)) continue;
     met[rank] = probe(rank);
@@ -164,17 +99,22 @@ void MemoryLink::meet(const std::vector<int>& ranks) {
   peers_.merge(met);
 }
 
-bool MemoryLink::reaches(int rank) const {
+MemoryPeer* MemoryLink::peer_at(int rank) const {
+  std::lock_guard lock(mutex_);
   const auto peer = peers_.find(rank);
-  return peer != peers_.end() && peer->second != nullptr;
+  return peer == peers_.end() ? nullptr : peer->second.get();
+}
+
+bool MemoryLink::reaches(int rank) const {
+  return peer_at(rank) != nullptr;
 }
 
 std::shared_ptr<MemoryLink::Transfer> MemoryLink::send(int rank, const std::string& channel, uint64_t number,
                                                        const void* data, int64_t bytes) {
   check_invariant(channel.size() < sizeof(Mailbox::Note::channel), "the name of the channel \"{}\" is too long",
                   channel);
-  auto transfer = std::make_shared<Transfer>(peers_.at(rank).get(), channel, number,
-                                             static_cast<char*>(const_cast<void*>(data)), bytes);
+  auto transfer =
+      std::make_shared<Transfer>(peer_at(rank), channel, number, static_cast<char*>(const_cast<void*>(data)), bytes);
   std::lock_guard lock(mutex_);
   post(*transfer);
   sends_.push_back(transfer);
@@ -183,7 +123,7 @@ std::shared_ptr<MemoryLink::Transfer> MemoryLink::send(int rank, const std::stri
 
 // False: all notes are taken; later, then.
 bool MemoryLink::post(Transfer& send) {
-  for (Mailbox::Note& note : send.peer->mailbox.notes_from(local_rank_)) {
+  for (Mailbox::Note& note : send.peer->mailbox().notes_from(rank_)) {
     if (note.state.load() != Mailbox::State::free) continue;
     std::memcpy(note.channel.data(), send.channel.c_str(), send.channel.size() + 1);
     note.number = send.number;
@@ -191,7 +131,7 @@ bool MemoryLink::post(Transfer& send) {
     note.bytes = send.bytes;
     note.state.store(Mailbox::State::posted);
     send.note = &note;
-    send.peer->mailbox.ring();
+    send.peer->mailbox().ring();
     return true;
   }
   return false;
@@ -199,7 +139,7 @@ bool MemoryLink::post(Transfer& send) {
 
 std::shared_ptr<MemoryLink::Transfer> MemoryLink::receive(int rank, const std::string& channel, uint64_t number,
                                                           void* data, int64_t bytes) {
-  auto transfer = std::make_shared<Transfer>(peers_.at(rank).get(), channel, number, static_cast<char*>(data), bytes);
+  auto transfer = std::make_shared<Transfer>(peer_at(rank), channel, number, static_cast<char*>(data), bytes);
   {
     std::lock_guard lock(mutex_);
     receives_.push_back(transfer);
@@ -212,7 +152,7 @@ std::list<MemoryLink::Found> MemoryLink::take_what_came() {
   using enum Mailbox::State;
   std::list<Found> found;
   std::erase_if(receives_, [&](const std::shared_ptr<Transfer>& receive) {
-    for (Mailbox::Note& note : own_.notes_from(receive->peer->local_rank)) {
+    for (Mailbox::Note& note : own_.notes_from(receive->peer->rank())) {
       auto state = posted;
       if (note.state.load() != posted || note.number != receive->number || receive->channel != note.channel.data() ||
           !note.state.compare_exchange_strong(state, taken))
@@ -238,12 +178,13 @@ void MemoryLink::end_what_was_read() {
 
 void MemoryLink::read(const Found& found) {
   Transfer& receive = *found.receive;
-  // Ranks that disagree about the size of a message have called different collectives.
+  // Ranks that disagree about the size of a message have called different collectives. Of a process that has ended, the
+  // number may be another one's by now.
   receive.failed = found.note->bytes != receive.bytes ||
-                   !read_memory(receive.peer->pid, receive.data, found.note->data, receive.bytes);
+                   !receive.peer->read(receive.data, found.note->data, receive.bytes) || receive.peer->has_ended();
   receive.done = true;
   found.note->state.store(Mailbox::State::read);
-  receive.peer->mailbox.ring();
+  receive.peer->mailbox().ring();
 }
 
 void MemoryLink::progress(uint32_t waiting) {
@@ -289,7 +230,8 @@ MemoryLink::Outcome MemoryLink::wait(const Transfer& transfer, Clock::time_point
 }
 
 void MemoryLink::withdraw(const std::shared_ptr<Transfer>& transfer) {
-  while (!try_to_withdraw(transfer) && !transfer->peer->has_ended())
+  const bool is_send = transfer->note != nullptr;
+  while (!try_to_withdraw(transfer) && !(is_send && transfer->peer->has_ended()))
     std::this_thread::sleep_for(std::chrono::microseconds(100));  // it is being read
 }
 

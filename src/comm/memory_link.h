@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "comm/mailbox.h"
+#include "comm/memory_peer.h"
 #include "comm/process.h"
 
 namespace conclave {
@@ -52,13 +53,14 @@ class MemoryLink {
   void withdraw(const std::shared_ptr<Transfer>& transfer);
 
  private:
-  struct Peer;
+  MemoryPeer* peer_at(int rank) const;  // null: out of reach
   struct Found {
     Mailbox::Note* note;
     std::shared_ptr<Transfer> receive;
   };
   MemoryLink(const Process& process, c10::intrusive_ptr<c10d::Store> store);
-  std::unique_ptr<Peer> probe(int rank);
+  std::unique_ptr<MemoryPeer> probe(int rank);
+  void warn(int rank, const std::string& why);
   void run_mover();
   // Does what can be done now. `waiting`: 1 for a thread between begin_waiting() and end_waiting(), else 0.
   void progress(uint32_t waiting);
@@ -68,13 +70,14 @@ class MemoryLink {
   static void read(const Found& found);
   bool try_to_withdraw(const std::shared_ptr<Transfer>& transfer);
 
-  int rank_, local_rank_, local_size_;
+  int rank_, local_rank_, world_size_;
   c10::intrusive_ptr<c10d::Store> store_;
   Mailbox own_;
-  const uint64_t sample_;                       // that peers read to see whether they can
-  std::map<int, std::unique_ptr<Peer>> peers_;  // by rank; null: out of reach
+  const uint64_t sample_;  // that peers read to see whether they can
+  bool has_warned_ = false;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  std::map<int, std::unique_ptr<MemoryPeer>> peers_;       // by rank; null: out of reach
   std::list<std::shared_ptr<Transfer>> sends_, receives_;  // not done yet, nor taken
   std::atomic<bool> ending_ = false;
   std::thread mover_;

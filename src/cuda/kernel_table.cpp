@@ -6,8 +6,8 @@
 
 #include "base/cuda_rules.h"
 #include "base/error.h"
-#include "cuda/fp8_product.h"
 #include "cuda/launches.h"
+#include "cuda/library_products.h"
 
 namespace conclave::cuda {
 namespace {
@@ -283,6 +283,7 @@ const CudaKernels kernel_table{
     .quantize_columns = quantize_columns,
     .quantize_weight = quantize_weight,
     .fp8_product = fp8_product,
+    .weight_gradient = weight_gradient,
 };
 
 }  // namespace conclave::cuda

@@ -62,6 +62,8 @@ struct CudaKernels {
   Fp8Matrix (*quantize_weight)(const at::Tensor& w_NM, bool transposed);
   // out has as many rows as `a` and begins at a multiple of 16 bytes.
   void (*fp8_product)(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate);
+  // Of bf16 into fp32.
+  void (*weight_gradient)(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate);
 };
 
 // From now on the entries choose `kernels` for tensors of this type of device; null: no longer. Tests put kernels in

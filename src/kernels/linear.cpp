@@ -73,15 +73,19 @@ void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, b
             });
 }
 
-// The same where out is fp32 and a and b are bf16, by libraries that do not mix the two: each tile's product is rounded
-// to bf16 once.
-void multiply_into_wider(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
-  if (in_blocks(a)) return cpu::blocked_product(out, a, b, accumulate);
-  for_tiles(out, a, b, Tiles::square, [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
-    const at::Tensor rounded = at::empty(tile.sizes(), rows.options());
-    product(rounded, rows, columns, /*accumulate=*/false);
-    accumulate ? tile.add_(rounded) : tile.copy_(rounded);
-  });
+// grad_w in fp32 of bf16. A library that does not mix the two rounds each tile's product to bf16 once.
+void add_wider_weight_gradient(const at::Tensor& grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
+                               bool accumulate) {
+  if (const CudaKernels* cuda = cuda_kernels(x_RM))
+    return cuda->weight_gradient(grad_w_NM, grad_y_RN, x_RM, accumulate);
+  const at::Tensor grad_y_NR = grad_y_RN.t();
+  if (in_blocks(x_RM)) return cpu::blocked_product(grad_w_NM, grad_y_NR, x_RM, accumulate);
+  for_tiles(grad_w_NM, grad_y_NR, x_RM, Tiles::square,
+            [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
+              const at::Tensor rounded = at::empty(tile.sizes(), rows.options());
+              product(rounded, rows, columns, /*accumulate=*/false);
+              accumulate ? tile.add_(rounded) : tile.copy_(rounded);
+            });
 }
 
 }  // namespace
@@ -128,7 +132,7 @@ void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, c
   if (x_RM.size(0) == 0) {
     if (!accumulate) grad_w_NM.zero_();
   } else if (x_RM.scalar_type() != grad_w_NM.scalar_type()) {
-    multiply_into_wider(grad_w_NM, grad_y_RN.t(), x_RM, accumulate);
+    add_wider_weight_gradient(grad_w_NM, grad_y_RN, x_RM, accumulate);
   } else {
     multiply(grad_w_NM, grad_y_RN.t(), x_RM, accumulate);
   }

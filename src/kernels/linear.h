@@ -25,8 +25,8 @@ void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, co
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM);
 
 // grad_w = grad_y^T x, or grad_w += with `accumulate`. grad_w is fp32, usually a view of the flat gradient buffer;
-// written in place when the inputs are fp32, and when bf16 is multiplied in blocks (blocked_product.h); elsewhere a
-// bf16 product is rounded to bf16 once on its way (on CUDA a temporary of grad_w's size). With zero rows grad_w is
+// written in place when the inputs are fp32, on CUDA, and when bf16 is multiplied in blocks (blocked_product.h);
+// elsewhere a bf16 product is rounded to bf16 once on its way, tile by tile. With zero rows grad_w is
 // zeroed, or left as it is with `accumulate`.
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate);
 

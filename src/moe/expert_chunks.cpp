@@ -2,16 +2,19 @@
 
 #include <algorithm>
 
+#include "kernels/cuda_kernels.h"
+
 namespace conclave {
 
-std::vector<ExpertChunk> chunks_of(const std::vector<int64_t>& rows_per_expert) {
+std::vector<ExpertChunk> chunks_of(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert) {
+  const int64_t most = computes_as_cuda(row_RH) ? expert_chunk_rows_on_cuda : expert_chunk_rows;
   std::vector<ExpertChunk> chunks;
   int64_t begin = 0;
   for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {
     const int64_t end = begin + rows_per_expert[expert];
     bool first = true;
     do {
-      const int64_t rows = std::min(expert_chunk_rows, end - begin);
+      const int64_t rows = std::min(most, end - begin);
       chunks.push_back({static_cast<int64_t>(expert), begin, rows, first});
       begin += rows;
       first = false;

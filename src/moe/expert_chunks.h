@@ -16,8 +16,8 @@ struct ExpertChunk {
   bool first_of_expert = true;
 };
 
-// Every expert has one at least: without rows it still gets its gradient, zero.
-std::vector<ExpertChunk> chunks_of(const std::vector<int64_t>& rows_per_expert);
+// Of these rows. Every expert has one at least: without rows it still gets its gradient, zero.
+std::vector<ExpertChunk> chunks_of(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert);
 
 int64_t most_rows(const std::vector<ExpertChunk>& chunks);
 

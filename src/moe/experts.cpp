@@ -11,7 +11,7 @@ ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>&
                              const ExpertWeights& weights, PreActivation pre_activation) {
   const auto options = rows.row_RH.options();
   const int64_t width = weights.gate_up_LJH.size(1);
-  const std::vector<ExpertChunk> chunks = chunks_of(rows_per_expert);
+  const std::vector<ExpertChunk> chunks = chunks_of(rows.row_RH, rows_per_expert);
   const int64_t most = most_rows(chunks);
   ExpertOutput output;
   if (pre_activation == PreActivation::kept) {
@@ -45,7 +45,7 @@ ExpertRows experts_backward(const at::Tensor& grad_RH, ExpertRows rows, at::Tens
                             ExpertGradients& gradients) {
   ExpertRows grad{rows.row_RH, at::empty_like(rows.weight_R)};
   const auto options = rows.row_RH.options();
-  const std::vector<ExpertChunk> chunks = chunks_of(rows_per_expert);
+  const std::vector<ExpertChunk> chunks = chunks_of(rows.row_RH, rows_per_expert);
   const int64_t most = most_rows(chunks);
   const bool repeat = !gate_up_RJ.defined();
   const at::Tensor activation_buffer = at::empty({most, weights.down_LHI.size(2)}, options);

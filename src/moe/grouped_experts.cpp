@@ -5,6 +5,7 @@
 #include "base/cuda_rules.h"
 #include "base/step_clock.h"
 #include "kernels/cuda_kernels.h"
+#include "kernels/linear.h"
 #include "kernels/swiglu.h"
 #include "memory/memory_category.h"
 
@@ -25,16 +26,16 @@ at::Tensor products(const at::Tensor& row_RM, const at::Tensor& matrix_LMN, cons
   return at::_grouped_mm(row_RM, matrix_LMN, ends_L);
 }
 
-// gradient [L,N,M] = or += grad_y^T x over each expert's rows.
+// gradient [L,N,M] = or += grad_y^T x over each expert's rows. One by one: a grouped product would leave bf16, which to
+// put into the gradient takes a pass over memory as long as the product itself.
 void add_weight_gradients(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
-                          const std::vector<int64_t>& rows_per_expert, const at::Tensor& ends_L) {
-  const KernelScope timed(Phase::products);
-  at::Tensor sum = at::_grouped_mm(grad_y_RN.t(), x_RM, ends_L);
-  // An expert without rows has no product, so nothing is promised of its place.
-  for (size_t expert = 0; expert < rows_per_expert.size(); ++expert)
-    if (rows_per_expert[expert] == 0) sum[static_cast<int64_t>(expert)].zero_();
-  at::Tensor target = gradient.tensor;
-  gradient.accumulate ? target.add_(sum) : target.copy_(sum);
+                          const std::vector<int64_t>& rows_per_expert) {
+  int64_t begin = 0, expert = 0;
+  for (const int64_t rows : rows_per_expert) {
+    linear_backward_weight(gradient.tensor[expert++], grad_y_RN.narrow(0, begin, rows), x_RM.narrow(0, begin, rows),
+                           gradient.accumulate);
+    begin += rows;
+  }
 }
 
 }  // namespace
@@ -76,9 +77,9 @@ ExpertRows grouped_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
   at::Tensor activation_RI = products(grad_RH, weights.down_LHI, ends_L);
   // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
   swiglu_backward(gate_up_RJ, activation_RI, grad.weight_R, activation_RI, gate_up_RJ, rows.weight_R);
-  add_weight_gradients(gradients.down_LHI, grad_RH, activation_RI, rows_per_expert, ends_L);
+  add_weight_gradients(gradients.down_LHI, grad_RH, activation_RI, rows_per_expert);
   activation_RI.reset();
-  add_weight_gradients(gradients.gate_up_LJH, gate_up_RJ, rows.row_RH, rows_per_expert, ends_L);
+  add_weight_gradients(gradients.gate_up_LJH, gate_up_RJ, rows.row_RH, rows_per_expert);
   grad.row_RH = products(gate_up_RJ, weights.gate_up_LJH, ends_L);
   return grad;
 }

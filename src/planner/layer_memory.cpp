@@ -78,12 +78,6 @@ LayerMemory::Block LayerMemory::cpu_attention_buffers(MemoryCategory category, b
   return hold(category, sums * fp32 + rank_.threads * (rows * (2 * keys + head_dim + 2) * fp32 + 2 * of_queries));
 }
 
-// A weight's gradient [rows, columns] in bf16 is rounded on a GPU before it goes into fp32.
-LayerMemory::Block LayerMemory::product_buffers(int64_t rows, int64_t columns, int64_t experts) {
-  if (item_ == fp32 || !on_cuda()) return {};
-  return hold(workspace, experts * rows * columns * item_);
-}
-
 LayerMemory::Block LayerMemory::fp8_copies(int64_t elements) {
   if (!rank_.experts_in_fp8()) return {};
   return hold(workspace, elements + elements / 128 * fp32);
@@ -179,12 +173,10 @@ LayerMemory::Block LayerMemory::backward(Block grad_TH, const RoutedRows& rows, 
 
   ledger_.now_doing.part = "attention";
   Block grad_attention_TN = hold(workspace, tokens_ * query_width_ * item_);
-  { const Block product = product_buffers(hidden_, query_width_); }
   const Block grad_qkv_TM = hold(workspace, tokens_ * packed_width_ * item_);
   { const Block buffers = attention_buffers(workspace, /*backward=*/true); }
   grad_attention_TN.free();
   state.qkv_TM.free();
-  { const Block product = product_buffers(packed_width_, hidden_); }
   return grad_TH;
 }
 

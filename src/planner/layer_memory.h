@@ -47,8 +47,6 @@ class LayerMemory {
   Block backward(Block grad_TH, const RoutedRows& rows, State state);
 
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
-  // What the product of a weight's gradient [rows, columns] needs beside it; of `experts` weights at once.
-  Block product_buffers(int64_t rows, int64_t columns, int64_t experts = 1);
   // What the norm of that many tokens needs in its backward pass.
   Block norm_buffers(int64_t tokens);
   // With precision.experts: fp8, so many elements in fp8 with a scale for each 128 (weights have fewer).

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
+#include "base/cuda_rules.h"
 #include "base/error.h"
-#include "base/expert_chunk.h"
 #include "config/mixtral_parameters.h"
 #include "planner/step_traffic.h"
 
@@ -31,7 +31,7 @@ RankClass worst_class(const CheckedJob& job, const DeviceDescription& device) {
   const int degree = job.layout.degree(Axis::expert);
   const int64_t local = job.model.num_local_experts / degree;
   const int64_t mean = job.tokens_per_rank() * job.model.num_experts_per_tok;
-  const double grouped = static_cast<double>(local * expert_chunk_rows) / static_cast<double>(mean);
+  const double grouped = static_cast<double>(local * most_grouped_rows) / static_cast<double>(mean);
   const double most = std::max(worst_imbalance(job), 1.0);
   const auto with = [&](double imbalance) {
     return class_of("a rank under the worst routing", job.layout.world_size() / degree, imbalance, job, device);

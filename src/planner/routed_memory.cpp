@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/cuda_rules.h"
+#include "base/expert_chunk.h"
 #include "planner/layer_memory.h"
 
 namespace conclave {
@@ -19,7 +20,7 @@ int64_t LayerMemory::tokens_of(size_t part) const {
 }
 
 int64_t LayerMemory::chunk_rows(const RoutedRows& rows) const {
-  return std::min(rows.largest_expert, expert_chunk_rows);
+  return std::min(rows.largest_expert, on_cuda() ? expert_chunk_rows_on_cuda : expert_chunk_rows);
 }
 
 // Experts that are lent keep to the loop; a plan lends none.
@@ -211,10 +212,7 @@ LayerMemory::ExpertRowGradient LayerMemory::experts_backward(const RoutedRows& r
   const int64_t most = chunk_rows(rows);
   const Block activation = hold(workspace, most * intermediate_ * item_);
   const Block gate_up_buffer = hold(workspace, state.has_gate_up ? 0 : most * 2 * intermediate_ * item_);
-  if (!rank_.experts_in_fp8()) {
-    const Block product = product_buffers(2 * intermediate_, hidden_);
-    return grad;
-  }
+  if (!rank_.experts_in_fp8()) return grad;
   const Block weights = fp8_copies(expert_elements() + (state.has_gate_up ? 0 : 2 * hidden_ * intermediate_));
   { const Block operands = fp8_copies(most * (2 * intermediate_ + hidden_)); }  // of gate_up's gradient
   const Block grad_gate_up = fp8_copies(most * 2 * intermediate_);
@@ -223,17 +221,12 @@ LayerMemory::ExpertRowGradient LayerMemory::experts_backward(const RoutedRows& r
 }
 
 LayerMemory::ExpertRowGradient LayerMemory::grouped_experts_backward(const RoutedRows& rows, State::Part& state) {
-  const int64_t local = experts_ / degree_;
   const Block row_RH = std::move(state.row_RH);
   const Block weight_R = std::move(state.weight_R);
   Block gate_up_RJ = std::move(state.gate_up_RJ);
   if (!state.has_gate_up) gate_up_RJ = hold(workspace, rows.received * 2 * intermediate_ * item_);
   ExpertRowGradient grad{{}, hold(workspace, rows.received * fp32)};
-  {
-    const Block activation_RI = hold(workspace, rows.received * intermediate_ * item_);
-    const Block down = product_buffers(hidden_, intermediate_, local);
-  }
-  { const Block gate_up = product_buffers(2 * intermediate_, hidden_, local); }
+  { const Block activation_RI = hold(workspace, rows.received * intermediate_ * item_); }
   grad.row_RH = hold(workspace, rows.received * hidden_ * item_);
   return grad;
 }

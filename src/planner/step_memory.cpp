@@ -95,10 +95,7 @@ class MemoryObserver : public StepObserver {
     const Block rstd_C = ledger_.hold(workspace, count * fp32);
     const Block normed_CH = ledger_.hold(workspace, count * hidden * rank_.compute_bytes);
     const int64_t vocabulary = rank_.job.model.vocab_size;
-    {
-      const Block logits_CV = ledger_.hold(logits, count * vocabulary * rank_.compute_bytes);
-      if (training) const Block product = layer_.product_buffers(vocabulary, hidden);
-    }
+    { const Block logits_CV = ledger_.hold(logits, count * vocabulary * rank_.compute_bytes); }
     if (!training) return;
     const Block grad_CH = ledger_.hold(workspace, count * hidden * rank_.compute_bytes);
     const Block norm = layer_.norm_buffers(count);

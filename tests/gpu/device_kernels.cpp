@@ -116,6 +116,7 @@ const CudaKernels kernels_on_device{
     CONCLAVE_ON_DEVICE(quantize_columns),
     CONCLAVE_ON_DEVICE(quantize_weight),
     CONCLAVE_ON_DEVICE(fp8_product),
+    CONCLAVE_ON_DEVICE(weight_gradient),
 };
 
 }  // namespace

@@ -165,8 +165,8 @@ TEST(Plan, bf16_is_refused_where_the_device_has_none) {
 
 // By hand, of one expert's 1024 rows in backward: its three matrices in fp8, and the first two once more because their
 // product is repeated; that product, its gradient in fp8, the activation, and the gradient of the rows. Scales take 4
-// bytes for 128 elements at most. Beside them are two tensors of all tokens; fewer tokens than in the reference job, whose
-// attention needs more than its experts.
+// bytes for 128 elements at most. Beside them are two tensors of all tokens; fewer tokens than in the reference job,
+// whose attention needs more than its experts.
 TEST(Plan, fp8_copies_are_counted) {
   const DeviceDescription device = read_device("h100-80");
   CheckedJob job = reference_job();

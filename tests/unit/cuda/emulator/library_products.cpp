@@ -1,5 +1,7 @@
-// The device's fp8 product is a library's: here the reference stands for it, and for what it demands.
-#include "cuda/fp8_product.h"
+// Some of the device's products are a library's: here the references stand for them, and for what they demand.
+#include "cuda/library_products.h"
+
+#include <ATen/ATen.h>
 
 #include "base/error.h"
 #include "kernels/fp8_product.h"
@@ -34,6 +36,12 @@ void cuda::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b
   check_operand(a);
   check_operand(b);
   reference::fp8_product(out_XY, a, b, accumulate);
+}
+
+void cuda::weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate) {
+  check_invariant(grad_w_NM.stride(1) == 1 && grad_y_RN.stride(1) == 1 && x_RM.stride(1) == 1, "rows lie apart");
+  const at::Tensor product = at::mm(grad_y_RN.to(at::kFloat).t(), x_RM.to(at::kFloat));
+  accumulate ? grad_w_NM.add_(product) : grad_w_NM.copy_(product);
 }
 
 }  // namespace conclave
