@@ -104,6 +104,7 @@ TEST(Plan, ranks_whose_products_are_grouped_may_need_more_than_busier_ones) {
   job.data.sequence_length = 1000;
   job.parallel.expert_parallel_degree = 8;
   job.precision.compute = Precision::bf16;
+  job.memory.activation_checkpointing = ActivationCheckpointing::full;
   ModelConfig model;
   model.num_local_experts = 64;
   model.num_experts_per_tok = 8;
@@ -111,21 +112,17 @@ TEST(Plan, ranks_whose_products_are_grouped_may_need_more_than_busier_ones) {
   model.intermediate_size = 1024;
   const CheckedJob checked = check_job(job, model, 8);
   const DeviceDescription device = read_device("h100-80");
-  const Plan even = make_plan(checked, "h100-80", device, 1.0), uneven = make_plan(checked, "h100-80", device, 1.5);
+  const Plan even = make_plan(checked, "h100-80", device, 1.0), uneven = make_plan(checked, "h100-80", device, 1.1);
   ASSERT_EQ(uneven.classes.size(), 2u);
   EXPECT_GE(uneven.classes[0].memory.peak_of.total, uneven.classes[1].memory.peak_of.total);
   EXPECT_GE(even.worst.memory.peak_of.total, even.classes[0].memory.peak_of.total);
-  EXPECT_GE(even.worst.memory.peak_of.total, uneven.classes[0].memory.peak_of.total);
-  // Of the reference job's 2048 rows an expert none are grouped, but of a rank with half as many.
-  const Plan reference = make_plan(reference_job(), "h100-80", device, 1.0);
-  EXPECT_DOUBLE_EQ(reference.worst.imbalance, 0.5);
-  EXPECT_GT(reference.worst.memory.peak_of.total, reference.classes[0].memory.peak_of.total);
-  const Plan half = make_plan(reference_job(), "h100-80", device, 1.5);
-  ASSERT_EQ(half.classes.size(), 2u);
-  EXPECT_EQ(half.classes[0].imbalance, 0.5) << "the others, and first, for they need more";
-  EXPECT_GT(half.classes[0].memory.peak_of.total, half.classes[1].memory.peak_of.total);
-  // The gradient of all experts' gate and up, once in bf16.
-  EXPECT_GT(highest(even, MemoryCategory::workspace), 8 * 2 * 1024 * 2048 * 2);
+  // The pre-activations of all 8000 rows, which are computed again, and the activations.
+  EXPECT_GT(highest(even, MemoryCategory::workspace), 8000 * 3 * 1024 * 2);
+  // Where ranks are kept from taking much more than their share (1.3 times), the worst is the most that is grouped.
+  job.moe.overload = OverloadPolicy::spill;
+  const Plan levelled = make_plan(check_job(job, model, 8), "h100-80", device, 1.0);
+  EXPECT_DOUBLE_EQ(levelled.worst.imbalance, 1024.0 / 1000);
+  EXPECT_GT(levelled.worst.memory.peak_of.total, levelled.classes[0].memory.peak_of.total);
 }
 
 TEST(Plan, overload_policies_bound_the_worst_routing) {

@@ -40,8 +40,17 @@ void cuda::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b
 
 void cuda::weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate) {
   check_invariant(grad_w_NM.stride(1) == 1 && grad_y_RN.stride(1) == 1 && x_RM.stride(1) == 1, "rows lie apart");
-  const at::Tensor product = at::mm(grad_y_RN.to(at::kFloat).t(), x_RM.to(at::kFloat));
-  accumulate ? grad_w_NM.add_(product) : grad_w_NM.copy_(product);
+  if (!accumulate) grad_w_NM.zero_();
+  // Row after row, without temporaries: the device's product has none that a plan counts.
+  for (int64_t r = 0; r < x_RM.size(0); ++r) {
+    const auto* grad_y = grad_y_RN.const_data_ptr<at::BFloat16>() + r * grad_y_RN.stride(0);
+    const auto* x = x_RM.const_data_ptr<at::BFloat16>() + r * x_RM.stride(0);
+    for (int64_t n = 0; n < grad_w_NM.size(0); ++n) {
+      float* grad_w = grad_w_NM.data_ptr<float>() + n * grad_w_NM.stride(0);
+      const float factor = grad_y[n];
+      for (int64_t m = 0; m < grad_w_NM.size(1); ++m) grad_w[m] += factor * static_cast<float>(x[m]);
+    }
+  }
 }
 
 }  // namespace conclave
