@@ -17,6 +17,9 @@ namespace conclave {
 using Clock = std::chrono::steady_clock;
 
 struct MemoryLink::Transfer {
+  Transfer(const MemoryPeer* peer, std::string channel, uint64_t number, char* data, int64_t bytes)
+      : peer(peer), channel(std::move(channel)), number(number), data(data), bytes(bytes) {}
+
   const MemoryPeer* peer;
   std::string channel;
   uint64_t number;

@@ -54,8 +54,9 @@ MemoryPeer::MemoryPeer(int rank, const MemoryAddress& address, int senders)
     : rank_(rank), pid_(address.pid), mailbox_(address.pid, address.mailbox, senders), life_(open_life(address.pid)) {
   uint64_t sample = 0;
   errno = 0;
-  if (read(&sample, reinterpret_cast<const void*>(address.sample_at), sizeof sample) && sample == address.sample)
-    return;
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): an address in the other process
+  const auto* sample_there = reinterpret_cast<const void*>(address.sample_at);
+  if (read(&sample, sample_there, sizeof sample) && sample == address.sample) return;
   const int error = errno;
   ::close(life_);
   throw std::system_error(error, std::generic_category(), "process_vm_readv");
