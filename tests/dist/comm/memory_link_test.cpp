@@ -99,15 +99,15 @@ TEST_F(MemoryLinks, carry_a_message_to_a_rank_that_computes) {
     std::vector<char> data = message(0, 1, 100'000);
     if (world.rank() == 0) {
       std::this_thread::sleep_for(std::chrono::milliseconds(200));  // the receive is posted first
-      EXPECT_EQ(wait(*link, link->send(1, "expert/0", 1, data.data(), 100'000)), done);
+      EXPECT_EQ(wait(*link, link->send(1, "expert/0", 1, data.data(), 100'000), std::chrono::seconds(5)), done);
       char over = 0;
       EXPECT_EQ(wait(*link, link->receive(1, "expert/0", 2, &over, 1)), done);
     } else {
       std::vector<char> into(100'000);
       const auto receive = link->receive(0, "expert/0", 1, into.data(), 100'000);
-      std::this_thread::sleep_for(std::chrono::milliseconds(1500));
-      EXPECT_TRUE(into == data);
+      std::this_thread::sleep_for(std::chrono::seconds(8));
       EXPECT_EQ(wait(*link, receive), done);
+      EXPECT_TRUE(into == data);
       EXPECT_EQ(wait(*link, link->send(0, "expert/0", 2, into.data(), 1)), done);
     }
   });
