@@ -55,8 +55,7 @@ void add_bench_products(CLI::App& bench, int& exit_code) {
       "the matrix products of a job's step alone, on all ranks at once: the floor under a step's time",
       "PyTorch's own products of the shapes of one rank's step, forward and backward, recomputed ones not counted; "
       "experts get equal shares of the rows, queries the same number of keys. Compare with `conclave bench step` of "
-      "the same job: what a step takes "
-      "longer is everything else, and the uneven shares of real routing.",
+      "the same job: what a step takes longer is everything else, and the uneven shares of real routing.",
       [](ParallelJob& job, int64_t repeats, bool json) {
         const ProductTimes times = time_products(job, repeats);
         if (job.is_first()) (json ? print_json : print_table)(times);

@@ -8,6 +8,7 @@
 
 #include <climits>
 #include <ctime>
+#include <string>
 #include <system_error>
 
 namespace conclave {

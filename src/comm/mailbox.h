@@ -12,7 +12,6 @@
 #include <chrono>
 #include <cstdint>
 #include <span>
-#include <string>
 
 namespace conclave {
 

@@ -124,8 +124,8 @@ std::shared_ptr<MemoryLink::Transfer> MemoryLink::send(int rank, const std::stri
   return transfer;
 }
 
-// False: all notes are taken; later, then.
-bool MemoryLink::post(Transfer& send) {
+// Nothing while all notes are taken: progress() tries again.
+void MemoryLink::post(Transfer& send) {
   for (Mailbox::Note& note : send.peer->mailbox().notes_from(rank_)) {
     if (note.state.load() != Mailbox::State::free) continue;
     std::memcpy(note.channel.data(), send.channel.c_str(), send.channel.size() + 1);
@@ -135,9 +135,8 @@ bool MemoryLink::post(Transfer& send) {
     note.state.store(Mailbox::State::posted);
     send.note = &note;
     send.peer->mailbox().ring();
-    return true;
+    return;
   }
-  return false;
 }
 
 std::shared_ptr<MemoryLink::Transfer> MemoryLink::receive(int rank, const std::string& channel, uint64_t number,

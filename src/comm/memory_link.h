@@ -66,7 +66,7 @@ class MemoryLink {
   void progress(uint32_t waiting);
   std::list<Found> take_what_came();
   void end_what_was_read();
-  bool post(Transfer& send);
+  void post(Transfer& send);
   static void read(const Found& found);
   bool try_to_withdraw(const std::shared_ptr<Transfer>& transfer);
 

@@ -3,8 +3,8 @@
 // from step to step (rows are routed), and what is free may not fit: before pages are touched that would raise the
 // process's resident memory too far above the most that blocks ever needed at once, as many free pages are given back.
 // So resident memory follows the need. A little more than the most (kept_part) makes nearly every size fit after some
-// steps: replayed, a run that asked for fresh pages 10 times a step without it asked for none from the tenth step on,
-// with 0.4 % more memory.
+// steps: of 20 steps replayed, 253 blocks of a rank got 1 MiB or more of fresh pages without it, 21 of them in the last
+// ten steps; 107 with it, none in the last ten, with 0.4 % more memory.
 #pragma once
 
 #include <cstddef>

@@ -21,6 +21,22 @@ std::vector<ExpertChunk> chunks_of(const at::Tensor& row_RH, const std::vector<i
 
 int64_t most_rows(const std::vector<ExpertChunk>& chunks);
 
+// What a forward pass over chunks writes: its output, and room for what lies between the products.
+struct ForwardRoom {
+  ForwardRoom(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
+              PreActivation pre_activation);
+
+  // Of the chunk's rows. The pre-activation is the output's where that is kept.
+  at::Tensor gate_up(const ExpertChunk& chunk) const;
+  at::Tensor activation(const ExpertChunk& chunk) const { return activation_buffer_.narrow(0, 0, chunk.rows); }
+
+  std::vector<ExpertChunk> chunks;
+  ExpertOutput output;
+
+ private:
+  at::Tensor gate_up_buffer_, activation_buffer_;
+};
+
 // The matrices of the expert at a place among a rank's own and its guests.
 at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int64_t place);
 

@@ -2,40 +2,23 @@
 
 #include "kernels/linear.h"
 #include "kernels/swiglu.h"
-#include "memory/memory_category.h"
 #include "moe/expert_chunks.h"
 
 namespace conclave {
 
 ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
                              const ExpertWeights& weights, PreActivation pre_activation) {
-  const auto options = rows.row_RH.options();
-  const int64_t width = weights.gate_up_LJH.size(1);
-  const std::vector<ExpertChunk> chunks = chunks_of(rows.row_RH, rows_per_expert);
-  const int64_t most = most_rows(chunks);
-  ExpertOutput output;
-  if (pre_activation == PreActivation::kept) {
-    MemoryScope scope(MemoryCategory::activations);
-    output.gate_up_RJ = at::empty({rows.row_RH.size(0), width}, options);
-  }
-  const at::Tensor gate_up_buffer = output.gate_up_RJ.defined() ? at::Tensor() : at::empty({most, width}, options);
-  const at::Tensor activation_buffer = at::empty({most, weights.down_LHI.size(2)}, options);
-  {
-    MemoryScope scope(MemoryCategory::dispatch);
-    output.row_RH = at::empty_like(rows.row_RH);
-  }
-  for (const ExpertChunk& chunk : chunks) {
+  const ForwardRoom room(rows, rows_per_expert, weights, pre_activation);
+  for (const ExpertChunk& chunk : room.chunks) {
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
-    const at::Tensor gate_up =
-        output.gate_up_RJ.defined() ? rows_of(output.gate_up_RJ) : gate_up_buffer.narrow(0, 0, chunk.rows);
-    const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
+    const at::Tensor gate_up = room.gate_up(chunk), activation = room.activation(chunk);
     linear_forward(gate_up, rows_of(rows.row_RH),
                    of_expert(weights.gate_up_LJH, weights.guest_gate_up_GJH, chunk.expert));
     swiglu_forward(activation, gate_up, rows_of(rows.weight_R));
-    linear_forward(rows_of(output.row_RH), activation,
+    linear_forward(rows_of(room.output.row_RH), activation,
                    of_expert(weights.down_LHI, weights.guest_down_GHI, chunk.expert));
   }
-  return output;
+  return room.output;
 }
 
 // By value, so that the rows are gone with this function.

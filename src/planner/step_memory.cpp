@@ -156,7 +156,7 @@ class MemoryObserver : public StepObserver {
   };
 
   static bool is_whole(const PlannedGroup& group) { return group.shard_degree == 1; }
-  // Products on a CPU round whole experts as they read them (sharding/unit.cpp).
+  // Products on a CPU round whole experts as they read them (train/parallel_job.cpp).
   bool is_read_in_place(const PlannedGroup& group) const {
     const bool readers_round = group.shard_axis == Axis::expert_shard && rank_.backend != Backend::cuda_nccl;
     return is_whole(group) && (rank_.compute_bytes == fp32 || readers_round);
