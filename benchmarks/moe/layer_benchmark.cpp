@@ -101,6 +101,22 @@ void run_dense_products(const Layer& layer, const at::Tensor& row_RH, const at::
   product(out, wide, gate_up, false);
 }
 
+// Those of run_products(), as the layer computes them where products are grouped: overlapping, or not.
+void run_weight_gradients(const Layer& layer, const at::Tensor& row_RH, const at::Tensor& gate_up_RJ,
+                          const at::Tensor& active_RI, const at::Tensor& out_RH, int64_t rows, bool overlapping) {
+  const int64_t experts = layer.weights.down_LHI.size(0);
+  const auto run = [&](const at::Tensor& gradient, const at::Tensor& grad_y, const at::Tensor& x) {
+    const auto of_expert = [&](int64_t expert) {
+      linear_backward_weight(gradient[expert], grad_y.narrow(0, expert * rows, rows), x.narrow(0, expert * rows, rows),
+                             false);
+    };
+    if (overlapping) return cuda_kernels(x)->overlapping(experts, of_expert);
+    for (int64_t expert = 0; expert < experts; ++expert) of_expert(expert);
+  };
+  run(layer.grad_down, out_RH, active_RI);
+  run(layer.grad_gate_up, gate_up_RJ, row_RH);
+}
+
 void settle(const Layer& layer) {
   if (layer.options.device().is_cuda()) load_cuda_plugin(nullptr)->synchronize();
 }
@@ -133,7 +149,7 @@ nlohmann::ordered_json measure(const Options& o) {
   const at::Tensor active_RI = normal({all, o.intermediate}, layer.options), out_RH = at::empty_like(row_RH);
   at::Tensor grad_gate_up = at::empty_like(layer.weights.gate_up_LJH[0]);
   at::Tensor grad_down = at::empty_like(layer.weights.down_LHI[0]);
-  std::vector<double> of_layer, of_products, of_dense;
+  std::vector<double> of_layer, of_products, of_dense, of_gradients, of_overlapping_gradients;
   for (int64_t round = -2; round < o.rounds; ++round) {  // alternating; the first two warm up
     const double products =
         seconds_of(layer, [&] { run_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows); });
@@ -143,7 +159,15 @@ nlohmann::ordered_json measure(const Options& o) {
                      [&] { run_dense_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, grad_gate_up, grad_down); })
                : 0.0;
     const double whole = seconds_of(layer, [&] { run_layer(experts, layer); });
+    const auto gradients = [&](bool overlapping) {
+      return !o.cuda ? 0.0 : seconds_of(layer, [&] {
+        run_weight_gradients(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows, overlapping);
+      });
+    };
+    const double one_by_one = gradients(false), overlapping = gradients(true);
     if (round < 0) continue;
+    of_gradients.push_back(one_by_one);
+    of_overlapping_gradients.push_back(overlapping);
     of_products.push_back(products);
     of_layer.push_back(whole);
     of_dense.push_back(dense);
@@ -165,6 +189,8 @@ nlohmann::ordered_json measure(const Options& o) {
   if (!o.cuda) return result;
   const double dense = summary(of_dense)["median"].get<double>();
   result["dense_seconds"] = summary(of_dense);
+  result["weight_gradients_seconds"] = summary(of_gradients);
+  result["overlapping_weight_gradients_seconds"] = summary(of_overlapping_gradients);
   result["dense_tflops"] = flops / dense / 1e12;
   result["fraction_of_dense_rate"] = dense / result["layer_seconds"]["median"].get<double>();
   return result;

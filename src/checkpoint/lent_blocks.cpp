@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "comm/device.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -23,11 +24,15 @@ int64_t room_for(const at::Tensor& block) {
 
 class LentBlocks::DeviceReader {
  public:
-  // In the owner's thread.
+  // Kept from save to save: there are 32 streams in all, and a collective or an offload may have the next one.
   explicit DeviceReader(at::Device device)
-      : streams_(device.type()), stream_(streams_.getStreamFromGlobalPool(device)), lent_(device.type()) {
-    lent_.record(streams_.getStream(device));
-  }
+      : device_(device),
+        streams_(device.type()),
+        stream_(streams_.getStreamFromGlobalPool(device)),
+        lent_(device.type()) {}
+
+  // In the owner's thread: copies come after what its stream has been given so far.
+  void begin() { lent_.record(streams_.getStream(device_)); }
 
   // In any thread; returns when it is done.
   void copy(const at::Tensor& to, const at::Tensor& from) const {
@@ -38,6 +43,7 @@ class LentBlocks::DeviceReader {
   }
 
  private:
+  at::Device device_;
   c10::impl::VirtualGuardImpl streams_;
   c10::Stream stream_;
   c10::Event lent_;
@@ -50,8 +56,10 @@ void LentBlocks::lend(std::vector<at::Tensor> blocks) {
   const std::lock_guard lock(mutex_);
   check_invariant(!lent_, "{} blocks are lent, before {} more", blocks_.size(), blocks.size());
   blocks_ = std::move(blocks);
-  device_.reset();
-  if (!blocks_.empty() && !blocks_[0].is_cpu()) device_ = std::make_unique<DeviceReader>(blocks_[0].device());
+  if (!blocks_.empty() && !blocks_[0].is_cpu()) {
+    if (!device_) device_ = std::make_unique<DeviceReader>(blocks_[0].device());
+    device_->begin();
+  }
   read_ = 0;
   lent_ = true;
   is_wanted_ = false;
@@ -74,8 +82,7 @@ at::Tensor LentBlocks::next() {
   at::Tensor block = blocks_[read_++];
   if (block.is_cpu()) return block;
   const auto bytes = static_cast<int64_t>(block.nbytes());
-  if (!staged_.defined() || staged_.numel() < bytes)
-    staged_ = at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(true));
+  if (!staged_.defined() || staged_.numel() < bytes) staged_ = load_cuda_plugin(nullptr)->pinned_memory(bytes);
   at::Tensor staged = staged_.narrow(0, 0, bytes).view(block.scalar_type());
   copy(staged, block);
   return staged;
@@ -83,7 +90,7 @@ at::Tensor LentBlocks::next() {
 
 void LentBlocks::copy(const at::Tensor& to, const at::Tensor& block) {
   const at::NoGradGuard no_grad;
-  if (device_) return device_->copy(to, block);
+  if (!block.is_cpu()) return device_->copy(to, block);
   to.copy_(block);
 }
 
@@ -101,7 +108,8 @@ void LentBlocks::copy_rest() {
   if (bytes > 0 && (!host_.defined() || host_.numel() < bytes)) {
     const MemoryScope scope(MemoryCategory::checkpoint);
     host_ = at::Tensor();
-    host_ = at::empty({bytes}, at::kByte);
+    // Pinned for a device: the owner waits for these copies.
+    host_ = blocks_[read_].is_cpu() ? at::empty({bytes}, at::kByte) : load_cuda_plugin(nullptr)->pinned_memory(bytes);
   }
   int64_t begin = 0;
   for (size_t i = read_; i < blocks_.size(); ++i) {

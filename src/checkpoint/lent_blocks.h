@@ -18,7 +18,7 @@ class LentBlocks {
   LentBlocks();
   ~LentBlocks();
 
-  // The owner's, with nothing lent. `blocks`: 1-D, contiguous, of any type and on any device, the same for all; read in
+  // The owner's, with nothing lent. `blocks`: 1-D, contiguous, of any type and on any device, always the same; read in
   // their order. From a device they are copied on a stream of the reader's own, which comes after what the owner's
   // stream has been given so far.
   void lend(std::vector<at::Tensor> blocks);
@@ -45,7 +45,7 @@ class LentBlocks {
   bool is_wanted_ = false;                // by the owner
   at::Tensor host_;                       // uint8: room for copies, kept for the next time
   at::Tensor staged_;                     // uint8, pinned: room for the block that is read from a device
-  std::unique_ptr<DeviceReader> device_;  // of the blocks that are lent, if they are not in host memory
+  std::unique_ptr<DeviceReader> device_;  // of blocks that are not in host memory; made once
 };
 
 }  // namespace conclave

@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace conclave {
 namespace {
@@ -25,7 +26,11 @@ Loaded load() {
   // else where the system looks.
   Dl_info here{};
   dladdr(reinterpret_cast<const void*>(&load_cuda_plugin), &here);
-  const auto folder = std::filesystem::path(here.dli_fname ? here.dli_fname : "").parent_path();
+  // Of the program itself the loader knows the name that it was called by, which may be without its folder.
+  std::filesystem::path holder = here.dli_fname ? here.dli_fname : "";
+  std::error_code unknown;
+  if (!holder.has_parent_path()) holder = std::filesystem::read_symlink("/proc/self/exe", unknown);
+  const auto folder = holder.parent_path();
   std::string path = plugin_file;
   for (const auto& place : {folder / ".." / "lib" / plugin_file, folder / plugin_file})
     if (std::filesystem::exists(place)) path = place.string();
@@ -64,10 +69,17 @@ at::Device choose_device(Device wanted, const Process& process) {
   const int devices = cuda_device_count(&why_not);
   if (devices >= process.local_world_size) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank)};
   if (devices > 0 && ranks_share_gpus()) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank % devices)};
-  if (wanted == Device::automatic) return at::kCPU;
   if (devices > 0)
-    why_not = fmt::format("this host has {} for its {} ranks", devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices),
-                          process.local_world_size);
+    why_not = fmt::format(
+        "each rank sees {}, and its host has {} ranks (a launcher that shows each rank a GPU of its own, as Slurm's "
+        "--gpus-per-task does, must show it all of them: --gpus-per-node)",
+        devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices), process.local_world_size);
+  if (wanted == Device::automatic) {
+    const bool has_driver = std::filesystem::exists("/proc/driver/nvidia/version");
+    if ((devices > 0 || has_driver) && process.rank == 0)
+      spdlog::warn("run.device is auto, and computes on the CPU though this host has a GPU: {}", why_not);
+    return at::kCPU;
+  }
   user_error("run.device is cuda, but {}. Use run.device: cpu, or run where there is a GPU for each rank.", why_not);
 }
 

@@ -17,11 +17,12 @@ namespace conclave {
 
 struct CudaKernels;  // kernels/cuda_kernels.h
 
-// What a GPU is: its name, and its compute capability.
+// What a GPU is: its name, its compute capability, and its multiprocessors.
 struct GpuChip {
   std::string name;
   int major = 0;
   int minor = 0;
+  int processors = 0;
 };
 
 // What libconclave_cuda.so offers, by its function conclave_cuda_plugin().
@@ -35,6 +36,8 @@ struct CudaPlugin {
                                                      std::shared_ptr<Watchdog> watchdog,
                                                      std::shared_ptr<Watchdog::Calls> calls,
                                                      std::chrono::milliseconds timeout);
+  // uint8 [bytes] of the host that the device copies from and to at full speed, freed with the tensor.
+  at::Tensor (*pinned_memory)(int64_t bytes);
   // Pinned host memory, copied to and from on a stream of its own.
   std::unique_ptr<OffloadMedium> (*make_pinned_slots)();
   void (*synchronize)();  // the host waits until the device in use has done all its work
@@ -55,8 +58,8 @@ int cuda_device_count(std::string* why_not = nullptr);
 // checking several ranks on one GPU; slow.
 bool ranks_share_gpus();
 
-// The device of this rank: for `automatic` CUDA where there is a GPU for each rank of the host, else the CPU. CUDA that
-// cannot be had is a UserError with the reason.
+// The device of this rank: for `automatic` CUDA where there is a GPU for each rank of the host, else the CPU, with a
+// warning where there is a GPU at all. CUDA that cannot be had is a UserError with the reason.
 at::Device choose_device(Device wanted, const Process& process);
 
 }  // namespace conclave

@@ -20,12 +20,28 @@ void Watchdog::Shared::run_monitor() {
     rounds_seen = rounds;
     if (!verdict && beats_without_round >= options.lost_after_beats)
       conclude(lost_store(fmt::format("has not answered for {:.0f} s", seconds(beats_without_round))));
-    if (!verdict && !to_examine) to_examine = find_overdue();
     if (verdict && ++beats_since_verdict * options.beat > options.grace) end_process();
   }
 }
 
+void Watchdog::Shared::run_supervisor() {
+  std::unique_lock lock(mutex);
+  while (!changed.wait_for(lock, options.beat, [&] { return ending; })) {
+    if (verdict || to_examine) continue;
+    lock.unlock();
+    auto failure = find_overdue();
+    // Who waits where is not known: the verdict must say which collective it was.
+    if (failure && failure->operation)
+      failure->error = fmt::format("{}: {}", failure->operation->text(), failure->error);
+    lock.lock();
+    if (!verdict && !to_examine) to_examine = std::move(failure);
+  }
+  supervisor_ended = true;
+  changed.notify_all();
+}
+
 std::optional<Failure> Watchdog::Shared::find_overdue() {
+  const std::lock_guard lock(supervised_mutex);
   for (const auto& overdue : supervised)
     if (auto failure = overdue()) return failure;
   return {};
@@ -75,15 +91,14 @@ void Watchdog::end() noexcept {
   std::unique_lock lock(shared_->mutex);
   shared_->ending = true;
   shared_->changed.notify_all();
-  const bool heart_ended = shared_->changed.wait_for(lock, 4 * shared_->options.beat + std::chrono::seconds(1),
-                                                     [&] { return shared_->heart_ended; });
+  shared_->changed.wait_for(lock, 4 * shared_->options.beat + std::chrono::seconds(1),
+                            [&] { return shared_->heart_ended && shared_->supervisor_ended; });
+  // One that is stuck, in a store that does not answer or in a device, holds what it needs.
+  const bool heart_ended = shared_->heart_ended, supervisor_ended = shared_->supervisor_ended;
   lock.unlock();
   monitor_.join();
-  if (heart_ended) {
-    heart_.join();
-  } else {
-    heart_.detach();  // stuck in a store that does not answer; it holds what it needs
-  }
+  heart_ended ? heart_.join() : heart_.detach();
+  if (supervisor_.joinable()) supervisor_ended ? supervisor_.join() : supervisor_.detach();
 }
 
 std::shared_ptr<Watchdog::Calls> Watchdog::watch(const std::string& axis, std::vector<int> ranks) {
@@ -149,11 +164,18 @@ void Watchdog::finish() {
 }
 
 std::shared_ptr<void> Watchdog::supervise(std::function<std::optional<Failure>()> overdue) {
-  std::lock_guard lock(shared_->mutex);
+  {
+    const std::lock_guard lock(shared_->mutex);
+    if (!supervisor_.joinable()) {
+      shared_->supervisor_ended = false;
+      supervisor_ = std::thread([shared = shared_] { shared->run_supervisor(); });
+    }
+  }
+  const std::lock_guard lock(shared_->supervised_mutex);
   shared_->supervised.push_back(std::move(overdue));
   const auto entry = std::prev(shared_->supervised.end());
   return {nullptr, [shared = shared_, entry](void*) {
-            std::lock_guard lock(shared->mutex);
+            const std::lock_guard lock(shared->supervised_mutex);
             shared->supervised.erase(entry);
           }};
 }

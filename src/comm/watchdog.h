@@ -76,8 +76,8 @@ class Watchdog {
   // A collective failed: finds the verdict, within lost_after_failure_beats and a little, and throws it.
   [[noreturn]] void fail(const Failure& failure);
 
-  // While the returned handle lives, `overdue` is asked once a beat, from another thread, for a collective that takes
-  // too long. For transports whose waits do not block. It must not call the watchdog.
+  // While the returned handle lives, `overdue` is asked once a beat, from another thread, for a collective that failed
+  // or takes too long. For transports whose waits do not block. It may hang, but not call the watchdog.
   std::shared_ptr<void> supervise(std::function<std::optional<Failure>()> overdue);
 
   // Tells the others why this rank leaves.
@@ -89,6 +89,7 @@ class Watchdog {
   std::shared_ptr<Shared> shared_;
   std::thread heart_;
   std::thread monitor_;
+  std::thread supervisor_;  // where something is supervised
 };
 
 }  // namespace conclave

@@ -48,7 +48,10 @@ struct Watchdog::Shared {
   std::list<Waiting*> waiting;
   std::vector<std::shared_ptr<Calls>> calls;  // of every communicator
   std::optional<Operation> last;              // the newest call of any
-  std::list<std::function<std::optional<Failure>()>> supervised;
+  bool supervisor_ended = true;               // or never began
+
+  std::mutex supervised_mutex;
+  std::list<std::function<std::optional<Failure>()>> supervised;  // guarded by supervised_mutex
 
   // The heart's own.
   uint64_t beat = 0;
@@ -83,6 +86,9 @@ struct Watchdog::Shared {
 
   // The monitor (watchdog.cpp): notices when the heart is stuck in the store, and ends a rank that does not leave.
   void run_monitor();
+  // The supervisor (watchdog.cpp), if anything is supervised: what it asks may hang with a device, and neither the
+  // heart nor the monitor waits for it.
+  void run_supervisor();
   std::optional<Failure> find_overdue();
   [[noreturn]] void end_process();
   // The mutex is held.

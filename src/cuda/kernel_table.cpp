@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "cuda/launches.h"
 #include "cuda/library_products.h"
+#include "cuda/two_streams.h"
 
 namespace conclave::cuda {
 namespace {
@@ -284,6 +285,7 @@ const CudaKernels kernel_table{
     .quantize_weight = quantize_weight,
     .fp8_product = fp8_product,
     .weight_gradient = weight_gradient,
+    .overlapping = on_two_streams,
 };
 
 }  // namespace conclave::cuda

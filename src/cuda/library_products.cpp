@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <shared_mutex>
 #include <stdexcept>
 
 #include "base/error.h"
@@ -98,6 +99,18 @@ uint32_t alignment_of(const at::Tensor& tensor) {
   return alignment;
 }
 
+// ATen's for cuBLAS on this stream: what it has for cuBLASLt is 1 MiB, too little for some of Hopper's products.
+struct Workspace {
+  Workspace() : bytes(at::cuda::getChosenWorkspaceSize()) {
+    void* const handle = at::cuda::getCurrentCUDABlasHandle();  // which makes the workspace if there is none
+    auto& workspaces = at::cuda::cublas_handle_stream_to_workspace();
+    const std::shared_lock lock(workspaces.mutex);
+    address = workspaces.map.at({handle, cuda::current_stream()}).get();
+  }
+  void* address;
+  size_t bytes;
+};
+
 // out, or what is there besides, of the matrices a and b as cuBLAS names them.
 void multiply(const at::Tensor& out, const Operation& operation, const at::Tensor& a, const at::Tensor& b,
               bool accumulate) {
@@ -105,8 +118,10 @@ void multiply(const at::Tensor& out, const Operation& operation, const at::Tenso
   cublasLtMatmulPreference_t created = nullptr;
   check(cublasLtMatmulPreferenceCreate(&created), "cublasLtMatmulPreferenceCreate");
   const Preference preference(created);
-  const size_t workspace_bytes = at::cuda::getCUDABlasLtWorkspaceSize();
-  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace_bytes);
+  const Workspace workspace;
+  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace.bytes);
+  // Parts of a sum are added in fp32, in a fixed order.
+  set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(a));
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(b));
   set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(out));
@@ -125,7 +140,7 @@ void multiply(const at::Tensor& out, const Operation& operation, const at::Tenso
   const float alpha = 1, beta = accumulate ? 1 : 0;
   check(cublasLtMatmul(handle, operation.get(), &alpha, a.data_ptr(), layout_a.get(), b.data_ptr(), layout_b.get(),
                        &beta, out.data_ptr(), layout_out.get(), out.data_ptr(), layout_out.get(), &chosen.algo,
-                       at::cuda::getCUDABlasLtWorkspace(), workspace_bytes, cuda::current_stream()),
+                       workspace.address, workspace.bytes, cuda::current_stream()),
         "cublasLtMatmul");
 }
 

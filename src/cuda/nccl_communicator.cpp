@@ -3,6 +3,8 @@
 #include <c10/cuda/CUDAFunctions.h>
 
 #include "base/error.h"
+#include "base/log.h"
+#include "base/seconds_since.h"
 #include "comm/shapes.h"
 
 namespace conclave {
@@ -17,7 +19,8 @@ NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::in
       calls_(std::move(calls)),
       timeout_(timeout),
       device_(c10::cuda::current_device()) {
-  auto options = c10d::ProcessGroupNCCL::Options::create();
+  // What a later layer waits for goes before the products that are queued already.
+  auto options = c10d::ProcessGroupNCCL::Options::create(/*is_high_priority_stream=*/true);
   options->timeout = 2 * timeout;  // our watchdog comes first, because it can name the culprit
   options->group_name = calls_->key;
   group_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(std::move(store), rank, size, options);
@@ -26,12 +29,19 @@ NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::in
 
 NcclCommunicator::~NcclCommunicator() {
   supervision_.reset();
+  try {
+    group_->abort();  // nothing is in flight; without it c10d warns, and does the same
+  } catch (const std::exception& error) {
+    spdlog::warn("NCCL's communicator {} did not end well: {}", calls_->key, error.what());
+  }
 }
 
 Pending NcclCommunicator::start(const char* name, const std::function<c10::intrusive_ptr<c10d::Work>()>& enqueue) {
   const Operation operation = watchdog_->call(*calls_, name);
   c10::intrusive_ptr<c10d::Work> work;
   try {
+    // The first call connects the ranks, which nobody can end: after a verdict the watchdog ends the process.
+    const Watchdog::Waiting waiting(*watchdog_, operation, [] {});
     work = enqueue();
   } catch (const std::exception& error) {
     watchdog_->fail({operation, -1, false, 0, error.what()});
@@ -39,11 +49,12 @@ Pending NcclCommunicator::start(const char* name, const std::function<c10::intru
   const auto* nccl_work = dynamic_cast<c10d::ProcessGroupNCCL::WorkNCCL*>(work.get());
   check_invariant(nccl_work != nullptr, "{} of NCCL is not NCCL's", name);
   std::lock_guard lock(mutex_);
-  while (!in_flight_.empty() && in_flight_.front().work->isCompleted()) in_flight_.pop_front();
+  let_go_of_ended();  // a failure is found again by the watchdog
   // What it sends and receives may be freed before it is found to have ended.
   in_flight_.push_back({std::make_shared<c10d::ProcessGroupNCCL::WorkNCCL>(*nccl_work), operation, Clock::now()});
   return Pending([this, work, operation] {
     try {
+      const Watchdog::Waiting waiting(*watchdog_, operation, [] {});
       work->wait();
     } catch (const std::exception& error) {
       watchdog_->fail({operation, -1, false, 0, error.what()});
@@ -51,11 +62,26 @@ Pending NcclCommunicator::start(const char* name, const std::function<c10::intru
   });
 }
 
+// mutex_ is held. The first one that failed stays, and is returned.
+std::optional<Failure> NcclCommunicator::let_go_of_ended() {
+  while (!in_flight_.empty()) {
+    const InFlight& first = in_flight_.front();
+    try {
+      if (!first.work->isCompleted()) return {};
+      if (const std::exception_ptr exception = first.work->exception()) std::rethrow_exception(exception);
+    } catch (const std::exception& error) {
+      return Failure{first.operation, -1, false, seconds_since(first.since), error.what()};
+    }
+    in_flight_.pop_front();
+  }
+  return {};
+}
+
 // Asked by the watchdog's thread.
 std::optional<Failure> NcclCommunicator::find_overdue() {
   c10::cuda::set_device(device_);  // of this thread: else it would take memory on the first one
   std::lock_guard lock(mutex_);
-  while (!in_flight_.empty() && in_flight_.front().work->isCompleted()) in_flight_.pop_front();
+  if (auto failure = let_go_of_ended()) return failure;
   if (in_flight_.empty()) return {};
   const auto waited = Clock::now() - in_flight_.front().since;
   if (waited < timeout_) return {};

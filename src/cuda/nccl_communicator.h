@@ -38,6 +38,7 @@ class NcclCommunicator final : public Communicator {
   };
   Pending start(const char* name, const std::function<c10::intrusive_ptr<c10d::Work>()>& enqueue);
   std::optional<Failure> find_overdue();
+  std::optional<Failure> let_go_of_ended();
 
   std::shared_ptr<Watchdog> watchdog_;
   std::shared_ptr<Watchdog::Calls> calls_;

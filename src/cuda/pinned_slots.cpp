@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "base/error.h"
+#include "comm/device.h"
 
 namespace conclave {
 
@@ -13,7 +14,7 @@ PinnedSlots::PinnedSlots() : stream_(c10::cuda::getStreamFromPool()) {}
 void PinnedSlots::reserve(int64_t slots, int64_t bytes) {
   stream_.synchronize();
   slots_.reset();
-  slots_ = at::empty({slots, bytes}, at::TensorOptions(at::kByte).pinned_memory(true));
+  slots_ = load_cuda_plugin(nullptr)->pinned_memory(slots * bytes).view({slots, bytes});
 }
 
 at::Tensor PinnedSlots::bytes_of(int64_t slot, const at::Tensor& tensor) const {

@@ -1,9 +1,12 @@
 // The functions of the plug-in; see CudaPlugin in comm/device.h. Loading this library also registers ATen's CUDA
 // kernels.
 #include <ATen/cuda/CUDAContext.h>
+#include <c10/core/AllocatorConfig.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
+
+#include <cstdlib>
 
 #include "comm/device.h"
 #include "cuda/kernel_table.h"
@@ -19,13 +22,28 @@ int device_count() {
   return c10::cuda::device_count();
 }
 
+// What PyTorch's or the user's environment has said stays.
+bool is_set(const char* variable) {
+  return std::getenv(variable) != nullptr;
+}
+
+// Before the first tensor and the first group of NCCL.
 void use_device(int index) {
+  // The largest blocks differ in size from layer to layer with the routing: memory must be able to join.
+  if (!is_set("PYTORCH_ALLOC_CONF") && !is_set("PYTORCH_CUDA_ALLOC_CONF"))
+    c10::CachingAllocator::setAllocatorSettings("expandable_segments:True");
+  // Sums in the switch do not come in a fixed order.
+  setenv("NCCL_ALGO", "^NVLS,NVLSTree", /*overwrite=*/0);
+  // Several groups at once: every rank launches in the same order.
+  setenv("NCCL_LAUNCH_ORDER_IMPLICIT", "1", /*overwrite=*/0);
+  // Parts of a sum that a product was split into are added in fp32.
+  at::globalContext().setAllowBF16ReductionCuBLAS(/*allow_reduced_precision=*/false);
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(index));
 }
 
 GpuChip chip() {
   const cudaDeviceProp& properties = *at::cuda::getCurrentDeviceProperties();
-  return {properties.name, properties.major, properties.minor};
+  return {properties.name, properties.major, properties.minor, properties.multiProcessorCount};
 }
 
 std::unique_ptr<Communicator> make_communicator(std::string axis, int rank, int size,
@@ -35,6 +53,15 @@ std::unique_ptr<Communicator> make_communicator(std::string axis, int rank, int 
                                                 std::chrono::milliseconds timeout) {
   return std::make_unique<NcclCommunicator>(std::move(axis), rank, size, std::move(store), std::move(watchdog),
                                             std::move(calls), timeout);
+}
+
+at::Tensor pinned_memory(int64_t bytes) {
+  // Not ATen's, which takes the next power of two and keeps it.
+  void* memory = nullptr;
+  C10_CUDA_CHECK(cudaHostAlloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)), cudaHostAllocDefault));
+  return at::from_blob(
+      memory, {bytes}, [](void* own) { C10_CUDA_CHECK_WARN(cudaFreeHost(own)); },
+      at::device(at::kCPU).dtype(at::kByte));
 }
 
 std::unique_ptr<OffloadMedium> make_pinned_slots() {
@@ -55,6 +82,7 @@ const CudaPlugin plugin{
     .use_device = use_device,
     .chip = chip,
     .make_communicator = make_communicator,
+    .pinned_memory = pinned_memory,
     .make_pinned_slots = make_pinned_slots,
     .synchronize = synchronize,
     .kernels = &cuda::kernel_table,

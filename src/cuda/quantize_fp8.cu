@@ -4,13 +4,14 @@
 #include <cuda_fp8.h>
 #endif
 
+#include "base/cuda_rules.h"
 #include "cuda/device_code.h"
 
 namespace conclave::cuda {
 
 namespace {
 
-constexpr int block_elements = 128;
+constexpr int block_elements = static_cast<int>(fp8_block);
 constexpr int per_lane = block_elements / warp_size;
 
 // The largest number is 1.75 2^top.

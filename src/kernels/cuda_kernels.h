@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
+
 #include "kernels/adamw.h"
 #include "kernels/fp8_quantize.h"
 #include "kernels/permute.h"
@@ -64,6 +66,10 @@ struct CudaKernels {
   void (*fp8_product)(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate);
   // Of bf16 into fp32.
   void (*weight_gradient)(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate);
+
+  // f(0) to f(count - 1), which may overlap on the device: none of them writes what another one reads or writes, or
+  // allocates. What comes before and after them does not overlap.
+  void (*overlapping)(int64_t count, const std::function<void(int64_t)>& f);
 };
 
 // From now on the entries choose `kernels` for tensors of this type of device; null: no longer. Tests put kernels in

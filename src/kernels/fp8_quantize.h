@@ -13,11 +13,11 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "base/cuda_rules.h"
+
 namespace conclave {
 
-inline constexpr int64_t fp8_block = 128;
-
-enum class Fp8Blocks { rows, squares };  // 1 x 128, 128 x 128
+enum class Fp8Blocks { rows, squares };  // 1 x fp8_block, fp8_block x fp8_block
 
 // Blocks at an edge may be partial. The layouts of scales are cuBLAS's.
 struct Fp8Matrix {

@@ -1,5 +1,6 @@
 #include "mesh/checked_job.h"
 
+#include "base/cuda_rules.h"
 #include "base/error.h"
 #include "config/job_check.h"
 #include "config/mixtral_parameters.h"
@@ -22,14 +23,14 @@ void check_reshard_rule(const Job& job, const ModelConfig& model) {
 // What the products' scales and libraries want: whole blocks.
 void check_fp8_sizes(const Job& job, const ModelConfig& model) {
   if (job.precision.experts != ExpertPrecision::fp8) return;
-  constexpr int64_t block = 128;
   for (const auto& [name, size] :
        {std::pair("hidden_size", model.hidden_size), std::pair("intermediate_size", model.intermediate_size)})
-    if (size % block != 0)
+    if (size % fp8_block != 0)
       refuse_if_any({mistake(
           fmt::format("precision.experts is fp8, but the model's {} is {}, and fp8 has a scale for each {} elements.",
-                      name, size, block),
-          fmt::format("Set precision.experts to compute, or take a model whose {} is a multiple of {}.", name, block),
+                      name, size, fp8_block),
+          fmt::format("Set precision.experts to compute, or take a model whose {} is a multiple of {}.", name,
+                      fp8_block),
           job.origins.of("precision.experts"))});
 }
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <numeric>
+
 #include "base/cuda_rules.h"
 #include "base/step_clock.h"
 #include "kernels/cuda_kernels.h"
@@ -26,16 +28,21 @@ at::Tensor products(const at::Tensor& row_RM, const at::Tensor& matrix_LMN, cons
   return at::_grouped_mm(row_RM, matrix_LMN, ends_L);
 }
 
-// gradient [L,N,M] = or += grad_y^T x over each expert's rows. One by one: a grouped product would leave bf16, which to
-// put into the gradient takes a pass over memory as long as the product itself.
+// gradient [L,N,M] = or += grad_y^T x over each expert's rows. Each expert's is a product of its own, because a grouped
+// one would leave bf16, which to put into the gradient takes a pass over memory as long as the product itself. One
+// alone is too small to fill a GPU to its end, so they overlap.
 void add_weight_gradients(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
                           const std::vector<int64_t>& rows_per_expert) {
-  int64_t begin = 0, expert = 0;
-  for (const int64_t rows : rows_per_expert) {
-    linear_backward_weight(gradient.tensor[expert++], grad_y_RN.narrow(0, begin, rows), x_RM.narrow(0, begin, rows),
-                           gradient.accumulate);
-    begin += rows;
-  }
+  std::vector<int64_t> begin(rows_per_expert.size(), 0);
+  std::exclusive_scan(rows_per_expert.begin(), rows_per_expert.end(), begin.begin(), int64_t{0});
+  const auto add = [&](int64_t expert) {
+    const auto at = static_cast<size_t>(expert);
+    linear_backward_weight(gradient.tensor[expert], grad_y_RN.narrow(0, begin[at], rows_per_expert[at]),
+                           x_RM.narrow(0, begin[at], rows_per_expert[at]), gradient.accumulate);
+  };
+  const auto experts = static_cast<int64_t>(rows_per_expert.size());
+  if (const CudaKernels* cuda = cuda_kernels(x_RM)) return cuda->overlapping(experts, add);
+  for (int64_t expert = 0; expert < experts; ++expert) add(expert);
 }
 
 }  // namespace

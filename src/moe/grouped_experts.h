@@ -1,7 +1,7 @@
 // The experts' products over all experts at once (at::_grouped_mm), for many experts with few rows each: there a loop
 // over the experts launches more than it computes. Results and gradients as in moe/experts.h, up to the order of sums.
 //
-// Temporaries are of all rows, not of a chunk, and the gradients of the weights are in bf16 once before they are added.
+// Temporaries are of all rows, not of a chunk. The gradients of the weights are products of each expert's own.
 #pragma once
 
 #include "moe/experts.h"

@@ -54,12 +54,12 @@ constexpr double gib = 1024.0 * 1024 * 1024;
 // Peaks, capacities and link rates: NVIDIA's data sheets (dense, without sparsity; SXM). Reached shares: what large
 // products and collectives commonly reach; stated in the plan, to be replaced by one's own measurement.
 DeviceDescription gpu(double fp32, double bf16, double fp8, double efficiency, double memory_gib, double bandwidth,
-                      double nvlink, double nic) {
+                      double host_link, double nvlink, double nic) {
   constexpr double reached = 0.8;
   DeviceDescription device;
   device.device.kind = DeviceKind::cuda;
   device.compute = {fp32, bf16, fp8, efficiency};
-  device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * 32e9};
+  device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * host_link};
   device.network = {8, 5e-6, reached * nvlink, 15e-6, reached * nic};
   return device;
 }
@@ -76,10 +76,10 @@ DeviceDescription core() {
 
 const std::map<std::string, DeviceDescription>& built_in() {
   static const std::map<std::string, DeviceDescription> devices = {
-      {"a100-80", gpu(19.5e12, 312e12, 0, 0.7, 80, 2.04e12, 300e9, 25e9)},
+      {"a100-80", gpu(19.5e12, 312e12, 0, 0.7, 80, 2.04e12, 32e9, 300e9, 25e9)},
       {"cpu", core()},
-      {"h100-80", gpu(67e12, 989e12, 1979e12, 0.55, 79.6, 3.35e12, 450e9, 50e9)},
-      {"h200-141", gpu(67e12, 989e12, 1979e12, 0.55, 140.4, 4.8e12, 450e9, 50e9)},
+      {"h100-80", gpu(67e12, 989e12, 1979e12, 0.55, 79.6, 3.35e12, 64e9, 450e9, 50e9)},
+      {"h200-141", gpu(67e12, 989e12, 1979e12, 0.55, 140.4, 4.8e12, 64e9, 450e9, 50e9)},
   };
   return devices;
 }

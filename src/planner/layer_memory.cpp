@@ -80,7 +80,7 @@ LayerMemory::Block LayerMemory::cpu_attention_buffers(MemoryCategory category, b
 
 LayerMemory::Block LayerMemory::fp8_copies(int64_t elements) {
   if (!rank_.experts_in_fp8()) return {};
-  return hold(workspace, elements + elements / 128 * fp32);
+  return hold(workspace, elements + elements / fp8_block * fp32);
 }
 
 LayerMemory::Block LayerMemory::fp8_padding(int64_t elements) {

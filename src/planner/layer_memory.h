@@ -49,7 +49,7 @@ class LayerMemory {
   int64_t hidden_bytes() const { return tokens_ * hidden_ * item_; }
   // What the norm of that many tokens needs in its backward pass.
   Block norm_buffers(int64_t tokens);
-  // With precision.experts: fp8, so many elements in fp8 with a scale for each 128 (weights have fewer).
+  // With precision.experts: fp8, so many elements in fp8 with a scale for each block (weights have fewer).
   Block fp8_copies(int64_t elements);
   // And a product of so many elements with the rows that fill up the last 16 of them.
   Block fp8_padding(int64_t elements);

@@ -54,6 +54,7 @@ class MemoryObserver : public StepObserver {
     batch_ = ledger_.hold(workspace, 2 * rank_.job.tokens_per_rank() * static_cast<int64_t>(sizeof(int64_t)));
   }
   void end_micro_step() override {
+    at_replicas_.clear();
     stream_.free();
     batch_.free();
   }
@@ -134,6 +135,7 @@ class MemoryObserver : public StepObserver {
     }
   }
   void finish_reduce(size_t unit, bool last) override {
+    at_replicas_.clear();  // the previous unit's are summed
     for (size_t i = 0; i < groups_[unit].size(); ++i) {
       const PlannedGroup& of = planned(unit, i);
       Group& group = groups_[unit][i];
@@ -143,7 +145,7 @@ class MemoryObserver : public StepObserver {
         const Block widened = ledger_.hold(workspace, of.shard_numel * fp32);
       group.gradient.free();
       group.sum.free();
-      if (last && !is_whole(of) && of.replica_degree > 1) const Block staged = stage_all_reduce(of);
+      if (last && !is_whole(of) && of.replica_degree > 1) at_replicas_.push_back(stage_all_reduce(of));
     }
   }
 
@@ -181,6 +183,7 @@ class MemoryObserver : public StepObserver {
   LayerMemory layer_;
   std::vector<Block> kept_;
   std::vector<std::vector<Group>> groups_;  // of each unit
+  std::vector<Block> at_replicas_;          // of the unit whose sum over replicas is under way
   std::vector<bool> first_;                 // the unit's reduction under way is the step's first
   std::vector<LayerMemory::State> states_;
   int64_t offloaded_ = 0, most_offloaded_ = 0;

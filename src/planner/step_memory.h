@@ -10,8 +10,9 @@
 
 namespace conclave {
 
-// What ATen allocates for cuBLAS on a GPU of compute capability 9 and keeps: part of every plan for CUDA.
-inline constexpr int64_t cublas_workspace_bytes = int64_t{32} << 20;
+// What ATen allocates for cuBLAS on a GPU of compute capability 9 and keeps, for each of the two streams that multiply
+// (cuda/two_streams.h): part of every plan for CUDA.
+inline constexpr int64_t cublas_workspace_bytes = 2 * (int64_t{32} << 20);
 
 struct PlannedMemory {
   MemoryUse peak_of;      // each category's own highest; total is the highest total

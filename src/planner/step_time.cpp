@@ -103,9 +103,10 @@ class TimeObserver : public StepObserver {
     double seconds = 0;
     for (const PlannedGroup& group : rank_.units[unit].groups)
       if (last && group.shard_degree > 1) seconds += all_reduce(group);
-    wait_until(std::max(network_, now_) + seconds, time.reduce_wait);  // the replicas' sum is waited for at once
-    network_ = std::max(network_, now_);
+    wait_until(at_replicas_, time.reduce_wait);  // the previous unit's sum
+    if (seconds > 0) at_replicas_ = network_ = std::max(network_, now_) + seconds;
   }
+  void end_micro_step() override { wait_until(at_replicas_, time.reduce_wait); }
 
   void loss_sum() override { wait_until(now_ + over_world(8), time.reduce_wait); }
   void gradient_norm() override {
@@ -205,9 +206,10 @@ class TimeObserver : public StepObserver {
   double product_rate_, expert_rate_, tokens_, item_;
   double attention_flops_ = 0, head_flops_ = 0;  // of one layer's forward; of the head's
   std::map<Axis, AxisGroup> groups_;
-  double now_ = 0;      // of the computation
-  double network_ = 0;  // when the gathers and reductions that were started end
-  double host_ = 0;     // when the inputs that are on their way to or from the host have arrived
+  double now_ = 0;          // of the computation
+  double network_ = 0;      // when the gathers and reductions that were started end
+  double at_replicas_ = 0;  // when the sum over replicas that was started last ends
+  double host_ = 0;         // when the inputs that are on their way to or from the host have arrived
   double balance_ = 0;
   std::vector<double> gathered_, reduced_, moved_;
 };
@@ -264,8 +266,7 @@ std::vector<std::string> assumptions_of_time(const DeviceDescription& device) {
                   network.cluster_bandwidth / 1e9, network.cluster_latency * 1e6));
   lines.emplace_back(
       "gathers of the next units and the reduction of the last one run under the computation, one after the other; "
-      "dispatch (but for moe.dispatch_chunks) and the sum over replicas are waited for; links are not shared with "
-      "anybody");
+      "dispatch (but for moe.dispatch_chunks) is waited for; links are not shared with anybody");
   lines.push_back(fmt::format("offloaded inputs move at {:.3g} GB/s beside everything else (memory.host_bandwidth)",
                               device.memory.host_bandwidth / 1e9));
   lines.emplace_back("the data loader, validation and checkpoints take no time");

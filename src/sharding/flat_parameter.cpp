@@ -132,7 +132,7 @@ void FlatParameter::begin_reduce(bool first, bool last) {
   shard_gradient_valid_ = !last;
   if (shard_is_whole()) {
     gradient_.reset();
-    if (last_) reduce_ = replica_.size() > 1 ? replica_.all_reduce(gradient_shard) : Pending();
+    if (last_) reduce_ = replica_.size() > 1 ? replica_.all_reduce(gradient_shard) : Pending();  // nothing else to sum
     return;
   }
   MemoryScope scope(MemoryCategory::unsharded_gradients);
@@ -155,7 +155,7 @@ void FlatParameter::finish_reduce() {
     }
     reduce_input_.reset();
     reduce_output_.reset();
-    if (last_ && replica_.size() > 1) replica_.all_reduce(gradient_shard).wait();
+    if (last_ && replica_.size() > 1) replica_sum_ = replica_.all_reduce(gradient_shard);
   }
   reducing_ = false;
 }

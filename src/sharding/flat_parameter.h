@@ -64,10 +64,13 @@ class FlatParameter {
   // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding
   // is zero) to be written, later calls what was written, to be added to.
   std::vector<Gradient> gradients();
-  // Starts to sum the unsharded gradients over the shard axis, and with `last` (the step's last micro-step) the shards
-  // over the replica axis; adds to gradient_shard unless `first` (the step's first micro-step).
+  // Starts to sum the unsharded gradients over the shard axis; adds to gradient_shard unless `first` (the step's first
+  // micro-step).
   void begin_reduce(bool first, bool last);
+  // Waits for that sum; with `last` (the step's last micro-step) the shards are on their way over the replica axis.
   void finish_reduce();
+  // Waits for the replicas, too.
+  void finish_replica_sum() { replica_sum_.wait(); }
   bool is_reducing() const { return reducing_; }
   bool is_gathering() const { return !gather_.is_ready(); }  // data is on its way between ranks
   bool is_summing() const { return !reduce_.is_ready(); }
@@ -96,6 +99,7 @@ class FlatParameter {
   at::Tensor reduce_input_;
   at::Tensor reduce_output_;
   Pending reduce_;
+  Pending replica_sum_;
 };
 
 }  // namespace conclave

@@ -66,6 +66,10 @@ void Unit::finish_reduce() {
   for (FlatParameter& group : groups_) group.finish_reduce();
 }
 
+void Unit::finish_replica_sum() {
+  for (FlatParameter& group : groups_) group.finish_replica_sum();
+}
+
 bool Unit::is_reducing() const {
   return std::any_of(groups_.begin(), groups_.end(), [](const FlatParameter& group) { return group.is_reducing(); });
 }

@@ -36,6 +36,7 @@ class Unit {
   std::vector<Gradient> gradients();
   void begin_reduce(bool first, bool last);
   void finish_reduce();
+  void finish_replica_sum();
   bool is_reducing() const;
   // Parameters, or sums of gradients, are on their way between ranks.
   bool is_gathering() const;

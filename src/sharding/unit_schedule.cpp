@@ -56,10 +56,19 @@ void UnitSchedule::end(size_t unit) {
 }
 
 void UnitSchedule::finish_reduction(size_t unit) {
+  finish_replica_sum();
   const ClockScope scope(clock_, Phase::reduce, unit);
   units_[unit]->finish_reduce();
+  at_replicas_ = unit;
   if (const auto since = std::exchange(reducing_since_[unit], std::nullopt))
     clock_.add_in_flight(Phase::reduce, unit, *since);
+}
+
+void UnitSchedule::finish_replica_sum() {
+  const auto unit = std::exchange(at_replicas_, std::nullopt);
+  if (!unit) return;
+  const ClockScope scope(clock_, Phase::reduce, *unit);
+  units_[*unit]->finish_replica_sum();
 }
 
 void UnitSchedule::reduce(size_t unit, bool first_micro_step, bool last_micro_step) {
@@ -71,6 +80,7 @@ void UnitSchedule::reduce(size_t unit, bool first_micro_step, bool last_micro_st
 
 void UnitSchedule::finish() {
   for (size_t unit : std::exchange(reducing_, {})) finish_reduction(unit);
+  finish_replica_sum();
   for (Unit* unit : units_) unit->reshard();
 }
 

@@ -32,7 +32,7 @@ class UnitSchedule {
   void end(size_t unit);
 
   // Starts the reduction of the unit's gradients, after finishing the previous one: at most two unsharded gradients are
-  // alive.
+  // alive. The previous one's sum over replicas, if there are any, has then begun, and the one before it is done.
   void reduce(size_t unit, bool first_micro_step, bool last_micro_step);
   // Ends all reductions, and frees what is still gathered.
   void finish();
@@ -41,6 +41,7 @@ class UnitSchedule {
   void begin_gather(size_t unit);
   void finish_gather(size_t unit);
   void finish_reduction(size_t unit);
+  void finish_replica_sum();
   bool needed_soon(size_t unit) const;
 
   std::vector<Unit*> units_;
@@ -48,6 +49,7 @@ class UnitSchedule {
   std::vector<size_t> visits_;
   size_t cursor_ = 0;  // the next visit
   std::vector<size_t> reducing_;
+  std::optional<size_t> at_replicas_;  // its sum over replicas is under way
   StepClock& clock_;
   std::vector<std::optional<StepClock::Time>> gathering_since_;  // by unit; none: nothing travels
   std::vector<std::optional<StepClock::Time>> reducing_since_;

@@ -117,6 +117,8 @@ ExitCode Trainer::run() {
     // A save that is being written reads what the update changes.
     const StepReport step_report =
         train_step.run(loader, position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
+    // The update is part of the step's time, and of its profile; report() would wait for it in any case.
+    if (job_.device().is_cuda()) load_cuda_plugin(nullptr)->synchronize();
     const double seconds = seconds_since(start);
     if (tracer_) tracer_->after_step(step);
     position_.step = step;

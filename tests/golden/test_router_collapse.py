@@ -17,7 +17,7 @@ import router_collapse  # noqa: E402
 
 GOLDEN = json.loads((ROOT / "tests/golden/router_collapse.json").read_text())
 # Of a window's mean. Training is chaotic: another processor's order of sums, or another layout, gives other choices after some tens of steps, and
-# curves apart by a few percent; a rule that stops working is apart by a factor.
+# curves apart by a few percent, their even ends too; a rule that stops working is apart by a factor.
 TOLERANCE = 0.15
 
 
@@ -34,7 +34,7 @@ def test_the_golden_curves_show_what_they_are_kept_for():
 @pytest.mark.parametrize("rule", router_collapse.RULES)
 def test_a_run_follows_its_golden_curve(rule):
     means = router_collapse.windows([record["expert_imbalance"] for record in router_collapse.run_rule(rule)])
-    assert means[-1] < router_collapse.EVEN, means
+    assert means[-1] < (1 + TOLERANCE) * router_collapse.EVEN, means
     if router_collapse.data_fingerprint() == GOLDEN["data_sha256"]:  # the text is that of the Python that is there
         assert means == pytest.approx(router_collapse.windows(GOLDEN["rules"][rule]["imbalance"]), rel=TOLERANCE)
     else:

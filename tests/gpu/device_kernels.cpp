@@ -1,5 +1,7 @@
 // In this program the entries of src/kernels choose, for tensors on the CPU, kernels that copy them to the GPU, run
 // ours there and copy the results back: every test of tests/unit/kernels is a test of the real device.
+#include "device_kernels.h"
+
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -117,9 +119,19 @@ const CudaKernels kernels_on_device{
     CONCLAVE_ON_DEVICE(quantize_weight),
     CONCLAVE_ON_DEVICE(fp8_product),
     CONCLAVE_ON_DEVICE(weight_gradient),
+    CONCLAVE_ON_DEVICE(overlapping),
 };
 
 }  // namespace
+
+void use_kernels_through_device() {
+  use_cuda_kernels(&kernels_on_device, at::kCPU);
+}
+
+KernelsAsInTraining::KernelsAsInTraining() {
+  use_cuda_kernels(load_cuda_plugin(nullptr)->kernels);
+}
+
 }  // namespace conclave
 
 int main(int argc, char** argv) {
@@ -129,7 +141,7 @@ int main(int argc, char** argv) {
     return conclave::exit_user_error;
   }
   conclave::load_cuda_plugin(nullptr)->use_device(0);
-  conclave::use_cuda_kernels(&conclave::kernels_on_device, at::kCPU);
+  conclave::use_kernels_through_device();
   conclave::breach_breaks_device = true;
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();

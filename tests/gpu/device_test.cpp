@@ -10,6 +10,7 @@
 
 #include "checkpoint/lent_blocks.h"
 #include "comm/device.h"
+#include "device_kernels.h"
 #include "kernel_test.h"
 #include "kernels/attention.h"
 #include "kernels/linear.h"
@@ -78,15 +79,17 @@ TEST(DeviceAttention, backward_allocates_what_is_planned) {
   c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(qkv.device().index());
   const int64_t before = plugin().peak_memory();
   attention_backward(grad_qkv, grad_out, out, logsumexp, qkv, shape);
-  const int64_t parts = (132 + heads - 1) / heads;
+  const int64_t parts = (plugin().chip().processors + heads - 1) / heads;
   const int64_t planned = static_cast<int64_t>(qkv.nbytes()) + sequence * heads * (head_dim * parts + 1) * 4 +
                           2 * sequence * heads * head_dim * 2;
   const int64_t needed = plugin().peak_memory() - before;
   EXPECT_NEAR(static_cast<double>(needed), static_cast<double>(planned), 0.05 * static_cast<double>(planned));
 }
 
-// Oracle: the same products on the CPU in double. Tolerance: bf16 results are rounded once.
+// Oracle: the same products on the CPU in double. Tolerance: y is rounded to bf16 once, the weight's gradient never:
+// each of its sums errs by eps of fp32 for every term, none of which is over 25.
 TEST(DeviceLinear, products_accumulate_in_fp32) {
+  const KernelsAsInTraining kernels;
   for (const int64_t rows : {0, 1, 129}) {
     const at::Tensor x = random_tensor({rows, 256}, at::kBFloat16), w = random_tensor({64, 256}, at::kBFloat16);
     const at::Tensor grad_y = random_tensor({rows, 64}, at::kBFloat16);
@@ -94,7 +97,8 @@ TEST(DeviceLinear, products_accumulate_in_fp32) {
     linear_forward(y, x.cuda(), w.cuda());
     linear_backward_weight(grad_w, grad_y.cuda(), x.cuda(), /*accumulate=*/true);
     expect_close("y", y.cpu(), at::mm(x.to(at::kDouble), w.to(at::kDouble).t()), {eps_bf16, 1e-3});
-    expect_close("grad_w", grad_w.cpu(), at::mm(grad_y.to(at::kDouble).t(), x.to(at::kDouble)) + 1, {eps_bf16, 1e-3});
+    expect_close("grad_w", grad_w.cpu(), at::mm(grad_y.to(at::kDouble).t(), x.to(at::kDouble)) + 1,
+                 {0, 25 * static_cast<double>(rows + 2) * eps_fp32});
   }
 }
 
@@ -148,6 +152,7 @@ TEST(DevicePinnedSlots, bring_back_what_they_were_given) {
 TEST(DevicePinnedSlots, hold_what_leaves_until_it_has_left) {
   const auto slots = plugin().make_pinned_slots();
   slots->reserve(1, 1 << 22);
+  at::empty({1}, at::device(at::kCUDA));  // the allocator has begun
   const int64_t before = allocated_bytes();
   OffloadMedium::Copy copy = slots->write(0, at::ones({1 << 20}, at::device(at::kCUDA)));
   EXPECT_GE(allocated_bytes() - before, 1 << 22);
@@ -184,6 +189,7 @@ TEST(DeviceLentBlocks, are_read_as_they_were_lent) {
 }
 
 TEST(DeviceMemory, peak_holds_what_was_allocated) {
+  at::empty({1}, at::device(at::kCUDA));  // the allocator has begun
   const int64_t before = plugin().peak_memory();
   at::empty({int64_t{1} << 28}, at::device(at::kCUDA).dtype(at::kByte));
   EXPECT_GE(plugin().peak_memory(), int64_t{1} << 28);

@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include "base/error.h"
+#include "cuda/two_streams.h"
 #include "kernels/fp8_product.h"
 
 namespace conclave {
@@ -51,6 +52,11 @@ void cuda::weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, co
       for (int64_t m = 0; m < grad_w_NM.size(1); ++m) grad_w[m] += factor * static_cast<float>(x[m]);
     }
   }
+}
+
+// One after the other, from the last one on: where the order matters, a result differs.
+void cuda::on_two_streams(int64_t count, const std::function<void(int64_t)>& f) {
+  for (int64_t i = count - 1; i >= 0; --i) f(i);
 }
 
 }  // namespace conclave
