@@ -1,10 +1,24 @@
 #include "sharding/flat_parameter.h"
 
+#include <ATen/Parallel.h>
+
 #include "base/error.h"
 #include "base/random.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
+namespace {
+
+// On all of this rank's threads, for any part of a stream can be computed alone.
+void fill_initial(float* out, int64_t count, const ParameterDeclaration& parameter, uint64_t seed, int64_t begin) {
+  const uint64_t stream = random_stream(parameter.name);
+  at::parallel_for(0, count, int64_t{1} << 15, [&](int64_t first, int64_t last) {
+    fill_normal({out + first, static_cast<size_t>(last - first)}, seed, stream, static_cast<uint64_t>(begin + first),
+                parameter.init_mean, parameter.init_std);
+  });
+}
+
+}  // namespace
 
 FlatParameter::FlatParameter(std::vector<ParameterDeclaration> parameters, int expert_index, int expert_degree,
                              Communicator& shard, Communicator& replica, FlatParameterOptions options)
@@ -39,17 +53,14 @@ void FlatParameter::initialize(uint64_t seed) {
       target.fill_(parameter.init_mean);
       continue;
     }
-    const uint64_t stream = random_stream(parameter.name);
     if (target.is_cpu()) {
-      fill_normal({target.data_ptr<float>(), static_cast<size_t>(slice.numel)}, seed, stream, slice.begin,
-                  parameter.init_mean, parameter.init_std);
+      fill_initial(target.data_ptr<float>(), slice.numel, parameter, seed, slice.begin);
       continue;
     }
     for (int64_t begin = 0; begin < slice.numel; begin += block) {
       const int64_t count = std::min(block, slice.numel - begin);
       at::Tensor host = at::empty({count}, at::kFloat);
-      fill_normal({host.data_ptr<float>(), static_cast<size_t>(count)}, seed, stream, slice.begin + begin,
-                  parameter.init_mean, parameter.init_std);
+      fill_initial(host.data_ptr<float>(), count, parameter, seed, slice.begin + begin);
       target.narrow(0, begin, count).copy_(host);
     }
   }
