@@ -8,11 +8,10 @@ Every decoder layer is a unit of its own and the rest is the root's; the next la
 The objective is Conclave's: cross-entropy plus the auxiliary loss over the tokens of all ranks. Transformers takes the latter over a rank's own tokens;
 here its two sums over experts are added up over the ranks first (2 x experts numbers a step), so that losses can be compared step by step.
 
-With --device cuda it computes on a GPU and speaks by NCCL. A micro-batch that the GPU has no room for is halved: as many tokens a step, in more micro-steps.
+With --device cuda it computes on a GPU and speaks by NCCL.
 """
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -92,6 +91,7 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     model.to_empty(device=settings.device)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(settings.device)  # its frequencies are computed, not loaded
     state = torch.load(settings.checkpoint / STATE_FILE, mmap=True) if settings.checkpoint else None
+    torch.manual_seed(settings.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             local = parameter.to_local()
@@ -148,7 +148,7 @@ def train(settings: argparse.Namespace) -> list[dict]:
             group["lr"] = settings.lr * min(1.0, (step + 1) / settings.warmup_steps)
         rows = torch.from_numpy(sample_order.rows_of(tokens, settings.sequence, settings.seed, step, world_size, rank, settings.batch)).to(settings.device)
         mean = torch.zeros((), device=settings.device)
-        for part in rows.split(settings.micro_batch):
+        for part in rows.split(settings.micro_batch or settings.batch):
             share = len(part) / len(rows)
             output = model(input_ids=part[:, :-1], use_cache=False, output_router_logits=True)
             cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), part[:, 1:].flatten())
@@ -168,23 +168,9 @@ def train(settings: argparse.Namespace) -> list[dict]:
         peak = torch.tensor([peak_bytes(settings.device)], device=settings.device)
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         lines.append({"step": step + 1, "loss": lm_loss + coefficient * balancing_loss.value, "lm_loss": lm_loss, "aux_loss": balancing_loss.value,
-                      "grad_norm": gradient_norm.item(), "step_seconds": seconds, "micro_batch_size": settings.micro_batch,
+                      "grad_norm": gradient_norm.item(), "step_seconds": seconds,
                       "peak_memory_bytes" if settings.device == "cuda" else "peak_resident_bytes": int(peak.item())})
     return lines
-
-
-def train_what_fits(settings: argparse.Namespace) -> list[dict]:
-    settings.micro_batch = settings.batch
-    while True:
-        try:
-            return train(settings)
-        except torch.OutOfMemoryError:
-            if settings.micro_batch == 1:
-                raise
-        # Only here has the error gone, and with it what its frames held.
-        settings.micro_batch = math.ceil(settings.micro_batch / 2)
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def run_rank(settings: argparse.Namespace) -> None:
@@ -192,7 +178,7 @@ def run_rank(settings: argparse.Namespace) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if settings.device == "cuda" else "gloo")
     torch.set_num_threads(1)
-    lines = train_what_fits(settings)
+    lines = train(settings)
     if dist.get_rank() == 0:
         settings.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
     # All is measured and written: Gloo's threads, torn down by the interpreter's end, abort the process now and then.
@@ -213,6 +199,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--recompute", action="store_true", help="keep only each layer's input from forward to backward")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--micro-batch", type=int, help="sequences of a batch that are computed at once (default: all)")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1234)

@@ -152,8 +152,8 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
 
 
 def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int,
-              recompute: bool = False, expert_degree: int = 0, device: str = "cpu", seconds: float | None = None) -> list[dict]:
-    """`expert_degree`: the same script with conclave.transform; 0: plain Transformers. It is ended after `seconds`."""
+              recompute: bool = False, expert_degree: int = 0, seconds: float | None = None, more: dict | None = None) -> list[dict]:
+    """`expert_degree`: the same script with conclave.transform; 0: plain Transformers. It is ended after `seconds`. `more`: of its options."""
     output = setting.folder / "rival.jsonl"
     output.unlink(missing_ok=True)
     environment = {"LD_PRELOAD": str(tcmalloc), "THP_MEM_ALLOC_ENABLE": "1"} if tcmalloc else {}
@@ -163,7 +163,7 @@ def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespa
         environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     arguments = {"config": setting.config, "data": setting.data, "output": output, "batch": batch, "sequence": sequence, "steps": steps, "seed": SEED,
                  "precision": options.precision, "experts": options.rival_experts, "lr": options.lr, "warmup-steps": min(WARMUP_STEPS, steps),
-                 "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"], "expert-degree": expert_degree, "device": device}
+                 "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"], "expert-degree": expert_degree, **(more or {})}
     if setting.checkpoint:
         arguments["checkpoint"] = setting.checkpoint
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
