@@ -129,6 +129,11 @@ def settled(lines: list[dict], name: str) -> float:
     return statistics.median(line[name] for line in lines[len(lines) // 2 :])
 
 
+def series_of(lines: list[dict]) -> dict:
+    """What tells that the steps were computed."""
+    return {"lm_losses": [line["lm_loss"] for line in lines], "grad_norms": [line["grad_norm"] for line in lines]}
+
+
 def measure_way(work: Work, keys: dict) -> dict:
     metrics = work.folder / "out/metrics.jsonl"
     metrics.unlink(missing_ok=True)
@@ -136,7 +141,7 @@ def measure_way(work: Work, keys: dict) -> dict:
     lines = read_lines(metrics)
     peak, planned = max(line["peak_memory_bytes"] for line in lines), work.planned_peak(work.job, words_of(keys))
     return {**{name: settled(lines, name) for name in ("step_seconds", "tokens_per_second", "mfu")}, "peak_memory_bytes": peak, "planned_bytes": planned,
-            "off_plan": peak / planned - 1, "micro_batch_size": work.batch, "lm_losses": [line["lm_loss"] for line in lines]}
+            "off_plan": peak / planned - 1, "micro_batch_size": work.batch, **series_of(lines)}
 
 
 def measure_rival(work: Work, keys: dict) -> dict:
@@ -155,7 +160,7 @@ def measure_rival(work: Work, keys: dict) -> dict:
     seconds = settled(lines, "step_seconds")
     peak = max(line.get("peak_memory_bytes") or line["peak_resident_bytes"] for line in lines)
     return {"step_seconds": seconds, "tokens_per_second": work.batch * work.sequence / seconds, "peak_memory_bytes": peak,
-            "micro_batch_size": micro_batch, "lm_losses": [line["lm_loss"] for line in lines]}
+            "micro_batch_size": micro_batch, **series_of(lines)}
 
 
 def show(way: str, result: dict) -> None:

@@ -80,7 +80,8 @@ def test_steps_fill_the_memory_and_stand_beside_the_rival(tmp_path):
         assert all(abs(loss - math.log(VOCABULARY)) < 0.1 for loss in result["lm_losses"]), way
         assert abs(result.get("off_plan", 0)) < 0.05, way
     # The same tokens, and parameters of one distribution.
-    assert ways["keep"]["lm_losses"] == pytest.approx(ways["rival, keep"]["lm_losses"], rel=1e-2)
+    for name in ("lm_losses", "grad_norms"):
+        assert ways["keep"][name] == pytest.approx(ways["rival, keep"][name], rel=0.05)
     fastest = [max(ways[way]["tokens_per_second"] for way in of) for of in (WAYS, RIVAL_WAYS)]
     assert compared["rate"] == pytest.approx(fastest[0] / fastest[1])
     assert compared["mfu"] == max(ways[way]["mfu"] for way in WAYS)
@@ -137,4 +138,5 @@ gpu_step.RIVAL_WAYS = {"small": {}}""")
     small, whole = (json.loads((tmp_path / f"{name}.json").read_text())["results"]["ways"][name] for name in ("small", "whole"))
     assert (small["micro_batch_size"], whole["micro_batch_size"]) == (2, 5)
     # The parameters are the same, and the loss is a mean over the tokens of the step.
-    assert small["lm_losses"] == pytest.approx(whole["lm_losses"], rel=1e-6) and small["lm_losses"] != whole["lm_losses"]
+    assert small["lm_losses"] == pytest.approx(whole["lm_losses"], rel=1e-5) and small["lm_losses"] != whole["lm_losses"]
+    assert small["grad_norms"] == pytest.approx(whole["grad_norms"], rel=1e-2)  # the balance of the experts is one of each micro-step
