@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <ATen/ATen.h>
+
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -117,6 +119,8 @@ ExitCode Trainer::run() {
     // A save that is being written reads what the update changes.
     const StepReport step_report =
         train_step.run(loader, position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
+    // The update is queued, but of the step. Copies for a checkpoint, on a stream of their own, are not waited for.
+    if (job_.device().is_cuda()) at::zeros({}, at::device(job_.device())).item();
     const double seconds = seconds_since(start);
     if (tracer_) tracer_->after_step(step);
     position_.step = step;
