@@ -83,8 +83,9 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     for before, after in zip(layers, layers[1:], strict=False):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
-    for module in (model, *layers):
-        module._set_unshard_async_op(True)
+    if settings.device == "cpu":  # gathers on a GPU have a stream of their own
+        for module in (model, *layers):
+            module._set_unshard_async_op(True)
     if settings.expert_degree:
         return conclave.load_pretrained(model, settings.checkpoint).train()
 

@@ -22,7 +22,7 @@ a way fails or a number misses what is wanted of it.
 import argparse
 import json
 import math
-import os
+import re
 import statistics
 import subprocess
 import sys
@@ -93,7 +93,9 @@ class Work:
         return max(of["peak_bytes"] for of in plan["classes"])
 
     def largest_batch(self, memory: int) -> int:
-        fits = lambda batch: self.planned_peak(self.job_of(batch), words_of(WAYS["keep"])) <= SHARE_OF_MEMORY * memory
+        def fits(batch: int) -> bool:
+            return self.planned_peak(self.job_of(batch), words_of({"memory.activation_checkpointing": "none"})) <= SHARE_OF_MEMORY * memory
+
         least, most = 0, 1
         while fits(most):
             least, most = most, 2 * most
@@ -154,7 +156,7 @@ def measure_rival(work: Work, keys: dict) -> dict:
                               more={"device": work.device, "micro-batch": micro_batch}, **keys)
             break
         except BenchmarkError as error:
-            if "OutOfMemoryError" not in str(error) or micro_batch == 1:
+            if not re.search("out of memory|ALLOC_FAILED", str(error)) or micro_batch == 1:
                 raise
             micro_batch = math.ceil(micro_batch / 2)
     seconds = settled(lines, "step_seconds")

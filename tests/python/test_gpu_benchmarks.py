@@ -128,7 +128,7 @@ def test_a_rival_with_too_little_room_takes_smaller_micro_steps(tmp_path):
 run_rival = gpu_step.run_rival
 def run_with_room_for_two(*words, more, **keys):
     if more["micro-batch"] > 2:
-        raise gpu_step.BenchmarkError("torch.OutOfMemoryError: CUDA out of memory.")
+        raise gpu_step.BenchmarkError("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 8.00 GiB.")
     return run_rival(*words, more=more, **keys)
 gpu_step.run_rival = run_with_room_for_two
 gpu_step.RIVAL_WAYS = {"small": {}}""")
