@@ -1,5 +1,5 @@
-"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by sides.py, where there are several by
-torchrun.
+"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by
+sides.py, which takes torchrun where there are several.
 
 With --expert-degree it is the same script with Conclave's lines in it (docs/python.md): transform, its own fully_shard, load_pretrained and
 clip_grad_norm_.
