@@ -1,4 +1,5 @@
-"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by torchrun from sides.py.
+"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by
+sides.py, which takes torchrun where there are several.
 
 With --expert-degree it is the same script with Conclave's lines in it (docs/python.md): transform, its own fully_shard, load_pretrained and
 clip_grad_norm_.
@@ -6,6 +7,8 @@ clip_grad_norm_.
 Every decoder layer is a unit of its own and the rest is the root's; the next layer's parameters are gathered, without waiting, while a layer computes.
 The objective is Conclave's: cross-entropy plus the auxiliary loss over the tokens of all ranks. Transformers takes the latter over a rank's own tokens;
 here its two sums over experts are added up over the ranks first (2 x experts numbers a step), so that losses can be compared step by step.
+
+With --device cuda it computes on a GPU and speaks by NCCL.
 """
 
 import argparse
@@ -41,7 +44,9 @@ class WorldBalancingLoss:
     """Takes the place of Transformers' load_balancing_loss_func. `value` is the loss over all ranks; what is returned is a term of this rank whose
     gradient, averaged over the ranks as fully_shard does, is that of `value`."""
 
-    value: float = math.nan
+    @property
+    def value(self) -> float:
+        return self.experts * self.mean_product.item()  # only here is a GPU waited for
 
     def __call__(self, router_logits, experts: int, top_k: int, attention_mask=None) -> torch.Tensor:
         probabilities = torch.cat([F.softmax(logits.float(), dim=-1) for logits in router_logits])
@@ -51,12 +56,12 @@ class WorldBalancingLoss:
         world = torch.stack([count, probability_sum.detach()])
         dist.all_reduce(world)
         rows = probabilities.shape[0] * dist.get_world_size()
-        self.value = experts * (world[0] / rows).dot(world[1] / rows).item()
+        self.experts, self.mean_product = experts, (world[0] / rows).dot(world[1] / rows)
         return experts * dist.get_world_size() * (world[0] / rows).dot(probability_sum / rows)
 
 
 def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
-    """The model with this rank's shards of the checkpoint's parameters. The whole model is never in this process's memory."""
+    """The model with this rank's shards of the checkpoint's parameters, or of random ones. The whole model is never in this process's memory."""
     config = MixtralConfig.from_json_file(settings.config)
     with torch.device("meta"):
         model = MixtralForCausalLM._from_config(config, experts_implementation=settings.experts, attn_implementation="sdpa")
@@ -78,24 +83,41 @@ def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
     for before, after in zip(layers, layers[1:], strict=False):
         before.set_modules_to_forward_prefetch([after])
         after.set_modules_to_backward_prefetch([before])
-    for module in (model, *layers):
-        module._set_unshard_async_op(True)
+    if settings.device == "cpu":  # gathers on a GPU have a stream of their own
+        for module in (model, *layers):
+            module._set_unshard_async_op(True)
     if settings.expert_degree:
         return conclave.load_pretrained(model, settings.checkpoint).train()
 
-    model.to_empty(device="cpu")
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are computed, not loaded
-    state = torch.load(settings.checkpoint / STATE_FILE, mmap=True)
+    model.to_empty(device=settings.device)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(settings.device)  # its frequencies are computed, not loaded
+    state = torch.load(settings.checkpoint / STATE_FILE, mmap=True) if settings.checkpoint else None
+    torch.manual_seed(settings.seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            pieces = state[name].chunk(dist.get_world_size())
             local = parameter.to_local()
-            if local.numel() > 0:
-                local.copy_(pieces[dist.get_rank()])
+            if local.numel() == 0:
+                continue
+            if state:
+                local.copy_(state[name].chunk(dist.get_world_size())[dist.get_rank()])
+            elif local.ndim > 1:
+                local.normal_(std=config.initializer_range)
+            else:
+                local.fill_(1)
     return model.train()
 
 
-def peak_resident_bytes() -> int:
+def forget_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """The most since forget_peak: what tensors had on the GPU, or what the process had in memory."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
@@ -109,9 +131,8 @@ def optimizer_of(model: MixtralForCausalLM, settings: argparse.Namespace) -> tor
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
-def train(settings: argparse.Namespace) -> None:
-    dist.init_process_group("gloo")
-    torch.set_num_threads(1)
+def train(settings: argparse.Namespace) -> list[dict]:
+    """What each step came to."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     balancing_loss = WorldBalancingLoss()
     modeling_mixtral.load_balancing_loss_func = balancing_loss
@@ -120,33 +141,46 @@ def train(settings: argparse.Namespace) -> None:
     coefficient = model.config.router_aux_loss_coef
     tokens = sample_order.read_tokens(settings.data)
     dist.barrier()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on, without what loading took
+    forget_peak(settings.device)  # what loading took is not counted
     lines = []
     for step in range(settings.steps):
         begin = time.perf_counter()
         for group in optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, (step + 1) / settings.warmup_steps)
-        rows = torch.from_numpy(sample_order.rows_of(tokens, settings.sequence, settings.seed, step, world_size, rank, settings.batch))
-        output = model(input_ids=rows[:, :-1], use_cache=False, output_router_logits=True)
-        cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), rows[:, 1:].flatten())
-        (cross_entropy + coefficient * output.aux_loss).backward()
-        mean = cross_entropy.detach().clone()
-        del output, cross_entropy
+        rows = torch.from_numpy(sample_order.rows_of(tokens, settings.sequence, settings.seed, step, world_size, rank, settings.batch)).to(settings.device)
+        mean = torch.zeros((), device=settings.device)
+        for part in rows.split(settings.micro_batch or settings.batch):
+            share = len(part) / len(rows)
+            output = model(input_ids=part[:, :-1], use_cache=False, output_router_logits=True)
+            cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), part[:, 1:].flatten())
+            (share * (cross_entropy + coefficient * output.aux_loss)).backward()
+            mean += share * cross_entropy.detach()
+            del output, cross_entropy
         if settings.expert_degree:
-            gradient_norm = conclave.clip_grad_norm_(model, settings.grad_clip).item()
+            gradient_norm = conclave.clip_grad_norm_(model, settings.grad_clip)
         else:
-            gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).full_tensor().item()
+            gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).full_tensor()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         dist.all_reduce(mean)
-        lm_loss = mean.item() / world_size
+        lm_loss = mean.item() / world_size  # waits for a GPU
         seconds = time.perf_counter() - begin
 
-        peak = torch.tensor([peak_resident_bytes()])
+        peak = torch.tensor([peak_bytes(settings.device)], device=settings.device)
         dist.all_reduce(peak, op=dist.ReduceOp.MAX)
         lines.append({"step": step + 1, "loss": lm_loss + coefficient * balancing_loss.value, "lm_loss": lm_loss, "aux_loss": balancing_loss.value,
-                      "grad_norm": gradient_norm, "step_seconds": seconds, "peak_resident_bytes": int(peak.item())})
-    if rank == 0:
+                      "grad_norm": gradient_norm.item(), "step_seconds": seconds,
+                      "peak_memory_bytes" if settings.device == "cuda" else "peak_resident_bytes": int(peak.item())})
+    return lines
+
+
+def run_rank(settings: argparse.Namespace) -> None:
+    if settings.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if settings.device == "cuda" else "gloo")
+    torch.set_num_threads(1)
+    lines = train(settings)
+    if dist.get_rank() == 0:
         settings.output.write_text("".join(json.dumps(line) + "\n" for line in lines))
     # All is measured and written: Gloo's threads, torn down by the interpreter's end, abort the process now and then.
     dist.barrier()
@@ -157,7 +191,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--make-checkpoint", action="store_true", help="only make the checkpoint, without ranks")
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, help="where parameters come from; without it they are random")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--experts", choices=["grouped_mm", "eager"], default="grouped_mm")
@@ -165,6 +200,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--recompute", action="store_true", help="keep only each layer's input from forward to backward")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--micro-batch", type=int, help="sequences of a batch that are computed at once (default: all)")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1234)
@@ -173,12 +209,14 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--grad-clip", type=float, default=1.0)
     settings = parser.parse_args()
+    if (settings.make_checkpoint or settings.expert_degree) and not settings.checkpoint:
+        parser.error("--checkpoint is needed")
     if settings.make_checkpoint:
         make_checkpoint(settings.config, settings.checkpoint, settings.seed)
     elif "RANK" not in os.environ:
-        parser.error("start the ranks by torchrun, as sides.py does")
+        parser.error("start the ranks as sides.py does")
     else:
-        train(settings)
+        run_rank(settings)
 
 
 if __name__ == "__main__":

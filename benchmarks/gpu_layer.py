@@ -6,8 +6,8 @@ the same run, and beside Transformers' experts (eager and grouped_mm).
     ./dev gpu-bench --fp8
 
 Shapes: a layer of Mixtral 8x7B, whole and with the slices of its experts that a rank has at expert degree 2, 4 and 8 (as many rows for fewer experts), and a
-fine-grained one. With --fp8 our layer multiplies in fp8, and what it is held against stays in bf16. Exit code 2 where there is no GPU; with --check 1 when a
-fraction is below what is wanted of it.
+fine-grained one. With --fp8 our layer multiplies in fp8, and what it is held against stays in bf16. A case that fails is said to, and the others go on. Exit
+code 2 where there is no GPU; with --check 1 when a case fails or its fraction is below what is wanted of it.
 """
 
 import argparse
@@ -19,35 +19,51 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from moe import measure_conclave, measure_rivals
-from sides import BenchmarkError, exit_code_of
+from moe import measure_conclave
+from sides import ROOT, BenchmarkError, exit_code_of, processor_name
 
 SHAPES = {
     "mixtral": dict(hidden=4096, intermediate=14336, experts=8, choices=2, degrees=(1, 2, 4, 8), wanted=0.85),
     "fine": dict(hidden=2048, intermediate=1408, experts=64, choices=8, degrees=(1,), wanted=0.65),
 }
 TOKENS = (8192, 32768)
+PATIENCE_SECONDS = 150  # what hangs must not take the others' time
+# With the hidden option --device cpu all of this runs where there is no GPU, so small that only its working can be seen.
+ON_CPU = dict(hidden=64, intermediate=96, precision="fp32", device="cpu")
 
 
 def cases_of(options: argparse.Namespace) -> list[dict]:
     return [dict(hidden=shape["hidden"], intermediate=shape["intermediate"], experts=shape["experts"] // degree, choices=shape["choices"], tokens=tokens,
-                 precision="bf16", device="cuda", fp8=options.fp8, shape=name, degree=degree, wanted=shape["wanted"])
+                 precision="bf16", device="cuda", fp8=options.fp8, dense=True, shape=name, degree=degree, wanted=shape["wanted"])
+            | (ON_CPU if options.device == "cpu" else {})
             for name, shape in SHAPES.items() if name in options.shapes for tokens in options.tokens for degree in shape["degrees"]]
 
 
 def rivals_of(case: dict, rounds: int) -> dict:
-    """In a process of their own: what they allocate goes with them, and one that runs out of memory leaves the others."""
+    """Median seconds of each, or why there are none. In a process of their own: what they allocate goes with them, and running out of memory ends no other."""
     program = "import json, sys, moe; print(json.dumps(moe.measure_rivals(json.loads(sys.argv[1]), int(sys.argv[2]))))"
-    done = subprocess.run([sys.executable, "-c", program, json.dumps(case), str(rounds)], capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        done = subprocess.run([sys.executable, "-c", program, json.dumps(case), str(rounds)], capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+                              cwd=Path(__file__).parent)
+    except subprocess.TimeoutExpired:
+        return {"error": f"took more than {PATIENCE_SECONDS} s"}
     if done.returncode != 0:
-        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}"}
+        return {"error": reason_in(done.stderr) or f"exit code {done.returncode}"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def name_of_gpu() -> str | None:
+def reason_in(text: str) -> str:
+    """The line that says why something failed: the last that names an error, else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "")
+
+
+def name_of_gpu(device: str) -> str | None:
     """None, and why on standard error, where there is none."""
     import torch
 
+    if device == "cpu":
+        return processor_name()
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     print("error: no NVIDIA GPU is visible here, and this benchmark needs one.", file=sys.stderr)
@@ -61,14 +77,20 @@ def write_results(output: Path | None, gpu: str, results) -> None:
 
 
 def measure(options: argparse.Namespace) -> int:
-    gpu = name_of_gpu()
+    gpu = name_of_gpu(options.device)
     if gpu is None:
         return 2
     print(f"{gpu}, torch {version('torch')}; {'fp8 against bf16' if options.fp8 else 'bf16'}, forward and backward")
     print(f"{'shape':<9}{'tokens':>7}{'degree':>7}{'dense TFLOP/s':>15}{'of dense':>10}{'of products':>13}   rivals' seconds / ours")
     results, short = [], 0
     for case in cases_of(options):
-        result = dict(case, **measure_conclave(case, options.rounds, options.program))
+        try:
+            result = dict(case, **measure_conclave(case, options.rounds, options.program, PATIENCE_SECONDS))
+        except BenchmarkError as error:
+            short += 1
+            results.append(dict(case, error=str(error)))
+            print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}   {reason_in(str(error))}", flush=True)
+            continue
         ours = result["layer_seconds"]["median"]
         rivals = rivals_of(case, options.rounds) if options.rivals and case["degree"] == 1 else {}
         result["rivals_seconds"] = rivals
@@ -77,7 +99,8 @@ def measure(options: argparse.Namespace) -> int:
         beside = ", ".join(f"{name} {seconds / ours:.2f}" if isinstance(seconds, float) else f"{name}: {seconds}" for name, seconds in rivals.items())
         print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}{result['dense_tflops']:>15.0f}{result['fraction_of_dense_rate']:>10.3f}"
               f"{result['fraction_of_product_rate']:>13.3f}   {beside}", flush=True)
-    print(f"{short} of {len(results)} are below what is wanted: " + ", ".join(f"{name} {shape['wanted']}" for name, shape in SHAPES.items()))
+        write_results(options.output, gpu, results)  # what is there, should the next one not end
+    print(f"{short} of {len(results)} failed or are below what is wanted: " + ", ".join(f"{name} {SHAPES[name]['wanted']}" for name in options.shapes))
     write_results(options.output, gpu, results)
     return 1 if options.check and short else 0
 
@@ -91,7 +114,8 @@ def main() -> int:
     parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="without Transformers' experts")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a fraction of the dense rate is below what is wanted")
     parser.add_argument("--output", type=Path, help="write all numbers there, as JSON")
-    parser.add_argument("--program", type=Path, default=Path(os.environ.get("CONCLAVE_GPU_BUILD", "build")) / "bench_moe", help=argparse.SUPPRESS)
+    parser.add_argument("--program", type=Path, default=Path(os.environ.get("CONCLAVE_GPU_BUILD", ROOT / "build")) / "bench_moe", help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help=argparse.SUPPRESS)
     return exit_code_of(measure, parser.parse_args())
 
 

@@ -26,8 +26,8 @@ TOKENS = (2048, 1024, 512, 256, 128)  # of a sweep with 8 experts and 2 choices:
 EXPERTS = (8, 16, 32, 64)  # at 2048 tokens and 2 choices: 512 to 64 rows an expert
 
 
-def measure_conclave(case: dict, rounds: int, program: Path = ROOT / "build/bench_moe") -> dict:
-    """What bench_moe prints for a case: median, least and most seconds of the layer and of its products."""
+def measure_conclave(case: dict, rounds: int, program: Path = ROOT / "build/bench_moe", patience: float | None = None) -> dict:
+    """What bench_moe prints for a case: median, least and most seconds of the layer and of its products. It is ended after `patience` seconds."""
     command = [program, "--rounds", rounds]
     for name in ("tokens", "experts", "choices", "hidden", "intermediate"):
         command += [f"--{name}", case[name]]
@@ -35,9 +35,14 @@ def measure_conclave(case: dict, rounds: int, program: Path = ROOT / "build/benc
         command.append("--bf16")
     if case.get("device") == "cuda":
         command.append("--cuda")
+    if case.get("dense"):
+        command.append("--dense")
     if case.get("fp8"):
         command.append("--fp8")
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=patience, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        raise BenchmarkError(str(error)) from None
     if done.returncode != 0:
         raise BenchmarkError(f"bench_moe ended with {done.returncode}: {done.stderr}")
     return json.loads(done.stdout)

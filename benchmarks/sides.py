@@ -53,11 +53,14 @@ def _check(command: list, exit_code: int, log: Path) -> None:
         raise BenchmarkError(f"`{' '.join(map(str, command))}` ended with exit code {exit_code}:\n{tail}")
 
 
-def run(command: list, log: Path, environment: dict | None = None) -> None:
-    """Run a command in the root of the checkout with one thread a process; what it prints goes to `log`."""
+def run(command: list, log: Path, environment: dict | None = None, seconds: float | None = None) -> None:
+    """Run a command in the root of the checkout with one thread a process; what it prints goes to `log`. It is ended after `seconds`."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1", **(environment or {})}
     with open(log, "w") as out:
-        done = subprocess.run([str(word) for word in command], cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            done = subprocess.run([str(word) for word in command], cwd=ROOT, env=variables, stdout=out, stderr=subprocess.STDOUT, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise BenchmarkError(f"`{' '.join(map(str, command))}` took more than {seconds:g} s") from None
     _check(command, done.returncode, log)
 
 
@@ -149,15 +152,20 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
 
 
 def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int,
-              recompute: bool = False, expert_degree: int = 0) -> list[dict]:
-    """`expert_degree`: the same script with conclave.transform; 0: plain Transformers."""
+              recompute: bool = False, expert_degree: int = 0, seconds: float | None = None, more: dict | None = None) -> list[dict]:
+    """`expert_degree`: the same script with conclave.transform; 0: plain Transformers. It is ended after `seconds`. `more`: of its options."""
     output = setting.folder / "rival.jsonl"
     output.unlink(missing_ok=True)
     environment = {"LD_PRELOAD": str(tcmalloc), "THP_MEM_ALLOC_ENABLE": "1"} if tcmalloc else {}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", options.world, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    arguments = {"config": setting.config, "checkpoint": setting.checkpoint, "data": setting.data, "output": output, "batch": batch, "sequence": sequence,
-                 "steps": steps, "seed": SEED, "precision": options.precision, "experts": options.rival_experts, "lr": options.lr,
-                 "warmup-steps": min(WARMUP_STEPS, steps), "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"], "expert-degree": expert_degree}
+    if options.world == 1:  # a launcher would only take its seconds, and leave its rank behind when it is ended
+        launcher = [sys.executable]
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    arguments = {"config": setting.config, "data": setting.data, "output": output, "batch": batch, "sequence": sequence, "steps": steps, "seed": SEED,
+                 "precision": options.precision, "experts": options.rival_experts, "lr": options.lr, "warmup-steps": min(WARMUP_STEPS, steps),
+                 "weight-decay": OPTIMIZER["weight_decay"], "grad-clip": OPTIMIZER["grad_clip"], "expert-degree": expert_degree, **(more or {})}
+    if setting.checkpoint:
+        arguments["checkpoint"] = setting.checkpoint
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
     if recompute:
         words.append("--recompute")
@@ -165,7 +173,7 @@ def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespa
     if options.rate:
         run_on_two_hosts([sys.executable, RIVAL, *words], options.rate, log, environment)
     else:
-        run([*launcher, RIVAL, *words], log, environment)
+        run([*launcher, RIVAL, *words], log, environment, seconds)
     return read_lines(output)
 
 

@@ -1,6 +1,6 @@
 // One layer's routed experts on one rank, forward and backward, beside the bare matrix products of the same shapes.
-// Prints one JSON object with the median seconds of each, and how evenly the rounds went. Threads: OMP_NUM_THREADS. On
-// CUDA beside the dense products too: all rows as one, which is the rate that the chip's library reaches at these
+// Prints one JSON object with the median seconds of each, and how evenly the rounds went. Threads: OMP_NUM_THREADS.
+// With --dense beside the dense products too: all rows as one, which is the rate that the library reaches at these
 // sizes.
 #include <ATen/ATen.h>
 
@@ -29,6 +29,7 @@ struct Options {
   bool bf16 = false;
   bool cuda = false;
   bool fp8 = false;
+  bool dense = false;
 };
 
 // Standard normal, in the dtype and on the device of the options.
@@ -154,10 +155,11 @@ nlohmann::ordered_json measure(const Options& o) {
     const double products =
         seconds_of(layer, [&] { run_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows); });
     const double dense =
-        o.cuda ? seconds_of(
-                     layer,
-                     [&] { run_dense_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, grad_gate_up, grad_down); })
-               : 0.0;
+        o.dense
+            ? seconds_of(
+                  layer,
+                  [&] { run_dense_products(layer, row_RH, gate_up_RJ, active_RI, out_RH, grad_gate_up, grad_down); })
+            : 0.0;
     const double whole = seconds_of(layer, [&] { run_layer(experts, layer); });
     const auto gradients = [&](bool overlapping) {
       return !o.cuda ? 0.0 : seconds_of(layer, [&] {
@@ -186,7 +188,7 @@ nlohmann::ordered_json measure(const Options& o) {
   result["product_gflops"] = flops / result["products_seconds"]["median"].get<double>() / 1e9;
   result["fraction_of_product_rate"] =
       result["products_seconds"]["median"].get<double>() / result["layer_seconds"]["median"].get<double>();
-  if (!o.cuda) return result;
+  if (!o.dense) return result;
   const double dense = summary(of_dense)["median"].get<double>();
   result["dense_seconds"] = summary(of_dense);
   result["weight_gradients_seconds"] = summary(of_gradients);
@@ -223,6 +225,7 @@ int main(int argc, char** argv) {
   CLI::Option* bf16 = app.add_flag("--bf16", options.bf16);
   CLI::Option* cuda = app.add_flag("--cuda", options.cuda, "on the first GPU");
   app.add_flag("--fp8", options.fp8, "the layer's products; those beside it stay in bf16")->needs(bf16)->needs(cuda);
+  app.add_flag("--dense", options.dense, "beside the dense products, too");
   CLI11_PARSE(app, argc, argv);
   if (options.cuda)
     if (const auto code = conclave::use_gpu()) return *code;

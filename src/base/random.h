@@ -13,7 +13,7 @@ namespace conclave {
 uint64_t random_stream(std::string_view name);
 
 // Fills out[j] with element (begin + j) of the standard normal stream, times `std`, plus `mean`. Box-Muller on 24-bit
-// uniforms.
+// uniforms. ATen's threads share the work.
 void fill_normal(std::span<float> out, uint64_t seed, uint64_t stream, uint64_t begin, float mean, float std);
 
 // Fills out[j] with element (begin + j) of the uniform stream over (low, high), 24 bits of it random.

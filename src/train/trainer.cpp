@@ -1,5 +1,7 @@
 #include "train/trainer.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -117,8 +119,8 @@ ExitCode Trainer::run() {
     // A save that is being written reads what the update changes.
     const StepReport step_report =
         train_step.run(loader, position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
-    // The update is part of the step's time, and of its profile; report() would wait for it in any case.
-    if (job_.device().is_cuda()) load_cuda_plugin(nullptr)->synchronize();
+    // The update is queued still, but of the step. Copies for a checkpoint have a stream of their own, and go on.
+    if (job_.device().is_cuda()) c10::impl::VirtualGuardImpl(at::kCUDA).getStream(job_.device()).synchronize();
     const double seconds = seconds_since(start);
     if (tracer_) tracer_->after_step(step);
     position_.step = step;

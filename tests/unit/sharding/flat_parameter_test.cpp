@@ -1,11 +1,13 @@
 #include "sharding/flat_parameter.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <numeric>
 
 #include "base/error.h"
+#include "base/random.h"
 #include "comm/fake_communicator.h"
 #include "comm/local_communicator.h"
 
@@ -73,6 +75,21 @@ TEST(FlatParameter, initial_values_are_as_declared) {
   EXPECT_NEAR(values[1].mean().item<double>(), 0.0, 5 * 0.02 / std::sqrt(377.0));
   EXPECT_NEAR(values[1].std().item<double>(), 0.02, 5 * 0.02 / std::sqrt(2 * 377.0));
   EXPECT_NEAR(values[2].mean().item<double>(), 0.5, 5 * 0.1 / std::sqrt(77.0));
+}
+
+// Oracle: the stream as one thread fills it.
+TEST(FlatParameter, initial_values_do_not_depend_on_the_threads) {
+  const int before = at::get_num_threads();
+  const std::vector<ParameterDeclaration> parameters = {{"wide", {500, 401}, ParameterKind::dense, 0.1f, 0.02f}};
+  at::Tensor expected = at::empty({500 * 401});
+  at::set_num_threads(1);
+  fill_normal({expected.data_ptr<float>(), static_cast<size_t>(expected.numel())}, seed, random_stream("wide"), 0, 0.1f,
+              0.02f);
+  for (const int threads : {1, 2, 5}) {
+    at::set_num_threads(threads);
+    EXPECT_TRUE(initialized_alone(parameters)[0].equal(expected)) << threads << " threads";
+  }
+  at::set_num_threads(before);
 }
 
 // Oracle: the declared shapes over the shard's values; the compute dtype is one rounding of them.
