@@ -6,7 +6,8 @@ the same run, and beside Transformers' experts (eager and grouped_mm).
     ./dev gpu-bench --fp8
 
 Shapes: a layer of Mixtral 8x7B, whole and with the slices of its experts that a rank has at expert degree 2, 4 and 8 (as many rows for fewer experts), and a
-fine-grained one. With --fp8 our layer multiplies in fp8, and what it is held against stays in bf16. A case that fails is said to, and the others go on. Exit
+fine-grained one. `of products` is the time of the experts' bare products over the layer's: what it lacks of 1 is all that fusing the passes between products
+could gain. `overlap` is the time of the weights' gradients one after the other over that on two streams, as grouped experts take them. With --fp8 our layer multiplies in fp8, and what it is held against stays in bf16. A case that fails is said to, and the others go on. Exit
 code 2 where there is no GPU; with --check 1 when a case fails or its fraction is below what is wanted of it.
 """
 
@@ -81,7 +82,7 @@ def measure(options: argparse.Namespace) -> int:
     if gpu is None:
         return 2
     print(f"{gpu}, torch {version('torch')}; {'fp8 against bf16' if options.fp8 else 'bf16'}, forward and backward")
-    print(f"{'shape':<9}{'tokens':>7}{'degree':>7}{'dense TFLOP/s':>15}{'of dense':>10}{'of products':>13}   rivals' seconds / ours")
+    print(f"{'shape':<9}{'tokens':>7}{'degree':>7}{'dense TFLOP/s':>15}{'of dense':>10}{'of products':>13}{'overlap':>9}   rivals' seconds / ours")
     results, short = [], 0
     for case in cases_of(options):
         try:
@@ -92,13 +93,14 @@ def measure(options: argparse.Namespace) -> int:
             print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}   {reason_in(str(error))}", flush=True)
             continue
         ours = result["layer_seconds"]["median"]
+        overlap = result["weight_gradients_seconds"]["median"] / result["overlapping_weight_gradients_seconds"]["median"]
         rivals = rivals_of(case, options.rounds) if options.rivals and case["degree"] == 1 else {}
         result["rivals_seconds"] = rivals
         results.append(result)
         short += result["fraction_of_dense_rate"] < case["wanted"]
         beside = ", ".join(f"{name} {seconds / ours:.2f}" if isinstance(seconds, float) else f"{name}: {seconds}" for name, seconds in rivals.items())
         print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}{result['dense_tflops']:>15.0f}{result['fraction_of_dense_rate']:>10.3f}"
-              f"{result['fraction_of_product_rate']:>13.3f}   {beside}", flush=True)
+              f"{result['fraction_of_product_rate']:>13.3f}{overlap:>9.2f}   {beside}", flush=True)
         write_results(options.output, gpu, results)  # what is there, should the next one not end
     print(f"{short} of {len(results)} failed or are below what is wanted: " + ", ".join(f"{name} {SHAPES[name]['wanted']}" for name in options.shapes))
     write_results(options.output, gpu, results)

@@ -15,7 +15,8 @@ even, and losses near the logarithm of the vocabulary, which is what they are ch
 The rival (fsdp2_rival.py) has experts by grouped_mm, flash attention, bf16 parameters beside fp32 ones, gradients reduced in fp32, and fused AdamW. It trains
 on the same tokens and as many a step; where they do not fit at once, in micro-steps as large as fit. The best way of each side is compared.
 
-Times are medians over the second half of the steps. A way that fails is said to, and the others go on. Exit code 2 where there is no GPU; with --check 1 when
+Times are medians over the second half of the steps, but for the last, which is profiled: `idle` is the share of it in which the GPU had nothing to do, so all
+that launching its work faster (CUDA graphs) could save. A way that fails is said to, and the others go on. Exit code 2 where there is no GPU; with --check 1 when
 a way fails or a number misses what is wanted of it.
 """
 
@@ -32,6 +33,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import yaml
+from device_trace import idle_share
 from gpu_layer import PATIENCE_SECONDS, name_of_gpu, reason_in, write_results
 from sides import OPTIMIZER, ROOT, SEED, SHAPES, BenchmarkError, exit_code_of, find_program, model_config, read_lines, run_rival
 
@@ -139,11 +141,12 @@ def series_of(lines: list[dict]) -> dict:
 def measure_way(work: Work, keys: dict) -> dict:
     metrics = work.folder / "out/metrics.jsonl"
     metrics.unlink(missing_ok=True)
-    conclave("train", work.job, *words_of(keys))
+    conclave("train", work.job, "--profile", f"{work.steps}:{work.steps}", *words_of(keys))
     lines = read_lines(metrics)
     peak, planned = max(line["peak_memory_bytes"] for line in lines), work.planned_peak(work.job, words_of(keys))
-    return {**{name: settled(lines, name) for name in ("step_seconds", "tokens_per_second", "mfu")}, "peak_memory_bytes": peak, "planned_bytes": planned,
-            "off_plan": peak / planned - 1, "micro_batch_size": work.batch, **series_of(lines)}
+    profile = work.folder / f"out/profile/steps-{work.steps}-{work.steps}.rank-0.json"
+    return {**{name: settled(lines[:-1], name) for name in ("step_seconds", "tokens_per_second", "mfu")}, "peak_memory_bytes": peak, "planned_bytes": planned,
+            "off_plan": peak / planned - 1, "idle": idle_share(profile), "micro_batch_size": work.batch, **series_of(lines)}
 
 
 def measure_rival(work: Work, keys: dict) -> dict:
@@ -165,11 +168,15 @@ def measure_rival(work: Work, keys: dict) -> dict:
             "micro_batch_size": micro_batch, **series_of(lines)}
 
 
+def share_of(share: float | None) -> str:
+    return "-" if share is None else f"{share:.3f}"
+
+
 def show(way: str, result: dict) -> None:
     if "error" in result:
         print(f"{way:<17}{reason_in(result['error'])}", flush=True)
         return
-    of_plan = f"{result['mfu']:>7.3f}{1 + result['off_plan']:>9.3f}" if "mfu" in result else f"{'':16}"
+    of_plan = f"{result['mfu']:>7.3f}{1 + result['off_plan']:>9.3f}{share_of(result['idle']):>7}" if "mfu" in result else f"{'':23}"
     print(f"{way:<17}{result['step_seconds']:>9.3f}{result['tokens_per_second']:>11.0f}{result['peak_memory_bytes'] / 2**30:>10.2f}{of_plan}"
           f"{result['micro_batch_size']:>13}", flush=True)
 
@@ -219,7 +226,7 @@ def measure(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as name:
         work = Work(Path(name), options)
         print(f"{gpu}: {work.batch} sequences of {work.sequence} tokens a step")
-        print(f"{'activations':<17}{'step s':>9}{'tokens/s':>11}{'peak GiB':>10}{'MFU':>7}{'of plan':>9}{'micro-batch':>13}")
+        print(f"{'activations':<17}{'step s':>9}{'tokens/s':>11}{'peak GiB':>10}{'MFU':>7}{'of plan':>9}{'idle':>7}{'micro-batch':>13}")
         measures = {way: (measure_way, WAYS[way]) for way in options.ways}
         measures |= {way: (measure_rival, keys) for way, keys in RIVAL_WAYS.items() if options.rivals}
         for way, (measure_one, keys) in measures.items():

@@ -111,7 +111,7 @@ void run_weight_gradients(const Layer& layer, const at::Tensor& row_RH, const at
       linear_backward_weight(gradient[expert], grad_y.narrow(0, expert * rows, rows), x.narrow(0, expert * rows, rows),
                              false);
     };
-    if (overlapping) return cuda_kernels(x)->overlapping(experts, of_expert);
+    if (const CudaKernels* cuda = cuda_kernels(x); cuda && overlapping) return cuda->overlapping(experts, of_expert);
     for (int64_t expert = 0; expert < experts; ++expert) of_expert(expert);
   };
   run(layer.grad_down, out_RH, active_RI);
@@ -162,9 +162,11 @@ nlohmann::ordered_json measure(const Options& o) {
             : 0.0;
     const double whole = seconds_of(layer, [&] { run_layer(experts, layer); });
     const auto gradients = [&](bool overlapping) {
-      return !o.cuda ? 0.0 : seconds_of(layer, [&] {
-        run_weight_gradients(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows, overlapping);
-      });
+      return o.dense
+                 ? seconds_of(
+                       layer,
+                       [&] { run_weight_gradients(layer, row_RH, gate_up_RJ, active_RI, out_RH, rows, overlapping); })
+                 : 0.0;
     };
     const double one_by_one = gradients(false), overlapping = gradients(true);
     if (round < 0) continue;

@@ -44,6 +44,7 @@ def test_layers_are_measured_beside_dense_products_and_rivals(tmp_path):
     for result in results:
         assert result["fraction_of_dense_rate"] == pytest.approx(result["dense_seconds"]["median"] / result["layer_seconds"]["median"])
         # Three products of 128 rows forward, and two of each backward.
+        assert result["weight_gradients_seconds"]["median"] > 0 and result["overlapping_weight_gradients_seconds"]["median"] > 0
         assert result["dense_tflops"] == pytest.approx(9 * 2 * 128 * 64 * 96 / result["dense_seconds"]["median"] / 1e12)
     assert set(results[0]["rivals_seconds"]) == {"transformers_eager", "transformers_grouped_mm", "plain_loop"}
     assert all(seconds > 0 for seconds in results[0]["rivals_seconds"].values())
@@ -61,6 +62,19 @@ def test_a_layer_that_fails_leaves_the_others(tmp_path):
     assert "bench_moe" in failed["error"] and fine["fraction_of_dense_rate"] > 0
     assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("1 of 2 failed")
     assert run(program, *words, "--check").returncode == 1
+
+
+def test_the_idle_share_of_a_device_is_what_no_stream_covers(tmp_path):
+    def event(category, begin, length):
+        return {"ph": "X", "cat": category, "ts": begin, "dur": length, "name": "any"}
+
+    events = [event("cpu_op", 0, 1000), event("kernel", 100, 50), event("kernel", 120, 10), event("gpu_memcpy", 140, 60), event("kernel", 280, 20),
+              {"ph": "M", "name": "process_name"}]
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events}))
+    program = "import sys, device_trace, pathlib; print(device_trace.idle_share(pathlib.Path(sys.argv[1])))"
+    assert float(run(program, tmp_path / "trace.json").stdout) == pytest.approx(80 / 200)  # from 200 to 280, of 100 to 300
+    (tmp_path / "trace.json").write_text(json.dumps({"traceEvents": events[:1]}))
+    assert run(program, tmp_path / "trace.json").stdout == "None\n"
 
 
 def test_a_rival_of_a_layer_that_fails_says_why():
