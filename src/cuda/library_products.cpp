@@ -10,9 +10,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <bit>
+#include <map>
 #include <memory>
+#include <optional>
 #include <shared_mutex>
 #include <stdexcept>
+#include <vector>
 
 #include "base/error.h"
 #include "cuda/launches.h"
@@ -47,14 +52,18 @@ cudaDataType_t type_of(const at::Tensor& tensor) {
   }
 }
 
-// Of a matrix [rows, columns] with contiguous rows: to cuBLAS, whose first dim is the contiguous one, its transpose.
-MatrixLayout layout_of(const at::Tensor& matrix) {
+// Of a matrix [rows, columns] with contiguous rows, which lie `stride` apart: to cuBLAS, whose first dim is the
+// contiguous one, its transpose.
+MatrixLayout make_layout(cudaDataType_t type, int64_t rows, int64_t columns, int64_t stride) {
   cublasLtMatrixLayout_t layout = nullptr;
-  const int64_t rows = matrix.size(0), columns = matrix.size(1);
-  check(cublasLtMatrixLayoutCreate(&layout, type_of(matrix), static_cast<uint64_t>(columns),
-                                   static_cast<uint64_t>(rows), std::max(columns, matrix.stride(0))),
+  check(cublasLtMatrixLayoutCreate(&layout, type, static_cast<uint64_t>(columns), static_cast<uint64_t>(rows),
+                                   std::max(columns, stride)),
         "cublasLtMatrixLayoutCreate");
   return MatrixLayout(layout);
+}
+
+MatrixLayout layout_of(const at::Tensor& matrix) {
+  return make_layout(type_of(matrix), matrix.size(0), matrix.size(1), matrix.stride(0));
 }
 
 template <class T>
@@ -111,36 +120,96 @@ struct Workspace {
   size_t bytes;
 };
 
-// out, or what is there besides, of the matrices a and b as cuBLAS names them.
-void multiply(const at::Tensor& out, const Operation& operation, const at::Tensor& a, const at::Tensor& b,
-              bool accumulate) {
-  const MatrixLayout layout_a = layout_of(a), layout_b = layout_of(b), layout_out = layout_of(out);
+// The numbers of rows differ from call to call, and to ask cuBLAS for an algorithm takes the host tens of microseconds:
+// sizes in between share the one of the next larger size with three bits behind the first.
+int64_t rounded_size(int64_t size) {
+  const int64_t step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size))) >> 3;
+  return step > 1 ? (size + step - 1) / step * step : size;
+}
+
+MatrixLayout rounded_layout_of(const at::Tensor& matrix) {
+  const int64_t columns = rounded_size(matrix.size(1));
+  return make_layout(type_of(matrix), rounded_size(matrix.size(0)), columns,
+                     matrix.is_contiguous() ? columns : rounded_size(matrix.stride(0)));
+}
+
+// A product as far as its algorithm depends on it.
+struct Product {
+  const Operation& operation;
+  std::array<int64_t, 2> kind;  // what the operation is
+  const at::Tensor &out, &a, &b;
+  bool accumulate;
+
+  std::vector<int64_t> key() const {
+    std::vector<int64_t> key(kind.begin(), kind.end());
+    for (const at::Tensor& matrix : {out, a, b})
+      for (const int64_t number :
+           {static_cast<int64_t>(type_of(matrix)), rounded_size(matrix.size(0)), rounded_size(matrix.size(1)),
+            matrix.is_contiguous() ? 0 : matrix.stride(0), static_cast<int64_t>(alignment_of(matrix))})
+        key.push_back(number);
+    key.push_back(accumulate);
+    key.push_back(at::cuda::current_device());
+    return key;
+  }
+};
+
+// What cuBLAS thinks best for matrices of these layouts and the alignments of the product's own; nothing: it has none.
+std::optional<cublasLtMatmulAlgo_t> ask_for_algorithm(const Product& product, const MatrixLayout& out,
+                                                      const MatrixLayout& a, const MatrixLayout& b) {
   cublasLtMatmulPreference_t created = nullptr;
   check(cublasLtMatmulPreferenceCreate(&created), "cublasLtMatmulPreferenceCreate");
   const Preference preference(created);
-  const Workspace workspace;
-  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace.bytes);
+  set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, at::cuda::getChosenWorkspaceSize());
   // Parts of a sum are added in fp32, in a fixed order.
   set<uint32_t>(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE);
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(a));
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(b));
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(out));
-  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(out));
-
-  cublasLtHandle_t handle = at::cuda::getCurrentCUDABlasLtHandle();
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(product.a));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(product.b));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(product.out));
+  set(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(product.out));
   cublasLtMatmulHeuristicResult_t chosen{};
   int found = 0;
-  check(cublasLtMatmulAlgoGetHeuristic(handle, operation.get(), layout_a.get(), layout_b.get(), layout_out.get(),
-                                       layout_out.get(), preference.get(), 1, &chosen, &found),
-        "cublasLtMatmulAlgoGetHeuristic");
-  if (found == 0)
-    throw std::runtime_error(fmt::format("cuBLASLt has no product of {} {}x{} and {} {}x{} here",
-                                         c10::toString(a.scalar_type()), a.size(0), a.size(1),
-                                         c10::toString(b.scalar_type()), b.size(0), b.size(1)));
-  const float alpha = 1, beta = accumulate ? 1 : 0;
-  check(cublasLtMatmul(handle, operation.get(), &alpha, a.data_ptr(), layout_a.get(), b.data_ptr(), layout_b.get(),
-                       &beta, out.data_ptr(), layout_out.get(), out.data_ptr(), layout_out.get(), &chosen.algo,
-                       workspace.address, workspace.bytes, cuda::current_stream()),
+  const cublasStatus_t status =
+      cublasLtMatmulAlgoGetHeuristic(at::cuda::getCurrentCUDABlasLtHandle(), product.operation.get(), a.get(), b.get(),
+                                     out.get(), out.get(), preference.get(), 1, &chosen, &found);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED) return {};
+  check(status, "cublasLtMatmulAlgoGetHeuristic");
+  if (found == 0) return {};
+  return chosen.algo;
+}
+
+bool fits(const cublasLtMatmulAlgo_t& algorithm, const Product& product, const MatrixLayout& out, const MatrixLayout& a,
+          const MatrixLayout& b) {
+  cublasLtMatmulHeuristicResult_t here{};
+  const cublasStatus_t status = cublasLtMatmulAlgoCheck(at::cuda::getCurrentCUDABlasLtHandle(), product.operation.get(),
+                                                        a.get(), b.get(), out.get(), out.get(), &algorithm, &here);
+  return status == CUBLAS_STATUS_SUCCESS && here.workspaceSize <= at::cuda::getChosenWorkspaceSize();
+}
+
+// Follows from the product alone, not from those before it: the same job, resumed too, gives the same bits.
+cublasLtMatmulAlgo_t algorithm_of(const Product& product, const MatrixLayout& out, const MatrixLayout& a,
+                                  const MatrixLayout& b) {
+  thread_local std::map<std::vector<int64_t>, std::optional<cublasLtMatmulAlgo_t>> known;
+  const auto [place, is_new] = known.try_emplace(product.key());
+  if (is_new)
+    place->second = ask_for_algorithm(product, rounded_layout_of(product.out), rounded_layout_of(product.a),
+                                      rounded_layout_of(product.b));
+  if (place->second && fits(*place->second, product, out, a, b)) return *place->second;
+  if (const auto exact = ask_for_algorithm(product, out, a, b)) return *exact;
+  throw std::runtime_error(fmt::format("cuBLASLt has no product of {} {}x{} and {} {}x{} here",
+                                       c10::toString(product.a.scalar_type()), product.a.size(0), product.a.size(1),
+                                       c10::toString(product.b.scalar_type()), product.b.size(0), product.b.size(1)));
+}
+
+// out, or what is there besides, of the matrices a and b as cuBLAS names them.
+void multiply(const Product& product) {
+  const MatrixLayout out = layout_of(product.out), a = layout_of(product.a), b = layout_of(product.b);
+  const Workspace workspace;
+  const cublasLtMatmulAlgo_t algorithm = algorithm_of(product, out, a, b);
+  const float alpha = 1, beta = product.accumulate ? 1 : 0;
+  check(cublasLtMatmul(at::cuda::getCurrentCUDABlasLtHandle(), product.operation.get(), &alpha, product.a.data_ptr(),
+                       a.get(), product.b.data_ptr(), b.get(), &beta, product.out.data_ptr(), out.get(),
+                       product.out.data_ptr(), out.get(), &algorithm, workspace.address, workspace.bytes,
+                       cuda::current_stream()),
         "cublasLtMatmul");
 }
 
@@ -151,12 +220,14 @@ void cuda::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b
   check_invariant(rows % 16 == 0 && columns % fp8_block == 0 && sum % fp8_block == 0,
                   "fp8_product: {} rows, a multiple of 16; {} columns, sums over {}, multiples of {}", rows, columns,
                   sum, fp8_block);
-  multiply(out_XY, make_fp8_operation(a, b), b.value_XS, a.value_XS, accumulate);
+  const Operation operation = make_fp8_operation(a, b);
+  multiply({operation, {scale_mode(b), scale_mode(a)}, out_XY, b.value_XS, a.value_XS, accumulate});
 }
 
 // grad_w^T = x^T grad_y: to cuBLAS, x and grad_y are transposed already.
 void cuda::weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate) {
-  multiply(grad_w_NM, make_operation(CUBLAS_OP_N, CUBLAS_OP_T), x_RM, grad_y_RN, accumulate);
+  const Operation operation = make_operation(CUBLAS_OP_N, CUBLAS_OP_T);
+  multiply({operation, {}, grad_w_NM, x_RM, grad_y_RN, accumulate});
 }
 
 }  // namespace conclave
