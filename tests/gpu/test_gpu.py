@@ -53,11 +53,12 @@ def test_every_kernel_equals_its_reference_on_the_device():
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_sanitizer_finds_nothing(tool):
-    if not shutil.which("compute-sanitizer"):
+    sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if not sanitizer:
         pytest.skip("compute-sanitizer is not there")
     # Our kernels; libraries ask the driver things that it may refuse.
     only_ours = ["--kernel-name", "kns=conclave", *(["--report-api-errors", "no"] if tool == "memcheck" else [])]
-    run_tests("--gtest_filter=KernelShapes.*:Fp8Quantize.*", tool=["compute-sanitizer", "--tool", tool, *only_ours, "--error-exitcode", "99"])
+    run_tests("--gtest_filter=KernelShapes.*:Fp8Quantize.*", tool=[sanitizer, "--tool", tool, *only_ours, "--error-exitcode", "99"])
 
 
 @pytest.mark.parametrize("keys", [{}, {"memory.activation_checkpointing": "full"}, {"memory.activation_checkpointing": "selective"},
