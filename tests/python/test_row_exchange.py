@@ -5,10 +5,12 @@ the rows is counted by the ranks that read them.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import re
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -54,7 +56,11 @@ def memory_links(use: bool) -> Iterator[None]:
 
 
 def axis_of(group: dist.ProcessGroup, **way) -> ExpertAxis:
-    return ExpertAxis(conclave.init(), group.group_name, group.size(), EXPERTS, conclave.MoEConfig(**way))
+    return axis_named(group.group_name, group.size(), **way)
+
+
+def axis_named(group: str, degree: int, **way) -> ExpertAxis:
+    return ExpertAxis(None, group, degree, EXPERTS, conclave.MoEConfig(**way))  # no mesh, which would keep groups: they are made by hand here
 
 
 def compute(axis: ExpertAxis, tokens: int = 50, seed: int = 3) -> list[torch.Tensor]:
@@ -98,7 +104,8 @@ def check_bits_and_bytes() -> None:
     experts_forward(axis_of(world), torch.randn(tokens, HIDDEN), torch.full((tokens, 1), EXPERTS - 1), torch.ones(tokens, 1),
                     torch.randn(local, 2 * INTERMEDIATE, HIDDEN), torch.randn(local, HIDDEN, INTERMEDIATE))
     rows = tokens * HIDDEN * 4 * (others if last else 1)
-    assert rows <= bytes_read(world) - read < rows + 1000, "rows, and how many there are"
+    grown = bytes_read(world) - read
+    assert rows <= grown < 1.3 * rows, f"{grown} bytes for {rows} of rows, and how many there are"
 
 
 @needs_memory
@@ -111,7 +118,7 @@ def check_groups() -> None:
     """Of four ranks: both halves at once, all, a group that two never enter, and groups used by several threads at the same time."""
     rank = dist.get_rank()
     halves = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])]
-    odd = [dist.new_group(ranks) for ranks in ([3, 1], [1, 3])]  # the same ranks: two groups all the same
+    odd = [dist.new_group([1, 3]) for _ in range(2)]  # the same ranks: two groups all the same
     groups = [halves[rank // 2], dist.group.WORLD, *(odd if rank % 2 else [])]
     axes = [axis_of(group) for group in groups]
     with memory_links(False):
@@ -149,32 +156,32 @@ def threads_now() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def check_groups_made_again() -> None:
-    """The default group destroyed and made again, with a new store at the same address; groups destroyed alone, and made again in the same store."""
+def check_groups_made_again(ports: list[int]) -> None:
+    """The default group destroyed and made again; groups destroyed alone, and made again in the same store."""
     seen, threads = [], []
-    for _ in range(4):
-        dist.init_process_group("gloo")
-        group = dist.new_group([1, 0])
-        for each in (dist.group.WORLD, group):
-            axis = axis_of(each)
-            seen.append(compute(axis))
-            assert bytes_read(each) > 0
-        dist.destroy_process_group(group)
-        del each, group, axis
-        group = dist.new_group([1, 0])
-        seen.append(compute(axis_of(group)))
-        assert bytes_read(group) > 0
+    for port in ports:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=int(os.environ["RANK"]), world_size=2)
+        for _ in range(2):
+            group = dist.new_group([0, 1])
+            for each in (dist.group.WORLD, group):
+                seen.append(compute(axis_of(each)))
+                assert bytes_read(each) > 0
+            dist.destroy_process_group(group)
+            del each, group
+        compute(axis_of(dist.group.WORLD))
         threads.append(threads_now())
         dist.barrier()
         dist.destroy_process_group()
-        del group
+        # Rank 0 served the store, which has gone with the group: another group may do so at the same address.
+        with socket.socket() as probe:
+            assert int(os.environ["RANK"]) == 1 or probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
     assert all(same_bits(each, seen[0]) for each in seen)
-    assert threads == [threads[0]] * 4, f"{threads} threads: links outlive their groups"
+    assert threads == [threads[0]] * len(ports), f"{threads} threads: links outlive their groups"
 
 
 @needs_memory
 def test_groups_are_destroyed_and_made_again():
-    run_torch_ranks(2, check_groups_made_again, initialize=False)
+    run_torch_ranks(2, check_groups_made_again, [free_port() for _ in range(3)], initialize=False)
 
 
 def check_old_store(port: int) -> None:
@@ -223,7 +230,7 @@ def lose_a_rank(how: str, by_memory: bool, seconds: int) -> str:
     if dist.get_rank() == 1:
         if how == "ended":
             os._exit(0)
-        time.sleep(seconds + 15)
+        time.sleep(seconds + 8)
         os._exit(0)
     started = time.monotonic()
     try:
@@ -237,11 +244,11 @@ def losses(*arguments) -> str:
     return in_child(lose_a_rank, *arguments)
 
 
-@pytest.mark.parametrize("by_memory", [pytest.param(True, marks=needs_memory), False])
+@pytest.mark.parametrize("by_memory", [pytest.param(True, marks=needs_memory), False], ids=["memory", "sockets"])
 @pytest.mark.parametrize(("how", "seconds", "words"), [
     ("ended", 60, r"rank 1 is lost: .*; this rank \(0\) was in all_to_all #\d+ of the expert axis"),
     ("hung", 4, r"rank 1 did not come to all_to_all #\d+ of the expert axis within 4 s; this is rank 0"),
-])
+], ids=["ended", "hung"])
 def test_a_lost_rank_is_named(how, seconds, words, by_memory):
     error = run_torch_ranks(2, losses, how, by_memory, seconds, initialize=False)[0]
     assert re.fullmatch(rf"after [\d.]+ s: {words}", error, re.DOTALL), error
@@ -350,9 +357,8 @@ class OtherGroup(dist.ProcessGroup):
 def check_other_groups() -> None:
     world = dist.group.WORLD
     other = OtherGroup(dist.new_group([0, 1]))
-    other._set_group_name("other") if hasattr(other, "_set_group_name") else None
     torch._C._distributed_c10d._register_process_group("other", other)
-    axis = ExpertAxis(conclave.init(), "other", 2, EXPERTS, conclave.MoEConfig())
+    axis = axis_named("other", 2)
     assert same_bits(compute(axis), compute(axis_of(world)))
     assert other.calls == 5  # forward: counts, rows there and back; backward: gradients there and back
     assert operators().group_traffic("other") == [0, 0]
