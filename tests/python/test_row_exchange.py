@@ -189,7 +189,7 @@ def check_old_store(port: int) -> None:
     store = dist.TCPStore("127.0.0.1", port, 2, is_master=dist.get_rank() == 0)
     group = dist.new_group([0, 1])
     seen = []
-    for _ in range(2):  # the same name and the same keys again; Gloo's own would be in the way, so it has connected before
+    for _ in range(40):  # the same keys again, those of Gloo apart; often, for the ranks must miss each other for old ones to be read
         again = dist.ProcessGroup(dist.PrefixStore("again", store), dist.get_rank(), 2)
         again._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, group._get_backend(torch.device("cpu")))
         again._set_group_name("again")
@@ -198,7 +198,7 @@ def check_old_store(port: int) -> None:
         assert bytes_read(again) > 0
         torch._C._distributed_c10d._unregister_process_group("again")
         del again
-    assert same_bits(*seen)
+    assert all(same_bits(each, seen[0]) for each in seen)
     dist.barrier()
 
 
@@ -257,30 +257,34 @@ def test_a_lost_rank_is_named(how, seconds, words, by_memory):
 
 
 def check_forked_child() -> None:
-    """A child, such as a loader's worker, ends by itself while its parent goes on: it has inherited a link without the link's thread."""
-    axis = axis_of(dist.group.WORLD)
-    expected = compute(axis)
-    child = os.fork()
-    if child == 0:
-        operators().group_traffic(dist.group.WORLD.group_name)
-        LIBC.exit(3)
+    """A child, such as a loader's worker, that is forked while another thread waits for the other rank: it has inherited a lock that nobody will release, and
+    a link without the link's thread. It ends by itself, and its parent goes on."""
+    group, rank = dist.new_group([0, 1]), dist.get_rank()
+    axis, seen = axis_of(group), []
+    thread = threading.Thread(target=lambda: seen.append(compute(axis)))
+    if rank == 1:
+        time.sleep(2)
+    thread.start()
+    time.sleep(0.5)
+    if rank == 0 and (child := os.fork()) == 0:
+        LIBC.exit(3 if operators().group_traffic(group.group_name) == [0, 0] else 4)
+    thread.join(60)
     for _ in range(20):
-        assert same_bits(compute(axis), expected)
-    for _ in range(300):
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            break
-        time.sleep(0.1)
-    else:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        raise AssertionError("the forked child did not end within 30 s")
-    assert os.waitstatus_to_exitcode(status) == 3
-    assert same_bits(compute(axis), expected)
+        assert same_bits(compute(axis), seen[0])
+    if rank == 0:
+        until = time.monotonic() + 30
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() < until:
+            time.sleep(0.1)
+        if ended[0] == 0:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise AssertionError("the forked child did not end within 30 s")
+        assert os.waitstatus_to_exitcode(ended[1]) == 3
+    assert same_bits(compute(axis), seen[0])
 
 
 @needs_memory
-def test_a_forked_child_leaves_the_link_alone():
+def test_a_forked_child_knows_of_no_link():
     run_torch_ranks(2, check_forked_child)
 
 
