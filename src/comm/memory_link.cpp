@@ -201,8 +201,9 @@ void MemoryLink::progress(uint32_t waiting) {
 }
 
 void MemoryLink::run_mover() {
-  while (!ending_) {
+  while (true) {
     const uint32_t seen = own_.rings();
+    if (ending_) return;  // set before the ring: not seen here, it is a ring since `seen`
     progress(/*waiting=*/0);
     own_.sleep(seen, Mailbox::Sleeper::mover, std::chrono::seconds(1));
   }
