@@ -3,16 +3,20 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <optional>
 
 namespace conclave {
 
 using Clock = std::chrono::steady_clock;
 
+// A script may send by itself over its group, with tags that are small as a rule.
+constexpr int first_tag = 1 << 30;
+
 Exchange::Exchange(std::shared_ptr<Connection> connection, Operation operation, int phase,
                    std::vector<at::Tensor> tensors)
     : connection_(std::move(connection)),
       operation_(std::move(operation)),
-      tag_(static_cast<int>((2 * operation_.number + phase) & 0x7fffffff)),
+      tag_(first_tag | static_cast<int>((2 * operation_.number + phase) & (first_tag - 1))),
       tensors_(std::move(tensors)) {}
 
 Exchange::~Exchange() {
@@ -65,11 +69,13 @@ void Exchange::wait_for_link(Clock::time_point start) {
 void Exchange::wait() {
   const auto start = Clock::now();
   {
-    Watchdog::Waiting waiting(*connection_->watchdog, operation_, [this] {
-      interrupted_ = true;
-      if (connection_->link) connection_->link->interrupt();
-      for (const Transfer& transfer : transfers_) transfer.work->abort();
-    });
+    std::optional<Watchdog::Waiting> waiting;
+    if (connection_->watchdog)
+      waiting.emplace(*connection_->watchdog, operation_, [this] {
+        interrupted_ = true;
+        if (connection_->link) connection_->link->interrupt();
+        for (const Transfer& transfer : transfers_) transfer.work->abort();
+      });
     wait_for_link(start);
     for (const Transfer& transfer : transfers_) {
       const auto left =
@@ -91,7 +97,7 @@ void Exchange::wait() {
 }
 
 void Exchange::fail(int peer, double waited_seconds, bool timed_out, const char* error) {
-  connection_->watchdog->fail({operation_, connection_->calls->ranks[peer], timed_out, waited_seconds, error});
+  connection_->fail({operation_, connection_->calls->ranks[peer], timed_out, waited_seconds, error});
 }
 
 }  // namespace conclave

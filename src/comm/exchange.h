@@ -2,27 +2,13 @@
 // of one host read each other's memory where they can, others use Gloo.
 #pragma once
 
-#include <torch/csrc/distributed/c10d/Backend.hpp>
-
 #include <chrono>
 #include <memory>
-#include <mutex>
 #include <vector>
 
-#include "comm/memory_link.h"
-#include "comm/watchdog.h"
+#include "comm/connection.h"
 
 namespace conclave {
-
-// What the exchanges of one communicator share.
-struct Connection {
-  c10::intrusive_ptr<c10d::Backend> group;
-  std::mutex group_mutex;            // the group counts its calls without a lock
-  std::shared_ptr<MemoryLink> link;  // null: there is none
-  std::shared_ptr<Watchdog> watchdog;
-  std::shared_ptr<Watchdog::Calls> calls;
-  std::chrono::milliseconds timeout;
-};
 
 class Exchange {
  public:

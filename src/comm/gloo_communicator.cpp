@@ -46,8 +46,7 @@ GlooCommunicator::GlooCommunicator(std::string axis, int rank, int size, std::sh
 GlooCommunicator::~GlooCommunicator() {
   // The background thread may wait for ranks that wait for this one: an exception that takes this rank away must reach
   // them first.
-  if (background_.is_busy() && std::uncaught_exceptions() > 0)
-    connection_->watchdog->stop("an error ended it; its own output tells which");
+  if (background_.is_busy() && std::uncaught_exceptions() > 0) connection_->stop();
 }
 
 std::shared_ptr<Exchange> GlooCommunicator::begin(const Operation& operation, int phase,

@@ -27,7 +27,7 @@ class GlooCommunicator final : public Communicator {
 
  private:
   std::shared_ptr<Exchange> begin(const Operation& operation, int phase, std::vector<at::Tensor> tensors) const;
-  Operation call(const char* name) { return connection_->watchdog->call(*connection_->calls, name); }
+  Operation call(const char* name) { return connection_->call(name); }
   Pending all_reduce_in_one_go(at::Tensor tensor, Reduction reduction);
   Pending all_reduce_in_parts(at::Tensor tensor, Reduction reduction);
   // The group's other places, beginning behind this rank's own, so that not all ranks send to the same one first.

@@ -40,25 +40,24 @@ std::string answer_key(int rank, int asked_for) {
 
 }  // namespace
 
-std::unique_ptr<MemoryLink> MemoryLink::open(const Process& process, const c10::intrusive_ptr<c10d::Store>& store) {
+std::unique_ptr<MemoryLink> MemoryLink::open(const Process& process, c10d::Store& store) {
   try {
     if (process.local_world_size > 1) return std::unique_ptr<MemoryLink>(new MemoryLink(process, store));
   } catch (const std::system_error&) {  // of a system call that is not there or not allowed
   }
-  store->set(key(process.rank), MemoryAddress().text());  // the others need not wait
+  store.set(key(process.rank), MemoryAddress().text());  // the others need not wait
   return nullptr;
 }
 
-MemoryLink::MemoryLink(const Process& process, c10::intrusive_ptr<c10d::Store> store)
+MemoryLink::MemoryLink(const Process& process, c10d::Store& store)
     : rank_(process.rank),
       local_rank_(process.local_rank),
       world_size_(process.world_size),
-      store_(std::move(store)),
       own_(world_size_),
       sample_(std::random_device{}() | uint64_t{std::random_device{}()} << 32) {
   // Where Yama restricts whose memory a process may read, the ranks of a job are strangers to each other.
   ::prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
-  store_->set(key(rank_), MemoryAddress::of_this_process(own_, sample_).text());
+  store.set(key(rank_), MemoryAddress::of_this_process(own_, sample_).text());
   mover_ = std::thread([this] { run_mover(); });
 }
 
@@ -68,8 +67,8 @@ MemoryLink::~MemoryLink() {
   mover_.join();
 }
 
-std::unique_ptr<MemoryPeer> MemoryLink::probe(int rank) {
-  const MemoryAddress address = MemoryAddress::parse(store_->get_to_str(key(rank)));
+std::unique_ptr<MemoryPeer> MemoryLink::probe(int rank, c10d::Store& store) {
+  const MemoryAddress address = MemoryAddress::parse(store.get_to_str(key(rank)));
   if (address.host.empty() || address.host != name_of_host()) return nullptr;
   try {
     return std::make_unique<MemoryPeer>(rank, address, world_size_);
@@ -89,15 +88,15 @@ void MemoryLink::warn(int rank, const std::string& why) {
 }
 
 // Who finds a rank asks whether that rank finds it, too: the system may let only one read the other's memory.
-void MemoryLink::meet(const std::vector<int>& ranks) {
+void MemoryLink::meet(const std::vector<int>& ranks, c10d::Store& store) {
   std::map<int, std::unique_ptr<MemoryPeer>> met;
   for (const int rank : ranks) {
     if (rank == rank_ || peers_.contains(rank)) continue;
-    met[rank] = probe(rank);
-    store_->set(answer_key(rank_, rank), met[rank] ? "yes" : "no");
+    met[rank] = probe(rank, store);
+    store.set(answer_key(rank_, rank), met[rank] ? "yes" : "no");
   }
   for (auto& [rank, peer] : met)
-    if (peer && store_->get_to_str(answer_key(rank, rank_)) != "yes") peer.reset();
+    if (peer && store.get_to_str(answer_key(rank, rank_)) != "yes") peer.reset();
   std::lock_guard lock(mutex_);
   peers_.merge(met);
 }
@@ -184,6 +183,7 @@ void MemoryLink::read(const Found& found) {
   // number may be another one's by now.
   receive.failed = found.note->bytes != receive.bytes ||
                    !receive.peer->read(receive.data, found.note->data, receive.bytes) || receive.peer->has_ended();
+  bytes_read_ += receive.bytes;
   receive.done = true;
   found.note->state.store(Mailbox::State::read);
   receive.peer->mailbox().ring();
@@ -201,8 +201,9 @@ void MemoryLink::progress(uint32_t waiting) {
 }
 
 void MemoryLink::run_mover() {
-  while (!ending_) {
+  while (true) {
     const uint32_t seen = own_.rings();
+    if (ending_) return;  // set before the ring: not seen here, it is a ring since `seen`
     progress(/*waiting=*/0);
     own_.sleep(seen, Mailbox::Sleeper::mover, std::chrono::seconds(1));
   }
@@ -223,7 +224,10 @@ MemoryLink::Outcome MemoryLink::wait(const Transfer& transfer, Clock::time_point
       if (interrupted) return Outcome::interrupted;
       const auto left = std::chrono::duration_cast<nanoseconds>(deadline - Clock::now());
       if (left <= nanoseconds::zero()) return Outcome::timed_out;
-      if (transfer.peer->has_ended()) return Outcome::peer_ended;
+      if (transfer.peer->has_ended()) {  // perhaps after its part was done
+        progress(/*waiting=*/1);
+        return transfer.done && !transfer.failed ? Outcome::done : Outcome::peer_ended;
+      }
       own_.sleep(seen, Mailbox::Sleeper::waiter, std::min(left, between_looks));
     }
   }();

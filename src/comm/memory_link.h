@@ -26,16 +26,17 @@ namespace conclave {
 
 class MemoryLink {
  public:
-  // Tells in `store` where this process is to be found, as all ranks of the job do; one thread at a time uses the
-  // store. Null where the system does not offer what it takes, or no other rank is on this host.
-  static std::unique_ptr<MemoryLink> open(const Process& process, const c10::intrusive_ptr<c10d::Store>& store);
+  // Tells in `store` where this process is to be found, as all ranks do. Null where the system does not offer what it
+  // takes, or no other rank is on this host.
+  static std::unique_ptr<MemoryLink> open(const Process& process, c10d::Store& store);
   ~MemoryLink();
   MemoryLink(const MemoryLink&) = delete;
 
   // Finds out which of `ranks`, which meet this rank at the same time, it reaches: they are on one host, and the system
-  // lets each read the other's memory. Throws the store's error when one does not come.
-  void meet(const std::vector<int>& ranks);
-  bool reaches(int rank) const;  // whom it has met
+  // lets each read the other's memory. `store`: as for open(). Throws the store's error when one does not come.
+  void meet(const std::vector<int>& ranks, c10d::Store& store);
+  bool reaches(int rank) const;                       // whom it has met
+  int64_t bytes_read() const { return bytes_read_; }  // of the messages of others
 
   struct Transfer;
   // `bytes` > 0 at `data` for the rank, which must be reached, as message `number` of the `channel`. Both sides name a
@@ -58,8 +59,8 @@ class MemoryLink {
     Mailbox::Note* note;
     std::shared_ptr<Transfer> receive;
   };
-  MemoryLink(const Process& process, c10::intrusive_ptr<c10d::Store> store);
-  std::unique_ptr<MemoryPeer> probe(int rank);
+  MemoryLink(const Process& process, c10d::Store& store);
+  std::unique_ptr<MemoryPeer> probe(int rank, c10d::Store& store);
   void warn(int rank, const std::string& why);
   void run_mover();
   // Does what can be done now. `waiting`: 1 for a thread between begin_waiting() and end_waiting(), else 0.
@@ -67,11 +68,10 @@ class MemoryLink {
   std::list<Found> take_what_came();
   void end_what_was_read();
   void post(Transfer& send);
-  static void read(const Found& found);
+  void read(const Found& found);
   bool try_to_withdraw(const std::shared_ptr<Transfer>& transfer);
 
   int rank_, local_rank_, world_size_;
-  c10::intrusive_ptr<c10d::Store> store_;
   Mailbox own_;
   const uint64_t sample_;  // that peers read to see whether they can
   bool has_warned_ = false;
@@ -79,6 +79,7 @@ class MemoryLink {
   mutable std::mutex mutex_;
   std::map<int, std::unique_ptr<MemoryPeer>> peers_;       // by rank; null: out of reach
   std::list<std::shared_ptr<Transfer>> sends_, receives_;  // not done yet, nor taken
+  std::atomic<int64_t> bytes_read_ = 0;
   std::atomic<bool> ending_ = false;
   std::thread mover_;
 };

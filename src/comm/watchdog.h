@@ -36,7 +36,7 @@ class Watchdog {
   struct Shared;  // what the threads see; outlives the Watchdog if its thread is stuck in a store that does not answer
 
  public:
-  // The calls of one communicator. Only the watchdog looks inside.
+  // The calls of one communicator.
   struct Calls {
     std::string key;
     std::vector<int> ranks;  // of the job

@@ -48,7 +48,7 @@ World::World(Process process, WorldOptions options) : process_(std::move(process
   ignore_broken_pipes();
   if (uses_gloo()) gloo_device_ = make_gloo_device(process_);
   store_ = connect_store(process_, options_.timeout);
-  if (uses_gloo() && options_.memory_link) memory_link_ = MemoryLink::open(process_, store_);
+  if (uses_gloo() && options_.memory_link) memory_link_ = MemoryLink::open(process_, *store_);
   watchdog_ = std::make_shared<Watchdog>(store_->clone(), describe_store(process_),
                                          process_.rank == 0 && !process_.launcher_serves_store, process_.rank,
                                          process_.world_size, options_.watchdog, options_.timeout);
@@ -74,7 +74,7 @@ std::unique_ptr<Communicator> World::communicator(const AxisGroup& group, const 
                                                           calls, options_.timeout);
     auto connection = std::make_shared<Connection>();
     connection->group = make_gloo_group(*gloo_device_, group_store, group.index, group.size(), options_.timeout);
-    if (memory_link_) memory_link_->meet(group.ranks);
+    if (memory_link_) memory_link_->meet(group.ranks, *store_);
     connection->link = memory_link_;
     connection->watchdog = watchdog_;
     connection->calls = calls;

@@ -14,7 +14,7 @@ namespace {
 // NOLINTNEXTLINE(performance-unnecessary-value-param): PyTorch hands strings by value
 at::Tensor sinkhorn_choice(const at::Tensor& logits, int64_t top_k, std::string group) {
   const OperatorDevice device(logits);
-  const auto world = communicator_of("world", group);
+  const auto world = communicator_of("world", group, logits.device());
   RouterOptions options;
   options.top_k = top_k;
   SinkhornSelection selection(options, {}, *world);

@@ -2,8 +2,10 @@
 
 #include <torch/csrc/distributed/c10d/GroupRegistry.hpp>
 
+#include "comm/gloo_communicator.h"
 #include "comm/local_communicator.h"
 #include "comm/shapes.h"
+#include "operators/group_connection.h"
 
 namespace conclave {
 namespace {
@@ -65,10 +67,14 @@ void ProcessGroupCommunicator::barrier() {
   group_->barrier()->wait();
 }
 
-std::unique_ptr<Communicator> communicator_of(const std::string& axis, const std::string& group_name) {
+std::unique_ptr<Communicator> communicator_of(const std::string& axis, const std::string& group_name,
+                                              at::Device device) {
   if (group_name.empty()) return std::make_unique<LocalCommunicator>(axis);
   auto group = c10d::resolve_process_group(group_name);
   if (group->getSize() == 1) return std::make_unique<LocalCommunicator>(axis);
+  if (auto gloo = device.is_cpu() ? gloo_of(*group) : nullptr)
+    return std::make_unique<GlooCommunicator>(axis, group->getRank(), group->getSize(),
+                                              connect(axis, group, std::move(gloo)));
   return std::make_unique<ProcessGroupCommunicator>(axis, std::move(group));
 }
 

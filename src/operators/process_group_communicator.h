@@ -1,5 +1,5 @@
-// Collectives over a process group that a PyTorch program has made: its backend moves the data (Gloo, NCCL), its
-// time-out and its errors are the program's own.
+// Collectives over a process group that a PyTorch program has made: its backend moves the data (NCCL), its time-out and
+// its errors are the program's own. CPU tensors of Gloo groups have a better way (group_connection.h).
 //
 // Built from all-to-all where Gloo's own collective doubles the traffic (all_gather, reduce_scatter); reductions but
 // all_reduce are local and in rank order.
@@ -27,8 +27,10 @@ class ProcessGroupCommunicator final : public Communicator {
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
 };
 
-// The communicator of the process group that PyTorch knows by `group_name` (ProcessGroup.group_name in Python); without
-// a name, or for a group of one rank, one that copies.
-std::unique_ptr<Communicator> communicator_of(const std::string& axis, const std::string& group_name);
+// The communicator, for tensors on `device`, of the process group that PyTorch knows by `group_name`
+// (ProcessGroup.group_name in Python); without a name, or for a group of one rank, one that copies. Collective over the
+// group; not to be kept longer than it.
+std::unique_ptr<Communicator> communicator_of(const std::string& axis, const std::string& group_name,
+                                              at::Device device);
 
 }  // namespace conclave

@@ -35,7 +35,7 @@ struct Settings {
 // its process group.
 struct ExpertAxis {
   ExpertAxis(const Settings& settings, at::Device device)
-      : communicator(communicator_of("expert", settings.group)),
+      : communicator(communicator_of("expert", settings.group, device)),
         dispatcher(make_dispatcher(*communicator, settings.experts, clock, dispatcher_options(settings, device))),
         routed(*dispatcher, *communicator, settings.experts, routed_options(settings), clock) {}
 

@@ -38,10 +38,10 @@ std::unique_ptr<MemoryLink> open_link(World& world) {
   Process process = world.process();
   process.launcher_serves_store = true;  // it is served already
   auto store = c10::make_intrusive<c10d::PrefixStore>("test", connect_store(process, std::chrono::seconds(60)));
-  auto link = MemoryLink::open(world.process(), store);
+  auto link = MemoryLink::open(world.process(), *store);
   std::vector<int> everyone(static_cast<size_t>(world.size()));
   std::iota(everyone.begin(), everyone.end(), 0);
-  link->meet(everyone);
+  link->meet(everyone, *store);
   for (int rank = 0; rank < world.size(); ++rank) EXPECT_EQ(link->reaches(rank), rank != world.rank()) << rank;
   return link;
 }
