@@ -7,8 +7,9 @@ the same run, and beside Transformers' experts (eager and grouped_mm).
 
 Shapes: a layer of Mixtral 8x7B, whole and with the slices of its experts that a rank has at expert degree 2, 4 and 8 (as many rows for fewer experts), and a
 fine-grained one. `of products` is the time of the experts' bare products over the layer's: what it lacks of 1 is all that fusing the passes between products
-could gain. `overlap` is the time of the weights' gradients one after the other over that on two streams, as grouped experts take them. With --fp8 our layer multiplies in fp8, and what it is held against stays in bf16. A case that fails is said to, and the others go on. Exit
-code 2 where there is no GPU; with --check 1 when a case fails or its fraction is below what is wanted of it.
+could gain. `overlap` is the time of the weights' gradients one after the other over that on two streams, as grouped experts take them. With --fp8 our layer
+multiplies in fp8, and what it is held against stays in bf16. A case that fails is said to, and the others go on. Exit code 2 where there is no GPU; with
+--check 1 when a case fails or its fraction is below what is wanted of it.
 """
 
 import argparse

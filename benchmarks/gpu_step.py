@@ -247,7 +247,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="without Transformers under fully_shard")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, choices=range(2, 1001), default=8, metavar="2..1000")
     parser.add_argument("--batch", type=int, help="sequences a step (default: as many as the GPU's memory takes)")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a number misses what is wanted of it")
     parser.add_argument("--output", type=Path, help="write all numbers there, as JSON")

@@ -106,10 +106,13 @@ void LentBlocks::copy_rest() {
   int64_t bytes = 0;
   for (size_t i = read_; i < blocks_.size(); ++i) bytes += room_for(blocks_[i]);
   if (bytes > 0 && (!host_.defined() || host_.numel() < bytes)) {
-    const MemoryScope scope(MemoryCategory::checkpoint);
     host_ = at::Tensor();
-    // Pinned for a device: the owner waits for these copies.
-    host_ = blocks_[read_].is_cpu() ? at::empty({bytes}, at::kByte) : load_cuda_plugin(nullptr)->pinned_memory(bytes);
+    if (blocks_[read_].is_cpu()) {
+      const MemoryScope scope(MemoryCategory::checkpoint);
+      host_ = at::empty({bytes}, at::kByte);
+    } else {
+      host_ = load_cuda_plugin(nullptr)->pinned_memory(bytes);  // the owner waits for these copies
+    }
   }
   int64_t begin = 0;
   for (size_t i = read_; i < blocks_.size(); ++i) {

@@ -1,11 +1,13 @@
 #include "comm/connection.h"
 
+#include <atomic>
+
 #include "base/error.h"
 
 namespace conclave {
 
 Operation Connection::call(const char* name) const {
-  return watchdog ? watchdog->call(*calls, name) : Operation{calls->key, name, ++calls->number};
+  return watchdog ? watchdog->call(*calls, name) : Operation{calls->key, name, ++std::atomic_ref(calls->number)};
 }
 
 void Connection::fail(const Failure& failure) const {

@@ -76,8 +76,14 @@ at::Device choose_device(Device wanted, const Process& process) {
         devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices), process.local_world_size);
   if (wanted == Device::automatic) {
     const bool has_driver = std::filesystem::exists("/proc/driver/nvidia/version");
-    if ((devices > 0 || has_driver) && process.rank == 0)
-      spdlog::warn("run.device is auto, and computes on the CPU though this host has a GPU: {}", why_not);
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    const bool is_meant = visible != nullptr && *visible == 0;
+    if ((devices > 0 || has_driver) && !is_meant && process.rank == 0)
+      spdlog::warn(
+          "run.device is auto, and computes on the CPU though this host has a GPU: {}. If that is meant, say "
+          "run.device: "
+          "cpu",
+          why_not);
     return at::kCPU;
   }
   user_error("run.device is cuda, but {}. Use run.device: cpu, or run where there is a GPU for each rank.", why_not);

@@ -183,7 +183,7 @@ void MemoryLink::read(const Found& found) {
   // number may be another one's by now.
   receive.failed = found.note->bytes != receive.bytes ||
                    !receive.peer->read(receive.data, found.note->data, receive.bytes) || receive.peer->has_ended();
-  bytes_read_ += receive.bytes;
+  if (!receive.failed) bytes_read_ += receive.bytes;
   receive.done = true;
   found.note->state.store(Mailbox::State::read);
   receive.peer->mailbox().ring();

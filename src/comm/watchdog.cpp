@@ -42,8 +42,13 @@ void Watchdog::Shared::run_supervisor() {
 
 std::optional<Failure> Watchdog::Shared::find_overdue() {
   const std::lock_guard lock(supervised_mutex);
-  for (const auto& overdue : supervised)
-    if (auto failure = overdue()) return failure;
+  for (const auto& overdue : supervised) {
+    try {
+      if (auto failure = overdue()) return failure;
+    } catch (const std::exception& error) {
+      return Failure{{}, -1, false, 0, error.what()};
+    }
+  }
   return {};
 }
 

@@ -120,35 +120,37 @@ struct Workspace {
   size_t bytes;
 };
 
-// The numbers of rows differ from call to call, and to ask cuBLAS for an algorithm takes the host tens of microseconds:
-// sizes in between share the one of the next larger size with three bits behind the first.
-int64_t rounded_size(int64_t size) {
-  const int64_t step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size))) >> 3;
-  return step > 1 ? (size + step - 1) / step * step : size;
-}
-
-MatrixLayout rounded_layout_of(const at::Tensor& matrix) {
-  const int64_t columns = rounded_size(matrix.size(1));
-  return make_layout(type_of(matrix), rounded_size(matrix.size(0)), columns,
-                     matrix.is_contiguous() ? columns : rounded_size(matrix.stride(0)));
-}
-
-// A product as far as its algorithm depends on it.
+// A product as far as its algorithm depends on it. The number of rows differs from call to call, and to ask cuBLAS for
+// an algorithm takes the host tens of microseconds: numbers in between share that of the next larger one with three
+// bits behind the first.
 struct Product {
   const Operation& operation;
   std::array<int64_t, 2> kind;  // what the operation is
   const at::Tensor &out, &a, &b;
+  int64_t rows;  // a size of two of the three
   bool accumulate;
 
-  std::vector<int64_t> key() const {
+  int64_t rounded(int64_t size) const {
+    if (size != rows) return size;
+    const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(size)) >> 3);
+    return step > 1 ? (size + step - 1) / step * step : size;
+  }
+  MatrixLayout rounded_layout_of(const at::Tensor& matrix) const {
+    const int64_t columns = rounded(matrix.size(1));
+    return make_layout(type_of(matrix), rounded(matrix.size(0)), columns,
+                       matrix.is_contiguous() ? columns : matrix.stride(0));
+  }
+  // Of the product with rounded sizes, or as it is.
+  std::vector<int64_t> key(bool is_rounded) const {
     std::vector<int64_t> key(kind.begin(), kind.end());
+    const auto size = [&](int64_t exact) { return is_rounded ? rounded(exact) : exact; };
     for (const at::Tensor& matrix : {out, a, b})
       for (const int64_t number :
-           {static_cast<int64_t>(type_of(matrix)), rounded_size(matrix.size(0)), rounded_size(matrix.size(1)),
+           {static_cast<int64_t>(type_of(matrix)), size(matrix.size(0)), size(matrix.size(1)),
             matrix.is_contiguous() ? 0 : matrix.stride(0), static_cast<int64_t>(alignment_of(matrix))})
         key.push_back(number);
-    key.push_back(accumulate);
-    key.push_back(at::cuda::current_device());
+    for (const int64_t number : {int64_t{accumulate}, int64_t{is_rounded}, int64_t{at::cuda::current_device()}})
+      key.push_back(number);
     return key;
   }
 };
@@ -189,12 +191,14 @@ bool fits(const cublasLtMatmulAlgo_t& algorithm, const Product& product, const M
 cublasLtMatmulAlgo_t algorithm_of(const Product& product, const MatrixLayout& out, const MatrixLayout& a,
                                   const MatrixLayout& b) {
   thread_local std::map<std::vector<int64_t>, std::optional<cublasLtMatmulAlgo_t>> known;
-  const auto [place, is_new] = known.try_emplace(product.key());
+  const auto [rounded, is_new] = known.try_emplace(product.key(/*is_rounded=*/true));
   if (is_new)
-    place->second = ask_for_algorithm(product, rounded_layout_of(product.out), rounded_layout_of(product.a),
-                                      rounded_layout_of(product.b));
-  if (place->second && fits(*place->second, product, out, a, b)) return *place->second;
-  if (const auto exact = ask_for_algorithm(product, out, a, b)) return *exact;
+    rounded->second = ask_for_algorithm(product, product.rounded_layout_of(product.out),
+                                        product.rounded_layout_of(product.a), product.rounded_layout_of(product.b));
+  if (rounded->second && fits(*rounded->second, product, out, a, b)) return *rounded->second;
+  const auto [exact, is_first] = known.try_emplace(product.key(/*is_rounded=*/false));
+  if (is_first) exact->second = ask_for_algorithm(product, out, a, b);
+  if (exact->second) return *exact->second;
   throw std::runtime_error(fmt::format("cuBLASLt has no product of {} {}x{} and {} {}x{} here",
                                        c10::toString(product.a.scalar_type()), product.a.size(0), product.a.size(1),
                                        c10::toString(product.b.scalar_type()), product.b.size(0), product.b.size(1)));
@@ -221,13 +225,15 @@ void cuda::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b
                   "fp8_product: {} rows, a multiple of 16; {} columns, sums over {}, multiples of {}", rows, columns,
                   sum, fp8_block);
   const Operation operation = make_fp8_operation(a, b);
-  multiply({operation, {scale_mode(b), scale_mode(a)}, out_XY, b.value_XS, a.value_XS, accumulate});
+  // Rows are summed over in a weight's gradient alone, where no operand is a weight.
+  const int64_t varying = b.blocks == Fp8Blocks::squares ? rows : sum;
+  multiply({operation, {scale_mode(b), scale_mode(a)}, out_XY, b.value_XS, a.value_XS, varying, accumulate});
 }
 
 // grad_w^T = x^T grad_y: to cuBLAS, x and grad_y are transposed already.
 void cuda::weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate) {
   const Operation operation = make_operation(CUBLAS_OP_N, CUBLAS_OP_T);
-  multiply({operation, {}, grad_w_NM, x_RM, grad_y_RN, accumulate});
+  multiply({operation, {}, grad_w_NM, x_RM, grad_y_RN, x_RM.size(0), accumulate});
 }
 
 }  // namespace conclave

@@ -30,7 +30,9 @@ NcclCommunicator::NcclCommunicator(std::string axis, int rank, int size, c10::in
 NcclCommunicator::~NcclCommunicator() {
   supervision_.reset();
   try {
-    group_->abort();  // nothing is in flight; without it c10d warns, and does the same
+    // After an error collectives may be in flight: they are ended. c10d's destructor does the same after a warning, and
+    // an exception there would end the process.
+    group_->abort();
   } catch (const std::exception& error) {
     spdlog::warn("NCCL's communicator {} did not end well: {}", calls_->key, error.what());
   }

@@ -1,7 +1,8 @@
 // Collectives between CUDA ranks by NCCL. wait() makes the current stream wait, not the host. The order of sums is
 // NCCL's: the same on every run of one layout on one machine, and the same bits on every rank. Calls return while the
 // GPU still works; one that is overdue is found by the watchdog, which names the culprit and, as the host may be stuck
-// in the driver, ends the process.
+// in the driver, ends the process. One thread alone calls collectives: NCCL_LAUNCH_ORDER_IMPLICIT (plugin.cpp) takes
+// its order for every rank's.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>

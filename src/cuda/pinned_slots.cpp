@@ -5,16 +5,20 @@
 #include <c10/cuda/CUDAGuard.h>
 
 #include "base/error.h"
-#include "comm/device.h"
+#include "cuda/pinned_memory.h"
 
 namespace conclave {
 
 PinnedSlots::PinnedSlots() : stream_(c10::cuda::getStreamFromPool()) {}
 
+PinnedSlots::~PinnedSlots() {
+  C10_CUDA_CHECK_WARN(cudaStreamSynchronize(stream_));  // copies may be under way
+}
+
 void PinnedSlots::reserve(int64_t slots, int64_t bytes) {
   stream_.synchronize();
   slots_.reset();
-  slots_ = load_cuda_plugin(nullptr)->pinned_memory(slots * bytes).view({slots, bytes});
+  slots_ = cuda::pinned_memory(slots * bytes).view({slots, bytes});
 }
 
 at::Tensor PinnedSlots::bytes_of(int64_t slot, const at::Tensor& tensor) const {

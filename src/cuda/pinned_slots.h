@@ -10,6 +10,7 @@ namespace conclave {
 class PinnedSlots final : public OffloadMedium {
  public:
   PinnedSlots();
+  ~PinnedSlots() override;
 
   void reserve(int64_t slots, int64_t bytes) override;
   Copy write(int64_t slot, at::Tensor tensor) override;

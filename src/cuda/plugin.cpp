@@ -12,6 +12,7 @@
 #include "cuda/kernel_table.h"
 #include "cuda/launches.h"
 #include "cuda/nccl_communicator.h"
+#include "cuda/pinned_memory.h"
 #include "cuda/pinned_slots.h"
 #include "cuda/synchronization_count.h"
 
@@ -55,15 +56,6 @@ std::unique_ptr<Communicator> make_communicator(std::string axis, int rank, int 
                                             std::move(calls), timeout);
 }
 
-at::Tensor pinned_memory(int64_t bytes) {
-  // Not ATen's, which takes the next power of two and keeps it.
-  void* memory = nullptr;
-  C10_CUDA_CHECK(cudaHostAlloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1)), cudaHostAllocDefault));
-  return at::from_blob(
-      memory, {bytes}, [](void* own) { C10_CUDA_CHECK_WARN(cudaFreeHost(own)); },
-      at::device(at::kCPU).dtype(at::kByte));
-}
-
 std::unique_ptr<OffloadMedium> make_pinned_slots() {
   return std::make_unique<PinnedSlots>();
 }
@@ -82,7 +74,7 @@ const CudaPlugin plugin{
     .use_device = use_device,
     .chip = chip,
     .make_communicator = make_communicator,
-    .pinned_memory = pinned_memory,
+    .pinned_memory = cuda::pinned_memory,
     .make_pinned_slots = make_pinned_slots,
     .synchronize = synchronize,
     .kernels = &cuda::kernel_table,

@@ -28,12 +28,20 @@ void cuda::on_two_streams(int64_t count, const std::function<void(int64_t)>& f) 
   at::cuda::CUDAEvent ready, done;
   ready.record(first);
   ready.block(second);
-  for (int64_t i = 0; i < count; ++i) {
-    const c10::cuda::CUDAStreamGuard guard(i % 2 == 0 ? first : second);
-    f(i);
+  const auto join = [&] {
+    done.record(second);
+    done.block(first);
+  };
+  try {
+    for (int64_t i = 0; i < count; ++i) {
+      const c10::cuda::CUDAStreamGuard guard(i % 2 == 0 ? first : second);
+      f(i);
+    }
+  } catch (...) {
+    join();  // what the second stream reads and writes is freed for the first one alone
+    throw;
   }
-  done.record(second);
-  done.block(first);
+  join();
 }
 
 }  // namespace conclave

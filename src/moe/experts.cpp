@@ -1,5 +1,7 @@
 #include "moe/experts.h"
 
+#include <utility>
+
 #include "kernels/linear.h"
 #include "moe/chunked_experts.h"
 

@@ -4,8 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <list>
 #include <map>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -150,7 +152,8 @@ GroupTraffic traffic_of(const Group& group) {
   const auto known = KnownGroups::of_this_process().find(group);
   std::lock_guard lock(known->mutex);
   GroupTraffic traffic;
-  for (const auto& [axis, calls] : known->calls) traffic.calls += static_cast<int64_t>(calls->number);
+  for (const auto& [axis, calls] : known->calls)
+    traffic.calls += static_cast<int64_t>(std::atomic_ref(calls->number).load());
   if (known->link) traffic.bytes_read = known->link->bytes_read();
   return traffic;
 }

@@ -1,9 +1,9 @@
 // Connections over process groups of CPU ranks that a PyTorch program has made: ranks of one host read each other's
 // memory (comm/memory_link.h), others go by the group's own Gloo backend.
 //
-// A group has a link of its own: the group's ranks alone open it, at the first collective that they call, and it ends
-// with the group. Nothing here keeps a group or its store: a program may destroy its groups, and make others by the
-// same names at the same address.
+// A group has a link of its own: the group's ranks alone open it, at the first collective that they call. It ends at
+// the next operator's call, of any group, after the group has ended. Nothing here keeps a group or its store: a program
+// may destroy its groups, and make others by the same names at the same address.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>

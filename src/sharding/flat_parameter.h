@@ -71,6 +71,7 @@ class FlatParameter {
   void finish_reduce();
   // Waits for the replicas, too.
   void finish_replica_sum() { replica_sum_.wait(); }
+  bool is_summing_replicas() const { return !replica_sum_.is_ready(); }
   bool is_reducing() const { return reducing_; }
   bool is_gathering() const { return !gather_.is_ready(); }  // data is on its way between ranks
   bool is_summing() const { return !reduce_.is_ready(); }

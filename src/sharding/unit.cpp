@@ -82,4 +82,9 @@ bool Unit::is_summing() const {
   return std::any_of(groups_.begin(), groups_.end(), [](const FlatParameter& group) { return group.is_summing(); });
 }
 
+bool Unit::is_summing_replicas() const {
+  return std::any_of(groups_.begin(), groups_.end(),
+                     [](const FlatParameter& group) { return group.is_summing_replicas(); });
+}
+
 }  // namespace conclave

@@ -41,6 +41,7 @@ class Unit {
   // Parameters, or sums of gradients, are on their way between ranks.
   bool is_gathering() const;
   bool is_summing() const;
+  bool is_summing_replicas() const;
 
  private:
   std::string name_;

@@ -59,16 +59,17 @@ void UnitSchedule::finish_reduction(size_t unit) {
   finish_replica_sum();
   const ClockScope scope(clock_, Phase::reduce, unit);
   units_[unit]->finish_reduce();
-  at_replicas_ = unit;
+  if (units_[unit]->is_summing_replicas()) replica_sum_ = {unit, std::chrono::steady_clock::now()};
   if (const auto since = std::exchange(reducing_since_[unit], std::nullopt))
     clock_.add_in_flight(Phase::reduce, unit, *since);
 }
 
 void UnitSchedule::finish_replica_sum() {
-  const auto unit = std::exchange(at_replicas_, std::nullopt);
-  if (!unit) return;
-  const ClockScope scope(clock_, Phase::reduce, *unit);
-  units_[*unit]->finish_replica_sum();
+  const auto sum = std::exchange(replica_sum_, std::nullopt);
+  if (!sum) return;
+  const ClockScope scope(clock_, Phase::reduce, sum->unit);
+  units_[sum->unit]->finish_replica_sum();
+  clock_.add_in_flight(Phase::reduce, sum->unit, sum->since);
 }
 
 void UnitSchedule::reduce(size_t unit, bool first_micro_step, bool last_micro_step) {

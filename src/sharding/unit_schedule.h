@@ -49,7 +49,11 @@ class UnitSchedule {
   std::vector<size_t> visits_;
   size_t cursor_ = 0;  // the next visit
   std::vector<size_t> reducing_;
-  std::optional<size_t> at_replicas_;  // its sum over replicas is under way
+  struct ReplicaSum {
+    size_t unit;
+    StepClock::Time since;
+  };
+  std::optional<ReplicaSum> replica_sum_;  // under way
   StepClock& clock_;
   std::vector<std::optional<StepClock::Time>> gathering_since_;  // by unit; none: nothing travels
   std::vector<std::optional<StepClock::Time>> reducing_since_;

@@ -1,5 +1,6 @@
 #include "train/trainer.h"
 
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <chrono>
@@ -86,6 +87,8 @@ void Trainer::start() {
       job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "", job_.device().str());
   flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
+  if (job_.device().is_cuda())  // the peak is training's own
+    c10::getDeviceAllocator(at::kCUDA)->resetPeakStats(job_.device().index());
   spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());
   if (!job_.is_first()) return;
   std::filesystem::create_directories(job.run.output_dir);

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "comm/device.h"
 #include "device_kernels.h"
 #include "kernels/cuda_kernels.h"

@@ -25,7 +25,7 @@ def run(program, *words):
     """`program`: a file, or Python to be run."""
     command = [program] if Path(program).suffix == ".py" else ["-c", program]
     return subprocess.run([sys.executable, *command, *map(str, words)], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
-                          timeout=PATIENCE_SECONDS)
+                          timeout=5 * PATIENCE_SECONDS)  # six trainings of 150 s at most; all take some ten here
 
 
 def changed(name, change):

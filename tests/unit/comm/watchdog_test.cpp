@@ -26,22 +26,33 @@ class WatchdogTest : public testing::Test {
                      WatchdogOptions{.beat = 20ms, .lost_after_beats = 100, .lost_after_failure_beats = 5},
                      10s};
   std::shared_ptr<Watchdog::Calls> calls_ = watchdog_.watch("expert", {0});
+
+  // Its words; none if there is none within ten seconds.
+  std::string wait_for_verdict() {
+    for (int i = 0; i < 1000; ++i) {
+      std::this_thread::sleep_for(10ms);
+      try {
+        watchdog_.call(*calls_, "all_gather");
+      } catch (const PeerLostError& error) {
+        return error.what();
+      }
+    }
+    return "";
+  }
 };
 
 TEST_F(WatchdogTest, a_supervised_collective_that_failed_ends_the_job) {
   const Operation failed = watchdog_.call(*calls_, "all_to_all");
   const auto handle = watchdog_.supervise([&] { return Failure{failed, -1, false, 0.1, "the link is down"}; });
-  std::string text;
-  for (int i = 0; i < 1000 && text.empty(); ++i) {
-    std::this_thread::sleep_for(10ms);
-    try {
-      watchdog_.call(*calls_, "all_gather");
-    } catch (const PeerLostError& error) {
-      text = error.what();
-    }
-  }
+  const std::string text = wait_for_verdict();
   EXPECT_THAT(text, testing::HasSubstr("all_to_all #1 of the expert axis"));
   EXPECT_THAT(text, testing::HasSubstr("the link is down"));
+}
+
+TEST_F(WatchdogTest, a_question_that_throws_ends_the_job) {
+  const auto handle = watchdog_.supervise(
+      []() -> std::optional<Failure> { throw std::runtime_error("the device does not answer any more"); });
+  EXPECT_THAT(wait_for_verdict(), testing::HasSubstr("the device does not answer any more"));
 }
 
 // A question to a device may not come back as long as another thread waits for it.

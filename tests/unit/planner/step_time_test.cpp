@@ -8,7 +8,7 @@
 namespace conclave {
 namespace {
 
-CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1) {
+CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1, int64_t layers = 4) {
   Job job;
   job.data.sequence_length = 1024;
   job.parallel.hybrid_shard_degree = shard;
@@ -16,7 +16,7 @@ CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1
   job.parallel.prefetch_units = prefetch;
   job.precision.compute = Precision::fp32;
   ModelConfig model;
-  model.num_hidden_layers = 4;
+  model.num_hidden_layers = layers;
   return check_job(job, model, world);
 }
 
@@ -70,6 +70,24 @@ TEST(StepTime, of_communication_alone_is_every_byte) {
   // Dispatch is never hidden.
   const PlannedTime dispatched = time_of(job_of(8, 8, 2), device);
   EXPECT_DOUBLE_EQ(dispatched.dispatch, dispatched.busy_by_axis.at("expert"));
+}
+
+// Two replicas of four shards. Alone, their sums take every byte's time, too; where a layer computes for longer than
+// its gradients travel, all but the last units' are hidden, however many layers there are.
+TEST(StepTime, sums_over_replicas_hide_under_the_computation) {
+  DeviceDescription device = instant();
+  device.network.node_bandwidth = 1;
+  const PlannedTime alone = time_of(job_of(8, 4, 1), device);
+  double busy = 0;
+  for (const auto& [axis, seconds] : alone.busy_by_axis) busy += seconds;
+  EXPECT_NEAR(alone.step_seconds, busy, 1e-6 * busy);
+
+  device.network.node_bandwidth = 1e10;
+  device.compute = {1e11, 1e11, 1e11, 1};
+  const PlannedTime few = time_of(job_of(8, 4, 1), device), many = time_of(job_of(8, 4, 1, 1, /*layers=*/12), device);
+  EXPECT_GT(many.busy_by_axis.at("expert_replica"), 2.9 * few.busy_by_axis.at("expert_replica"));
+  // The gradient's norm has a number for each unit, which takes nanoseconds.
+  EXPECT_NEAR(many.reduce_wait, few.reduce_wait, 1e-6 * few.reduce_wait);
 }
 
 TEST(StepTime, prefetched_gathers_hide_under_the_computation) {

@@ -5,6 +5,7 @@
 
 #include <deque>
 #include <set>
+#include <string>
 
 #include "base/error.h"
 #include "comm/fake_communicator.h"
@@ -133,6 +134,59 @@ TEST_F(UnitScheduleTest, one_reduction_is_in_flight_at_most) {
   }
   schedule.finish();
   EXPECT_EQ(reducing(), 0);
+}
+
+// What a replica axis is asked, and when it is waited for. Every call is ready at once.
+class RecordingReplica final : public Communicator {
+ public:
+  explicit RecordingReplica(std::vector<std::string>& events) : Communicator("replica", 0, 2), events_(events) {}
+  Pending all_reduce(at::Tensor tensor, Reduction) override {
+    const std::string name = fmt::format("sum {}", tensor.numel());
+    events_.push_back("begin " + name);
+    return Pending([&events = events_, name] { events.push_back("wait for " + name); });
+  }
+  Pending all_gather(at::Tensor, at::Tensor) override { return {}; }
+  Pending reduce_scatter(at::Tensor, at::Tensor) override { return {}; }
+  Pending all_to_all(at::Tensor, at::Tensor, std::vector<int64_t>, std::vector<int64_t>) override { return {}; }
+  Pending broadcast(at::Tensor, int) override { return {}; }
+  void barrier() override {}
+
+ private:
+  std::vector<std::string>& events_;
+};
+
+// Oracle: by hand. A unit's sum begins when its shards are summed, which the next unit's reduction waits for, and is
+// waited for one unit later; only the last micro-step has one. Units are told by their sizes.
+TEST_F(UnitScheduleTest, sums_over_replicas_run_beside_the_next_unit) {
+  std::vector<std::string> events;
+  RecordingReplica replica(events);
+  std::deque<Unit> replicated;
+  for (int i = 1; i <= 3; ++i) {
+    ParameterDeclaration dense;
+    dense.name = fmt::format("unit{}", i);
+    dense.shape = {32 * i, 1};  // a shard of two is 16 i
+    replicated.emplace_back(UnitDeclaration{dense.name, {dense}}, ShardingAxes{shard_, replica, one_, one_, one_},
+                            FlatParameterOptions{});
+    for (FlatParameter& group : replicated.back().groups()) {
+      group.allocate_parameters();
+      group.allocate_training_state();
+    }
+  }
+  UnitSchedule schedule({&replicated[0], &replicated[1], &replicated[2]}, {}, clock_);
+  for (const bool last : {false, true}) {
+    for (const size_t unit : {2, 1, 0}) {
+      for (Gradient& gradient : replicated[unit].gradients()) gradient.zeroed();
+      events.push_back(fmt::format("reduce unit {}", unit));
+      schedule.reduce(unit, !last, last);
+    }
+    schedule.finish();
+    const std::vector<std::string> alone = {"reduce unit 2", "reduce unit 1", "reduce unit 0"};
+    const std::vector<std::string> summed = {"reduce unit 2",   "reduce unit 1",   "begin sum 48",
+                                             "reduce unit 0",   "wait for sum 48", "begin sum 32",
+                                             "wait for sum 32", "begin sum 16",    "wait for sum 16"};
+    EXPECT_EQ(events, last ? summed : alone);
+    events.clear();
+  }
 }
 
 // Declared order, though expert and dense parameters live in different buffers; this rank has half of the experts.
