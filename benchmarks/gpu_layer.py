@@ -8,8 +8,8 @@ the same run, and beside Transformers' experts (eager and grouped_mm).
 Shapes: a layer of Mixtral 8x7B, whole and with the slices of its experts that a rank has at expert degree 2, 4 and 8 (as many rows for fewer experts), and a
 fine-grained one. `of products` is the time of the experts' bare products over the layer's: what it lacks of 1 is all that fusing the passes between products
 could gain. `overlap` is the time of the weights' gradients one after the other over that on two streams, as grouped experts take them. With --fp8 our layer
-multiplies in fp8, and what it is held against stays in bf16. A case that fails is said to, and the others go on. Exit code 2 where there is no GPU; with
---check 1 when a case fails or its fraction is below what is wanted of it.
+multiplies in fp8, and what it is held against stays in bf16. Last comes what it costs that attention's backward pass adds in a fixed order. A case that fails is
+said to, and the others go on. Exit code 2 where there is no GPU; with --check 1 when a case fails or its fraction is below what is wanted of it.
 """
 
 import argparse
@@ -41,11 +41,12 @@ def cases_of(options: argparse.Namespace) -> list[dict]:
             for name, shape in SHAPES.items() if name in options.shapes for tokens in options.tokens for degree in shape["degrees"]]
 
 
-def rivals_of(case: dict, rounds: int) -> dict:
-    """Median seconds of each, or why there are none. In a process of their own: what they allocate goes with them, and running out of memory ends no other."""
-    program = "import json, sys, moe; print(json.dumps(moe.measure_rivals(json.loads(sys.argv[1]), int(sys.argv[2]))))"
+def in_process(function: str, what, rounds: int) -> dict:
+    """What module.function(what, rounds) returns, or why nothing. In a process of its own: what it allocates goes with it, and running out of memory ends no
+    other."""
+    program = f"import json, sys, {function.split('.')[0]}; print(json.dumps({function}(json.loads(sys.argv[1]), int(sys.argv[2]))))"
     try:
-        done = subprocess.run([sys.executable, "-c", program, json.dumps(case), str(rounds)], capture_output=True, text=True, timeout=PATIENCE_SECONDS,
+        done = subprocess.run([sys.executable, "-c", program, json.dumps(what), str(rounds)], capture_output=True, text=True, timeout=PATIENCE_SECONDS,
                               cwd=Path(__file__).parent)
     except subprocess.TimeoutExpired:
         return {"error": f"took more than {PATIENCE_SECONDS} s"}
@@ -95,7 +96,7 @@ def measure(options: argparse.Namespace) -> int:
             continue
         ours = result["layer_seconds"]["median"]
         overlap = result["weight_gradients_seconds"]["median"] / result["overlapping_weight_gradients_seconds"]["median"]
-        rivals = rivals_of(case, options.rounds) if options.rivals and case["degree"] == 1 else {}
+        rivals = in_process("moe.measure_rivals", case, options.rounds) if options.rivals and case["degree"] == 1 else {}
         result["rivals_seconds"] = rivals
         results.append(result)
         short += result["fraction_of_dense_rate"] < case["wanted"]
@@ -103,7 +104,10 @@ def measure(options: argparse.Namespace) -> int:
         print(f"{case['shape']:<9}{case['tokens']:>7}{case['degree']:>7}{result['dense_tflops']:>15.0f}{result['fraction_of_dense_rate']:>10.3f}"
               f"{result['fraction_of_product_rate']:>13.3f}{overlap:>9.2f}   {beside}", flush=True)
         write_results(options.output, gpu, results)  # what is there, should the next one not end
+    fixed = in_process("fixed_order.measure_attention", options.device, options.rounds)
+    print("attention's backward pass with sums in a fixed order: " + (fixed.get("error") or f"{100 * fixed['cost']:+.0f} % of its time"))
     print(f"{short} of {len(results)} failed or are below what is wanted: " + ", ".join(f"{name} {SHAPES[name]['wanted']}" for name in options.shapes))
+    results.append(fixed)
     write_results(options.output, gpu, results)
     return 1 if options.check and short else 0
 

@@ -39,7 +39,9 @@ def lines_of(done):
 
 def test_layers_are_measured_beside_dense_products_and_rivals(tmp_path):
     done = run(BENCHMARKS / "gpu_layer.py", "--device", "cpu", "--shapes", "mixtral", "--tokens", 64, "--rounds", 1, "--check", "--output", tmp_path / "out.json")
-    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    *results, fixed_order = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert fixed_order["cost"] == pytest.approx(fixed_order["fixed_order_seconds"] / fixed_order["any_order_seconds"] - 1)
+    assert "sums in a fixed order: " in done.stdout.splitlines()[-2]
     assert [(result["experts"], result["degree"], result["rows_per_expert"]) for result in results] == [(8, 1, 16), (4, 2, 32), (2, 4, 64), (1, 8, 128)], done.stderr
     for result in results:
         assert result["fraction_of_dense_rate"] == pytest.approx(result["dense_seconds"]["median"] / result["layer_seconds"]["median"])
@@ -58,7 +60,7 @@ def test_a_layer_that_fails_leaves_the_others(tmp_path):
     program = changed("gpu_layer", "gpu_layer.SHAPES = {'none': {**gpu_layer.SHAPES['mixtral'], 'degrees': (16,)}, 'fine': {**gpu_layer.SHAPES['fine'], 'wanted': 0}}")
     words = ["--device", "cpu", "--tokens", 64, "--rounds", 1, "--no-rivals", "--output", tmp_path / "out.json"]
     done = run(program, *words)
-    failed, fine = json.loads((tmp_path / "out.json").read_text())["results"]
+    failed, fine, _ = json.loads((tmp_path / "out.json").read_text())["results"]
     assert "bench_moe" in failed["error"] and fine["fraction_of_dense_rate"] > 0
     assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith("1 of 2 failed")
     assert run(program, *words, "--check").returncode == 1
@@ -79,7 +81,7 @@ def test_the_idle_share_of_a_device_is_what_no_stream_covers(tmp_path):
 
 def test_a_rival_of_a_layer_that_fails_says_why():
     case = {"tokens": 64, "experts": 0, "choices": 2, "hidden": 64, "intermediate": 96, "precision": "fp32"}
-    assert "ZeroDivisionError" in run(f"import gpu_layer; print(gpu_layer.rivals_of({case}, 1))").stdout
+    assert "ZeroDivisionError" in run(f"import gpu_layer; print(gpu_layer.in_process('moe.measure_rivals', {case}, 1))").stdout
 
 
 def test_steps_fill_the_memory_and_stand_beside_the_rival(tmp_path):
