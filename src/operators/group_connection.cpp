@@ -10,8 +10,10 @@
 #include <mutex>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "comm/gloo_communicator.h"
 
@@ -67,6 +69,28 @@ class KnownGroups {
   std::list<std::shared_ptr<KnownGroup>> groups_;
 };
 
+// A part of a store that other threads use, too: who waited in it would keep them out, and perhaps from what another
+// rank waits for. A clone is no way out: that of a TCPStore takes five seconds now and then.
+class SharedStore final : public c10d::PrefixStore {
+ public:
+  SharedStore(std::string prefix, c10::intrusive_ptr<c10d::Store> store, std::chrono::milliseconds timeout)
+      : PrefixStore(std::move(prefix), std::move(store)), most_(timeout) {}
+
+  std::vector<uint8_t> get(const std::string& key) override {
+    const auto until = std::chrono::steady_clock::now() + most_;
+    while (!check({key})) {
+      if (std::chrono::steady_clock::now() > until)
+        throw PeerLostError(fmt::format("nobody wrote {} to the group's store within {} s", key,
+                                        std::chrono::duration_cast<std::chrono::seconds>(most_).count()));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return PrefixStore::get(key);
+  }
+
+ private:
+  const std::chrono::milliseconds most_;
+};
+
 // By place in the group.
 std::vector<int> ranks_of(c10d::Backend& backend) {
   const auto given = backend.getBackendOptions()->global_ranks_in_group;  // of the group of all ranks: none
@@ -79,8 +103,7 @@ std::vector<int> ranks_of(c10d::Backend& backend) {
 }
 
 // The store may be older than the group, as torchrun's is, and hold what an earlier group of the same name has left
-// there: the ranks agree on a name of their own first, over sockets. The store is theirs together with other threads,
-// so they use a client of their own.
+// there: the ranks agree on a name of their own first, over sockets.
 std::shared_ptr<MemoryLink> open_link(const std::string& axis, c10d::ProcessGroup& group,
                                       const std::shared_ptr<Connection>& sockets) {
   const int place = group.getRank();
@@ -88,8 +111,7 @@ std::shared_ptr<MemoryLink> open_link(const std::string& axis, c10d::ProcessGrou
   GlooCommunicator(axis, place, group.getSize(), sockets)
       .broadcast(at::from_blob(&name, {sizeof name}, at::kByte), /*root=*/0)
       .wait();
-  c10d::PrefixStore store(fmt::format("conclave/{}", name), group.getStore()->clone());
-  store.setTimeout(sockets->timeout);
+  SharedStore store(fmt::format("conclave/{}", name), group.getStore(), sockets->timeout);
 
   const std::vector<int>& ranks = sockets->calls->ranks;
   Process process;
