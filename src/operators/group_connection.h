@@ -15,7 +15,8 @@
 
 namespace conclave {
 
-// The backend that moves the group's CPU tensors, if that is Gloo; else null.
+// The backend that moves the group's CPU tensors, if that is Gloo and takes single sends; else null. It does not where
+// TORCH_DISTRIBUTED_DEBUG is DETAIL: c10d then compares how many calls of its own each rank has made.
 c10::intrusive_ptr<c10d::Backend> gloo_of(c10d::ProcessGroup& group);
 
 // For the collectives of one operator; the group's `gloo` is kept as long as it lives. Collective over the group.

@@ -4,6 +4,7 @@
 
 #include "comm/gloo_communicator.h"
 #include "comm/local_communicator.h"
+#include "comm/rank_order.h"
 #include "comm/shapes.h"
 #include "operators/group_connection.h"
 
@@ -48,10 +49,21 @@ Pending ProcessGroupCommunicator::reduce_scatter(at::Tensor output, at::Tensor i
 
 Pending ProcessGroupCommunicator::all_reduce(at::Tensor tensor, Reduction reduction) {
   check_whole("all_reduce", tensor);
+  if (tensor.is_cpu()) return all_reduce_in_rank_order(tensor, reduction);
   std::vector<at::Tensor> tensors{tensor};
   c10d::AllreduceOptions options;
   options.reduceOp = reduction == Reduction::sum ? c10d::ReduceOp::SUM : c10d::ReduceOp::MAX;
   return pending(group_->allreduce(tensors, options), {tensor});
+}
+
+Pending ProcessGroupCommunicator::all_reduce_in_rank_order(at::Tensor tensor, Reduction reduction) {
+  at::Tensor all = at::empty({size(), tensor.numel()}, tensor.options());
+  return Pending([gather = std::make_shared<Pending>(all_gather(all, tensor)), all, tensor, reduction]() mutable {
+    gather->wait();
+    std::vector<const void*> parts;
+    for (int64_t rank = 0; rank < all.size(0); ++rank) parts.push_back(all[rank].data_ptr());
+    reduce_in_order(tensor.scalar_type(), tensor.data_ptr(), parts, tensor.numel(), reduction, Threads::all);
+  });
 }
 
 Pending ProcessGroupCommunicator::broadcast(at::Tensor tensor, int root) {

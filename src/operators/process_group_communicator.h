@@ -1,8 +1,8 @@
 // Collectives over a process group that a PyTorch program has made: its backend moves the data (NCCL), its time-out and
 // its errors are the program's own. CPU tensors of Gloo groups have a better way (group_connection.h).
 //
-// Built from all-to-all where Gloo's own collective doubles the traffic (all_gather, reduce_scatter); reductions but
-// all_reduce are local and in rank order.
+// Built from all-to-all where Gloo's own collective doubles the traffic (all_gather, reduce_scatter); reductions are
+// local and in rank order, but for all_reduce on a GPU.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -24,6 +24,8 @@ class ProcessGroupCommunicator final : public Communicator {
   void barrier() override;
 
  private:
+  Pending all_reduce_in_rank_order(at::Tensor tensor, Reduction reduction);
+
   c10::intrusive_ptr<c10d::ProcessGroup> group_;
 };
 

@@ -167,11 +167,31 @@ def check_other_groups() -> None:
     other = OtherGroup(dist.new_group([0, 1]))
     torch._C._distributed_c10d._register_process_group("other", other)
     axis = axis_named("other", 2)
+    logits = torch.randn(40, EXPERTS, generator=torch.Generator().manual_seed(dist.get_rank()))
     assert same_bits(compute(axis), compute(axis_of(world)))
     assert other.calls == 5  # forward: counts, rows there and back; backward: gradients there and back
+    assert torch.equal(*(operators().sinkhorn_choice(logits, 2, name) for name in ("other", world.group_name)))
     assert operators().group_traffic("other") == [0, 0]
     torch._C._distributed_c10d._unregister_process_group("other")
 
 
 def test_groups_that_are_not_gloo_move_the_rows_themselves():
     run_torch_ranks(2, check_other_groups)
+
+
+def check_detail() -> None:
+    """c10d wants every rank to have called it as often as the others; ranks do not send equally many messages."""
+    logits = torch.randn(40, EXPERTS, generator=torch.Generator().manual_seed(dist.get_rank()))
+    seen = []
+    for level in (dist.DebugLevel.OFF, dist.DebugLevel.DETAIL):
+        dist.set_debug_level(level)
+        group = dist.new_group([0, 1, 2, 3])
+        seen.append([*compute(axis_of(group)), operators().sinkhorn_choice(logits, 2, group.group_name)])
+        dist.barrier(group)
+        assert (operators().group_traffic(group.group_name) == [0, 0]) == (level == dist.DebugLevel.DETAIL)
+    assert same_bits(*seen)
+    dist.set_debug_level(dist.DebugLevel.OFF)
+
+
+def test_c10d_checks_its_collectives():
+    run_torch_ranks(4, check_detail)
