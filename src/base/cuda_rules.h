@@ -12,8 +12,8 @@ constexpr bool has_flash_kernel(int64_t head_dim, int64_t element_bytes) {
   return element_bytes == 2 && head_dim % 8 == 0 && head_dim <= 256;
 }
 
-inline constexpr int64_t fp8_block =
-    128;  // elements of a scale, and the sides of a weight's square (kernels/fp8_quantize.h)
+// Elements of a scale, and the sides of a weight's square (kernels/fp8_quantize.h).
+inline constexpr int64_t fp8_block = 128;
 
 inline constexpr int64_t most_grouped_rows = 1024;  // an expert, on average
 

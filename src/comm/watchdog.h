@@ -77,8 +77,8 @@ class Watchdog {
   [[noreturn]] void fail(const Failure& failure);
 
   // While the returned handle lives, `overdue` is asked once a beat, from another thread, for a collective that failed
-  // or takes too long. For transports whose waits do not block. It may hang; what it throws is a failure;
-  // it must not call the watchdog.
+  // or takes too long. For transports whose waits do not block. It may hang; what it throws is a failure; it
+  // must not call the watchdog.
   std::shared_ptr<void> supervise(std::function<std::optional<Failure>()> overdue);
 
   // Tells the others why this rank leaves.

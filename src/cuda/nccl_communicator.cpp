@@ -85,9 +85,9 @@ std::optional<Failure> NcclCommunicator::find_overdue() {
   std::lock_guard lock(mutex_);
   if (auto failure = let_go_of_ended()) return failure;
   if (in_flight_.empty()) return {};
-  const auto waited = Clock::now() - in_flight_.front().since;
-  if (waited < timeout_) return {};
-  return Failure{in_flight_.front().operation, -1, true, std::chrono::duration<double>(waited).count(), "time-out"};
+  const double waited = seconds_since(in_flight_.front().since);
+  if (waited < std::chrono::duration<double>(timeout_).count()) return {};
+  return Failure{in_flight_.front().operation, -1, true, waited, "time-out"};
 }
 
 Pending NcclCommunicator::all_gather(at::Tensor output, at::Tensor input) {

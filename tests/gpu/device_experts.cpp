@@ -3,45 +3,28 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include <numeric>
-
 #include "comm/device.h"
 #include "device_kernels.h"
 #include "kernels/cuda_kernels.h"
 #include "moe/grouped_experts.h"
-#include "unit/moe/plain_experts.h"
+#include "unit/moe/expert_case.h"
 
 namespace conclave {
 namespace {
 
 using testing::expect_near;
+using testing::ExpertCase;
 
 // Three products in a row are rounded to bf16 on their way, and so is the activation.
 constexpr double tolerance = 4.0 / 256;
 
-struct Case {
-  ExpertRows rows;
-  ExpertWeights weights;
-  at::Tensor grad_RH;
-
-  Case to(at::Device device, at::ScalarType dtype) const {
-    // Copies: the backward pass writes over the rows.
-    const auto moved = [&](const at::Tensor& tensor) { return tensor.to(device, dtype, false, /*copy=*/true); };
-    const at::ScalarType weight = dtype == at::kDouble ? at::kDouble : at::kFloat;
-    return {{moved(rows.row_RH), rows.weight_R.to(device, weight)},
-            {moved(weights.gate_up_LJH), moved(weights.down_LHI)},
-            moved(grad_RH)};
-  }
-};
-
-Case make_case(const std::vector<int64_t>& rows_per_expert) {
-  at::manual_seed(testing::seed);
-  const auto experts = static_cast<int64_t>(rows_per_expert.size());
-  const int64_t rows = std::accumulate(rows_per_expert.begin(), rows_per_expert.end(), int64_t{0});
-  const auto normal = [](at::IntArrayRef sizes) { return at::randn(sizes).to(at::kBFloat16); };
-  return {{normal({rows, 256}), at::rand({rows})},
-          {normal({experts, 2 * 192, 256}) * 0.1, normal({experts, 256, 192}) * 0.1},
-          normal({rows, 256})};
+// A copy: the backward pass writes over the rows.
+ExpertCase moved(const ExpertCase& c, at::Device device, at::ScalarType dtype) {
+  const auto move = [&](const at::Tensor& tensor) { return tensor.to(device, dtype, false, /*copy=*/true); };
+  const at::ScalarType weight = dtype == at::kDouble ? at::kDouble : at::kFloat;
+  return {{move(c.rows.row_RH), c.rows.weight_R.to(device, weight)},
+          {move(c.weights.gate_up_LJH), move(c.weights.down_LHI)},
+          move(c.grad_RH)};
 }
 
 struct Results {
@@ -50,7 +33,7 @@ struct Results {
   ExpertGradients gradients;
 };
 
-Results compute(Case c, const std::vector<int64_t>& rows_per_expert, bool grouped, bool accumulate) {
+Results compute(const ExpertCase& c, const std::vector<int64_t>& rows_per_expert, bool grouped, bool accumulate) {
   const at::ScalarType wide = c.rows.weight_R.scalar_type();
   const auto ones = [&](const at::Tensor& of) { return at::ones(of.sizes(), of.options().dtype(wide)); };
   Results results{{}, {}, {{ones(c.weights.gate_up_LJH), accumulate}, {ones(c.weights.down_LHI), accumulate}}};
@@ -66,12 +49,12 @@ TEST(DeviceExperts, equal_the_loop_on_the_cpu) {
   for (const std::vector<int64_t>& rows_per_expert : std::vector<std::vector<int64_t>>{
            {3, 500, 1, 64}, {0, 7, 0, 129}, {9}, {0, 0, 40}, {1, 0}, {40, 41, 42, 43, 44, 45, 46, 47, 48}})
     for (const bool accumulate : {true, false}) {
-      const Case c = make_case(rows_per_expert);
-      const Results expected = compute(c.to(at::kCPU, at::kDouble), rows_per_expert, false, accumulate);
+      const ExpertCase c = testing::make_expert_case(rows_per_expert, /*hidden=*/256, /*intermediate=*/192, 0.1);
+      const Results expected = compute(moved(c, at::kCPU, at::kDouble), rows_per_expert, false, accumulate);
       for (const bool grouped : {true, false}) {
         SCOPED_TRACE(fmt::format("{} experts, {}, {}", rows_per_expert.size(), grouped ? "grouped" : "one by one",
                                  accumulate ? "added" : "written"));
-        const Case on_device = c.to(at::Device(at::kCUDA, 0), at::kBFloat16);
+        const ExpertCase on_device = moved(c, at::Device(at::kCUDA, 0), at::kBFloat16);
         EXPECT_TRUE(takes_grouped_products(on_device.rows, on_device.weights));
         const Results actual = compute(on_device, rows_per_expert, grouped, accumulate);
         const auto near = [](const char* name, const at::Tensor& of_device, const at::Tensor& exact) {

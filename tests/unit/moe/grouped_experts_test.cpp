@@ -5,7 +5,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "unit/moe/plain_experts.h"
+#include "unit/moe/expert_case.h"
 
 namespace conclave {
 namespace {
@@ -14,20 +14,8 @@ using testing::expect_near;
 
 constexpr double bf16_rounding = 1.0 / 256;
 
-struct Case {
-  ExpertRows rows;
-  ExpertWeights weights;
-  at::Tensor grad_RH;
-};
-
-Case make_case(const std::vector<int64_t>& rows_per_expert) {
-  at::manual_seed(testing::seed);
-  const auto experts = static_cast<int64_t>(rows_per_expert.size());
-  const int64_t rows = std::accumulate(rows_per_expert.begin(), rows_per_expert.end(), int64_t{0});
-  const auto normal = [](at::IntArrayRef sizes) { return at::randn(sizes).to(at::kBFloat16); };
-  return {{normal({rows, 24}), at::rand({rows})},
-          {normal({experts, 32, 24}) * 0.2, normal({experts, 24, 16}) * 0.2},
-          normal({rows, 24})};
+testing::ExpertCase make_case(const std::vector<int64_t>& rows_per_expert) {
+  return testing::make_expert_case(rows_per_expert, /*hidden=*/24, /*intermediate=*/16, /*deviation=*/0.2);
 }
 
 // Oracle: the loop, on the same bf16 inputs. Tolerance: each of the products between a tensor and the inputs is rounded
@@ -37,7 +25,7 @@ TEST(GroupedExperts, equal_the_loop_over_experts) {
        {std::vector<int64_t>{3, 5, 1}, {0, 7, 0, 2}, {9}, {0, 0, 40}, {1, 0}})
     for (const bool keep : {true, false})
       for (const bool accumulate : {true, false}) {
-        const Case c = make_case(rows_per_expert);
+        const testing::ExpertCase c = make_case(rows_per_expert);
         const auto kept = keep ? PreActivation::kept : PreActivation::repeated;
         const ExpertOutput expected = experts_forward(c.rows, rows_per_expert, c.weights, kept);
         const ExpertOutput actual = grouped_experts_forward(c.rows, rows_per_expert, c.weights, kept);
@@ -61,7 +49,7 @@ TEST(GroupedExperts, equal_the_loop_over_experts) {
 }
 
 TEST(GroupedExperts, are_not_taken_on_the_cpu) {
-  const Case c = make_case({4, 4});
+  const testing::ExpertCase c = make_case({4, 4});
   EXPECT_FALSE(takes_grouped_products(c.rows, c.weights));
 }
 

@@ -38,6 +38,12 @@ double sum_of_parts(const PlannedTime& time) {
          time.offload_wait;
 }
 
+double busy_of(const PlannedTime& time) {
+  double busy = 0;
+  for (const auto& [axis, seconds] : time.busy_by_axis) busy += seconds;
+  return busy;
+}
+
 TEST(StepTime, of_products_alone_is_the_models_arithmetic) {
   DeviceDescription device = instant();
   device.compute = {2e12, 1e30, 1e30, 0.5};  // 1e12 reached
@@ -63,8 +69,7 @@ TEST(StepTime, of_communication_alone_is_every_byte) {
   DeviceDescription device = instant();
   device.network.node_bandwidth = 1;
   const PlannedTime time = time_of(job_of(8, 8, 1), device);
-  double busy = 0;
-  for (const auto& [axis, seconds] : time.busy_by_axis) busy += seconds;
+  const double busy = busy_of(time);
   EXPECT_NEAR(time.step_seconds, busy, 1e-6 * busy);
   EXPECT_NEAR(time.gather_wait + time.reduce_wait, busy, 1e-6 * busy);
   // Dispatch is never hidden.
@@ -78,9 +83,7 @@ TEST(StepTime, sums_over_replicas_hide_under_the_computation) {
   DeviceDescription device = instant();
   device.network.node_bandwidth = 1;
   const PlannedTime alone = time_of(job_of(8, 4, 1), device);
-  double busy = 0;
-  for (const auto& [axis, seconds] : alone.busy_by_axis) busy += seconds;
-  EXPECT_NEAR(alone.step_seconds, busy, 1e-6 * busy);
+  EXPECT_NEAR(alone.step_seconds, busy_of(alone), 1e-6 * busy_of(alone));
 
   device.network.node_bandwidth = 1e10;
   device.compute = {1e11, 1e11, 1e11, 1};
