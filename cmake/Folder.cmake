@@ -1,7 +1,9 @@
+set(CONCLAVE_CHECK_INCLUDES ${CMAKE_CURRENT_LIST_DIR}/CheckIncludes.cmake)
+
 # conclave_folder(<name> [TORCH] USES <targets> [PRIVATE <targets>]): the static library of src/<name>.
 #
-# Sources include each other as "<folder>/<file>.h". Each target offers an include directory that holds its own folder and nothing else, so that
-# an include of a folder that is not linked fails to compile: the dependency direction is a build fact.
+# Sources include each other as "<folder>/<file>.h". Each target offers an include directory that holds its own folder and nothing else. A source may
+# include only its own folder and those that its line names in USES; anything else fails the build (CheckIncludes.cmake).
 # TORCH: the folder works with tensors and shares one precompiled header of ATen (11 s a translation unit without it, about 3 s with it).
 function(conclave_folder name)
   cmake_parse_arguments(ARG "TORCH" "" "USES;PRIVATE" ${ARGN})
@@ -26,6 +28,24 @@ function(conclave_folder name)
   if(ARG_TORCH)
     conclave_use_precompiled_header(conclave_${name})
   endif()
+  conclave_check_includes(conclave_${name} ${CMAKE_SOURCE_DIR}/src/${name} ${ARG_USES})
+endfunction()
+
+# conclave_check_includes(<target> <folder> <names>...): building the target fails when a source of the folder includes a file of a folder that is
+# not among the names.
+function(conclave_check_includes target folder)
+  cmake_path(GET folder FILENAME name)
+  set(stamp ${CMAKE_BINARY_DIR}/include/${name}.checked)
+  file(GLOB sources CONFIGURE_DEPENDS ${folder}/*.h ${folder}/*.cpp ${folder}/*.cu)
+  list(JOIN ARGN "," may_use)
+  add_custom_command(
+    OUTPUT ${stamp}
+    COMMAND ${CMAKE_COMMAND} -D FOLDER=${folder} -D MAY_USE=${may_use} -D STAMP=${stamp} -P ${CONCLAVE_CHECK_INCLUDES}
+    DEPENDS ${sources} ${CONCLAVE_CHECK_INCLUDES}
+    COMMENT "Checking the includes of ${name}"
+    VERBATIM)
+  add_custom_target(${target}_includes DEPENDS ${stamp})
+  add_dependencies(${target} ${target}_includes)
 endfunction()
 
 # A folder's name, or a library's own target name. A folder that has no source yet resolves to nothing.
