@@ -78,7 +78,7 @@ class Case:
             "parallel": {"expert_parallel_degree": options.world},
             "precision": {"compute": "fp32"},
             "schedule": {"kind": "constant"},
-            "checkpoint": {"every": options.every, "keep": 1, "async": background},
+            "checkpoint": {"every": options.every, "every_minutes": 0, "keep": 1, "async": background},
             "metrics": {"tensorboard": False},
         }
         file = self.folder / "job.yaml"

@@ -83,7 +83,7 @@ class Work:
             "precision": {"compute": self.precision},
             "optimizer": {**OPTIMIZER, "lr": LEARNING_RATE},
             "schedule": {"kind": "constant"},
-            "checkpoint": {"every": 0, "resume": "never"},
+            "checkpoint": {"every_minutes": 0, "resume": "never"},
             "metrics": {"tensorboard": False},
         }
         file = self.folder / "job.yaml"

@@ -82,7 +82,7 @@ def run_rule(rule: str, steps: int = STEPS) -> list[dict]:
     prepare()
     output = folder_of(rule)
     shutil.rmtree(output, ignore_errors=True)
-    keys = {"run.name": f"collapsed router, {rule}", "run.output_dir": output, "run.steps": steps, "model.init_from": FOLDER / "model", "checkpoint.every": 0,
+    keys = {"run.name": f"collapsed router, {rule}", "run.output_dir": output, "run.steps": steps, "model.init_from": FOLDER / "model", "checkpoint.every": 0, "checkpoint.every_minutes": 0,
             "checkpoint.resume": "never", "validation.every": 0, **RULES[rule]}
     overrides = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
     run([find_program(), "train", JOB, "--ranks", 2, *overrides], FOLDER / "train.log")

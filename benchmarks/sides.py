@@ -94,10 +94,10 @@ class Setting:
             made.write_text(text)
         tokenizer = WORK / f"tokenizer-{self.vocabulary}/tokenizer.json"
         if not tokenizer.exists():
-            run([sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", self.vocabulary, "--output", tokenizer], log)
+            run([sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", self.vocabulary, "--output", tokenizer, "--overwrite"], log)
         if not Path(f"{self.data}.idx").exists():
             self.data.parent.mkdir(parents=True, exist_ok=True)
-            run([sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", tokenizer, "--output", self.data], log)
+            run([sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", tokenizer, "--output", self.data, "--overwrite"], log)
 
 
 def footprint_setting(options: argparse.Namespace) -> Setting:
@@ -133,10 +133,10 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
         "parallel": {"expert_parallel_degree": expert_degree},
         # An expert that is lent travels with its gradient: more than a slow link carries in the time it saves.
         "moe": {"overload": "none"} if options.rate else {"overload": "spill", "spill_threshold": 1.05},
-        "precision": {"compute": options.precision, "reduce": "fp32"},
+        "precision": {"compute": options.precision, "reduce": "fp32", "router": "compute"},  # as the rival
         "optimizer": {**OPTIMIZER, "lr": options.lr, "beta1": 0.9, "beta2": 0.95, "eps": 1.0e-8},
         "schedule": {"kind": "constant", "warmup_steps": min(WARMUP_STEPS, steps)},
-        "checkpoint": {"resume": "never"},
+        "checkpoint": {"every_minutes": 0, "resume": "never"},
         "metrics": {"tensorboard": False},
     }
     job_file = setting.folder / "job.yaml"

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 120  # no test waits longer for a job that should end by itself; nothing is asserted about less
 # Below the range that Linux gives to outgoing connections, so that none of those takes the port before rank 0 does.
 PORTS = range(20000, 32000)
-LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "TORCHELASTIC_")
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAUNCHER_PREFIXES = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_", "TORCHELASTIC_")
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CONCLAVE_MEETING", "CONCLAVE_SECRET_FILE")
 
 
 def program() -> Path:
@@ -75,13 +75,13 @@ class Ranks:
 
     def __init__(self, world: int, args: Sequence[str | Path], *, env: Mapping[str, str] | None = None,
                  env_of_rank: Mapping[int, Mapping[str, str]] | None = None, cwd: Path | None = None,
-                 launcher: Sequence[str] = ()) -> None:
+                 launcher: Sequence[str] = (), launcher_of_rank: Mapping[int, Sequence[str]] | None = None) -> None:
         """Starts `world` ranks of `conclave *args`; one rank is a process without a launcher's variables.
 
         `env`: variables on top of this process's own, for all ranks; `env_of_rank`: for one of them. `launcher`: words before the program, such as
-        torchrun's; then `world` is 1, and the launcher is the one process.
+        torchrun's; then `world` is 1, and the launcher is the one process. `launcher_of_rank`: the same for one rank, to run it on another host.
         """
-        command = [*launcher, str(program()), *map(str, args)]
+        command = [str(program()), *map(str, args)]
         port = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
         # Files, not pipes: a rank that writes much must not wait for a reader.
@@ -94,8 +94,9 @@ class Ranks:
                 }
                 output = tempfile.TemporaryFile(), tempfile.TemporaryFile()
                 self._outputs.append(output)
+                words = (launcher_of_rank or {}).get(rank, launcher)
                 self.processes.append(subprocess.Popen(
-                    command, env=without_launcher() | place | dict(env or {}) | dict((env_of_rank or {}).get(rank, {})), cwd=cwd,
+                    [*words, *command], env=without_launcher() | place | dict(env or {}) | dict((env_of_rank or {}).get(rank, {})), cwd=cwd,
                     stdin=subprocess.DEVNULL, stdout=output[0], stderr=output[1]))
         except BaseException:
             self.kill()

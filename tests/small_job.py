@@ -53,6 +53,7 @@ class SmallJob:
             "model.config": str(self.folder / "config.json"),
             "data.train": str(self.folder / "tokens"), "data.sequence_length": 16, "data.micro_batch_size": 2,
             "precision.compute": "fp32", "optimizer.lr": 1e-3, "schedule.kind": "constant", "metrics.tensorboard": False,
+            "checkpoint.every_minutes": 0,  # a test that wants checkpoints gives checkpoint.every
         }
         self.keys.update(keys or {})
         if not (self.folder / "config.json").exists():

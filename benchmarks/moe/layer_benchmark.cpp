@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "comm/device.h"
 #include "comm/local_communicator.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 #include "kernels/linear.h"
 #include "kernels/product.h"
 #include "memory/memory_category.h"
@@ -111,7 +111,7 @@ void run_weight_gradients(const Layer& layer, const at::Tensor& row_RH, const at
       linear_backward_weight(gradient[expert], grad_y.narrow(0, expert * rows, rows), x.narrow(0, expert * rows, rows),
                              false);
     };
-    if (const CudaKernels* cuda = cuda_kernels(x); cuda && overlapping) return cuda->overlapping(experts, of_expert);
+    if (overlapping) return kernels_of(x).overlapping(experts, of_expert);
     for (int64_t expert = 0; expert < experts; ++expert) of_expert(expert);
   };
   run(layer.grad_down, out_RH, active_RI);
@@ -208,7 +208,7 @@ std::optional<int> use_gpu() {
     return exit_user_error;
   }
   load_cuda_plugin(nullptr)->use_device(0);
-  use_cuda_kernels(load_cuda_plugin(nullptr)->kernels);
+  use_kernels(at::kCUDA, load_cuda_plugin(nullptr)->kernels);
   return std::nullopt;
 }
 

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
     model = MixtralForCausalLM(MixtralConfig(vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
                                              num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2, max_position_embeddings=256))
     conclave.init({"expert_parallel_degree": options.expert_parallel_degree})
-    conclave.transform(model)
+    conclave.transform(model, conclave.MoEConfig(moe_load_balancing="aux_loss", moe_aux_loss_coeff=0.02))
     settings = TrainingArguments(output_dir=str(options.output), max_steps=options.steps, per_device_train_batch_size=8, learning_rate=3e-3,
                                  gradient_accumulation_steps=2, max_grad_norm=1.0, logging_steps=1, save_steps=max(1, options.steps // 2),
                                  report_to=[], use_cpu=True, disable_tqdm=True)

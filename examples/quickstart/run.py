@@ -49,7 +49,8 @@ def make_tokenizer() -> None:
     if (ROOT / TOKENIZER / "tokenizer.json").exists():
         print(f"already there: {TOKENIZER}")
         return
-    run(sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", str(VOCABULARY), "--output", f"{TOKENIZER}/tokenizer.json")
+    run(sys.executable, "-m", "conclave.data", "train-tokenizer", "stdlib", "--vocab-size", str(VOCABULARY), "--output", f"{TOKENIZER}/tokenizer.json",
+        "--overwrite")
 
 
 def make_data() -> None:
@@ -59,7 +60,7 @@ def make_data() -> None:
         print(f"already there: {', '.join(files)}")
         return
     run(sys.executable, "-m", "conclave.data", "build", "stdlib", "--tokenizer", f"{TOKENIZER}/tokenizer.json", "--output", DATA,
-        "--validation-fraction", "0.05")
+        "--validation-fraction", "0.05", "--overwrite")
 
 
 def train(overrides: list[str]) -> None:

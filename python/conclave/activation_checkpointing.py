@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from conclave._library import operators
-from conclave.errors import UnsupportedError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 _repeats = ContextVar("conclave_repeats_arithmetic", default=False)
 
@@ -43,18 +37,3 @@ def checkpoint_context() -> tuple[AbstractContextManager[Any], AbstractContextMa
     ops = operators()
     forward, again = create_selective_checkpoint_contexts([ops.sinkhorn_choice.default, ops.routed_experts_forward.default])
     return _keeping_communication(forward), _keeping_communication(again)
-
-
-def keep_communication(model: PreTrainedModel) -> None:
-    """Makes the model's own `gradient_checkpointing_enable` use `checkpoint_context` unless another `context_fn` is given."""
-    enable = model.gradient_checkpointing_enable
-
-    @functools.wraps(enable)
-    def gradient_checkpointing_enable(gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
-        chosen = {"use_reentrant": False, "context_fn": checkpoint_context, **(gradient_checkpointing_kwargs or {})}
-        if chosen["use_reentrant"]:
-            raise UnsupportedError("use_reentrant is True, and reentrant checkpointing would dispatch every token once more in backward.\n"
-                                   "Use {'use_reentrant': False}.")
-        enable(gradient_checkpointing_kwargs=chosen, **options)
-
-    model.gradient_checkpointing_enable = gradient_checkpointing_enable

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from conclave._library import operators
-from conclave.errors import UnsupportedModelError
+from conclave.errors import ConfigError, UnsupportedModelError
 from conclave.moe_config import MoEConfig
 
 if TYPE_CHECKING:
@@ -19,21 +19,32 @@ if TYPE_CHECKING:
 SOFTMAX_ROUTERS = ("mixtral", "qwen3_moe", "olmoe")
 
 
-def apply_balancing(model: PreTrainedModel, config: MoEConfig, experts: dict[str, nn.Module]) -> None:
-    """`experts`: by their names in the model; the router is their neighbour `gate`."""
+def apply_balancing(model: PreTrainedModel, config: MoEConfig, blocks: list[nn.Module]) -> dict[str, Any]:
+    """`blocks`: the modules around the experts; the router is their `gate`. Returns what the model's configuration said before, of the keys that changed."""
+    wanted: dict[str, Any] = {}
     if config.moe_load_balancing is not None:
-        model.config.output_router_logits = config.moe_load_balancing == "aux_loss"
+        wanted["output_router_logits"] = config.moe_load_balancing == "aux_loss"
     if config.moe_aux_loss_coeff is not None:
-        model.config.router_aux_loss_coef = config.moe_aux_loss_coeff
+        wanted["router_aux_loss_coef"] = config.moe_aux_loss_coeff
         if hasattr(model, "router_aux_loss_coef"):
             model.router_aux_loss_coef = config.moe_aux_loss_coeff
+    given = {key: getattr(model.config, key) for key in wanted if hasattr(model.config, key)}
+    for key in given:
+        setattr(model.config, key, wanted[key])
     if config.moe_load_balancing == "sinkhorn":
-        for name in experts:
-            model.get_submodule(name.rpartition(".")[0]).gate.register_forward_hook(_choose_by_sinkhorn)
+        for block in blocks:
+            block.gate.register_forward_hook(_choose_by_sinkhorn)
+    return given
 
 
 def check_balancing(model: PreTrainedModel, config: MoEConfig) -> None:
-    """Refuses a rule that does not suit the model's router."""
+    """Refuses a rule that does not suit the model's router, or a loss that the model does not have."""
+    if (config.moe_load_balancing == "aux_loss" or config.moe_aux_loss_coeff is not None) and not hasattr(model, "router_aux_loss_coef"):
+        raise UnsupportedModelError(f"an auxiliary loss is asked for, and {type(model).__name__} of Transformers computes none.\n"
+                                    "Leave moe_load_balancing and moe_aux_loss_coeff out.")
+    if config.moe_aux_loss_coeff is not None and config.moe_load_balancing is None and not model.config.output_router_logits:
+        raise ConfigError(f"moe_aux_loss_coeff is {config.moe_aux_loss_coeff}, but the model's auxiliary loss is off (output_router_logits), so nobody would "
+                          "use it.\nSet moe_load_balancing='aux_loss' beside it.")
     if config.moe_load_balancing == "sinkhorn" and model.config.model_type not in SOFTMAX_ROUTERS:
         raise UnsupportedModelError(f"moe_load_balancing is 'sinkhorn', which balances softmax routers ({', '.join(SOFTMAX_ROUTERS)}), and "
                                     f"{type(model).__name__} is of the family {model.config.model_type!r}.\nUse None, 'aux_loss' or 'none'.")

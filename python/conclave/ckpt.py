@@ -3,10 +3,14 @@
 Those commands know what a checkpoint of Conclave holds; this module knows torch.distributed.checkpoint. Tensors pass
 between the two through standard input and output, one after the other, so that neither ever holds the model:
 
-    write FOLDER   reads a line of JSON {"tensors": [{"name", "shape", "dtype"}, ...], "state": text}, then every tensor's
-                   bytes in that order
-    read FOLDER    writes a line of JSON {"tensors": {name: {"shape", "dtype"}}, "state": text}, reads a line of JSON with
-                   the names that are wanted, then writes each one's bytes in that order
+    write FOLDER   reads a line of JSON {"tensors": [{"path", "shape", "dtype"}, ...], "updates": number, "groups": [{"options",
+                   "params"}, ...], "state": text}, then every tensor's bytes in that order
+    read FOLDER    writes a line of JSON {"tensors": {name: {"shape", "dtype"}}, "steps": {name: number}, "state": text}, reads
+                   a line of JSON with the names that are wanted, then writes each one's bytes in that order; of a
+                   folder that cannot be read, a line {"refusal": text}
+
+What `write` leaves is what torch.distributed.checkpoint.save leaves of {"model": get_model_state_dict(model), "optimizer":
+get_optimizer_state_dict(model, AdamW)}, with one more entry, "conclave". `read` takes any DCP folder.
 
 Memory: `write` holds one part of a tensor (CHUNK_BYTES, or one row of its first dim where that is larger), `read` one
 tensor.
@@ -15,6 +19,8 @@ tensor.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import io
 import json
 import math
 import sys
@@ -33,7 +39,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, TensorWriteData, WriteItem, WriteItemType
 
-STATE = "conclave.state"  # a tensor of bytes: the checkpoint's step, job and model
+STATE = ("conclave", "state")  # a tensor of bytes: the checkpoint's step, job and model
 CHUNK_BYTES = 256 << 20
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -53,6 +59,13 @@ def read_into(source: BinaryIO, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+EntryPath = tuple[str | int, ...]  # of an entry in the nested state
+
+
+def name_of(path: EntryPath) -> str:
+    return ".".join(map(str, path))
+
+
 def chunks_of(name: str, shape: list[int], dtype: torch.dtype) -> list[WriteItem]:
     """A tensor's parts in the order of its elements, cut along its first dim."""
     rows = shape[0] if shape else 1
@@ -67,35 +80,64 @@ def chunks_of(name: str, shape: list[int], dtype: torch.dtype) -> list[WriteItem
     return items
 
 
+def group_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What a parameter group of PyTorch's AdamW holds beside its parameters."""
+    (group,) = torch.optim.AdamW([torch.zeros(1)], **{**options, "betas": tuple(options["betas"])}).param_groups
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def entries_at_hand(head: dict[str, Any]) -> dict[EntryPath, Any]:
+    """Of the state: all but the tensors that are streamed."""
+    entries: dict[EntryPath, Any] = {STATE: torch.frombuffer(bytearray(head["state"].encode()), dtype=torch.uint8)}
+    for number, group in enumerate(head["groups"]):
+        for parameter in group["params"]:
+            entries["optimizer", "state", parameter, "step"] = torch.tensor(float(head["updates"]))
+        for key, value in {**group_options(group["options"]), "params": group["params"]}.items():
+            entries["optimizer", "param_groups", number, key] = value
+    return entries
+
+
 class StreamPlanner(SavePlanner):
     """A plan of tensors that are not there yet: each is read from `source` when the writer asks for it, in the plan's order."""
 
-    def __init__(self, tensors: list[dict[str, Any]], state: str, source: BinaryIO) -> None:
+    def __init__(self, head: dict[str, Any], source: BinaryIO) -> None:
         self._source = source
-        self._state = torch.frombuffer(bytearray(state.encode()), dtype=torch.uint8)
-        self._items = [item for each in tensors for item in chunks_of(each["name"], each["shape"], DTYPES[each["dtype"]])]
-        self._items += chunks_of(STATE, [len(self._state)], torch.uint8)
+        self._at_hand = {name_of(path): value for path, value in entries_at_hand(head).items()}
+        self._paths = {name_of(path): path for path in [*(tuple(each["path"]) for each in head["tensors"]), *entries_at_hand(head)]}
+        self._streamed = [item for each in head["tensors"] for item in chunks_of(name_of(each["path"]), each["shape"], DTYPES[each["dtype"]])]
         self._next = 0
 
     def set_up_planner(self, state_dict: Any, storage_meta: Any = None, is_coordinator: bool = False) -> None:
         pass
 
     def create_local_plan(self) -> SavePlan:
-        return SavePlan(self._items)
+        items = list(self._streamed)
+        for name, value in self._at_hand.items():
+            if isinstance(value, torch.Tensor):
+                items += chunks_of(name, list(value.shape), value.dtype)
+            else:
+                items.append(WriteItem(index=MetadataIndex(name), type=WriteItemType.BYTE_IO))
+        return SavePlan(items)
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        return create_default_global_save_plan(all_plans)
+        plans, metadata = create_default_global_save_plan(all_plans)
+        return plans, dataclasses.replace(metadata, planner_data=self._paths)  # by which PyTorch makes the nested state again
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
 
-    def resolve_data(self, write_item: WriteItem) -> torch.Tensor:
-        expected = self._items[self._next].index
+    def resolve_data(self, write_item: WriteItem) -> torch.Tensor | io.BytesIO:
+        if write_item.index.fqn in self._at_hand:
+            value = self._at_hand[write_item.index.fqn]
+            if isinstance(value, torch.Tensor):
+                return value
+            file = io.BytesIO()
+            torch.save(value, file)
+            return file
+        expected = self._streamed[self._next].index
         if (write_item.index.fqn, write_item.index.offset) != (expected.fqn, expected.offset):
             raise RuntimeError(f"PyTorch asks for {write_item.index}, but {expected} comes next")
         self._next += 1
-        if write_item.index.fqn == STATE:
-            return self._state
         data = write_item.tensor_data
         return read_into(self._source, torch.empty(data.chunk.sizes, dtype=data.properties.dtype))
 
@@ -104,29 +146,51 @@ def write(folder: Path, source: BinaryIO) -> None:
     head = json.loads(source.readline())
     # One thread writes one file, flushed to the disk, in the order of the plan.
     writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-    dcp.save({}, storage_writer=writer, planner=StreamPlanner(head["tensors"], head["state"], source), no_dist=True)
+    dcp.save({}, storage_writer=writer, planner=StreamPlanner(head, source), no_dist=True)
 
 
-def load(folder: Path, name: str, described: TensorStorageMetadata) -> torch.Tensor:
-    tensors = {name: torch.empty(described.size, dtype=described.properties.dtype)}
-    dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
-    return tensors[name]
+def load(folder: Path, described: dict[str, TensorStorageMetadata]) -> dict[str, torch.Tensor]:
+    tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in described.items()}
+    if tensors:
+        dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder), no_dist=True)
+    return tensors
+
+
+def metadata_of(folder: Path) -> Metadata:
+    """Of a whole folder; ValueError says why it is none."""
+    try:
+        metadata = dcp.FileSystemReader(folder).read_metadata()
+        files = {each.relative_path for each in metadata.storage_data.values()}
+    except Exception as error:  # pickle raises anything
+        raise ValueError(f"{folder / '.metadata'} cannot be read as a distributed checkpoint's: {type(error).__name__}: {error}") from error
+    missing = sorted(name for name in files if not (folder / name).is_file())
+    if missing:
+        raise ValueError(f"{folder} lacks {missing[0]}, which its .metadata names. Copy the folder whole.")
+    return metadata
 
 
 def read(folder: Path, orders: BinaryIO, out: BinaryIO) -> None:
-    described = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    try:
+        described = metadata_of(folder).state_dict_metadata
+    except ValueError as error:
+        out.write(json.dumps({"refusal": str(error)}).encode() + b"\n")
+        out.flush()
+        return
     tensors = {name: each for name, each in described.items() if isinstance(each, TensorStorageMetadata)}
+    steps = {name: each for name, each in tensors.items() if name.endswith(".step") and each.size.numel() == 1}
     head: dict[str, Any] = {"tensors": {name: {"shape": list(each.size), "dtype": NAMES.get(each.properties.dtype, str(each.properties.dtype))}
-                                        for name, each in tensors.items()}}
-    if STATE in tensors:
-        head["state"] = bytes(bytes_of(load(folder, STATE, tensors[STATE]))).decode()
+                                        for name, each in tensors.items()},
+                            "steps": {name: float(tensor) for name, tensor in load(folder, steps).items()}}
+    state = name_of(STATE)
+    if state in tensors:
+        head["state"] = bytes(bytes_of(load(folder, {state: tensors[state]})[state])).decode()
     out.write(json.dumps(head).encode() + b"\n")
     out.flush()
     line = orders.readline()
     if not line:  # the other side has refused what it was offered
         return
     for name in json.loads(line):
-        out.write(bytes_of(load(folder, name, tensors[name])))
+        out.write(bytes_of(load(folder, {name: tensors[name]})[name]))
     out.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,18 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from conclave.checkpoint_files import INDEX, SINGLE
 from conclave.errors import CheckpointError
 from conclave.regions import Region, local_of, stored_tensors
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from conclave.transformed_model import transformed
 
 Result = TypeVar("Result")
 _NAMES = {torch.int64: "I64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
@@ -56,7 +57,7 @@ class PlannedFile:
 class FolderWriter:
     """One save. Every rank makes the same plan; file i is written by rank i mod ranks; parts of a parameter go to the rank that writes it."""
 
-    def __init__(self, model: PreTrainedModel, folder: Path, max_shard_size: int) -> None:
+    def __init__(self, model: nn.Module, folder: Path, max_shard_size: int) -> None:
         self._model = model
         self._folder = folder
         self._parameters = stored_tensors(model)
@@ -86,12 +87,16 @@ class FolderWriter:
         for name, parameter in self._parameters.items():
             described = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
             tensors = {key: (_NAMES[each.dtype], list(each.shape), prod(each.shape) * each.element_size())
-                       for key, each in revert_weight_conversion(self._model, {name: described}).items()}
+                       for key, each in self._as_stored(name, described).items()}
             if files[-1].parameters and files[-1].bytes + sum(size for _, _, size in tensors.values()) > max_shard_size:
                 files.append(PlannedFile())
             files[-1].parameters.append(name)
             files[-1].tensors |= tensors
         return files
+
+    def _as_stored(self, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """A parameter as the tensors of a checkpoint: Transformers' own, or its own of a model of one's own."""
+        return revert_weight_conversion(self._model, {name: tensor}) if isinstance(self._model, PreTrainedModel) else {name: tensor}
 
     def _path(self, number: int) -> Path:
         count = len(self._files)
@@ -113,7 +118,7 @@ class FolderWriter:
             self._attempt(file.close)
 
     def _write_parameter(self, file: IO[bytes], planned: PlannedFile, name: str, whole: torch.Tensor) -> None:
-        tensors = revert_weight_conversion(self._model, {name: whole})
+        tensors = self._as_stored(name, whole)
         for key in planned.tensors:
             if key in tensors:
                 file.write(memoryview(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy()))
@@ -153,12 +158,18 @@ class FolderWriter:
         for path in self._folder.glob("model*.safetensors"):
             if path.name not in names and re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name):
                 path.unlink()
-        config = self._model.config
+        if isinstance(self._model, PreTrainedModel):
+            self._write_configuration(self._model)
+
+    def _write_configuration(self, model: PreTrainedModel) -> None:
+        config = copy.deepcopy(model.config)
+        for key, value in transformed(model, "conclave.save_pretrained").given_config.items():
+            setattr(config, key, value)
         config.dtype = str(next(iter(self._parameters.values())).dtype).removeprefix("torch.")
-        config.architectures = [type(self._model).__name__.removeprefix("FSDP")]
+        config.architectures = [type(model).__name__.removeprefix("FSDP")]
         config.save_pretrained(self._folder)
-        if self._model.can_generate():
-            self._model.generation_config.save_pretrained(self._folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(self._folder)
 
     def _attempt(self, work: Callable[[], Result]) -> Result | None:
         """What `work` returns, or None when it or something before it failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,9 +12,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from conclave.errors import OrderError, UnsupportedError
+from conclave.adapters import check_adapters, check_same_adapters
+from conclave.errors import ConfigError, OrderError
 from conclave.regions import local_of
-from conclave.transformation import transformed
+from conclave.transformed_model import transformed
 
 _BUCKET_BYTES = 64 << 20
 
@@ -31,25 +33,30 @@ def _copies(tensor: torch.Tensor, world: int) -> int:
 def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> torch.Tensor:
     """Scales the gradients so that the norm of the whole model's gradient is at most `max_norm`; returns the norm before, fp32. Collective.
 
-    Right for parameters on any of the meshes, sharded or not: torch's own takes one mesh at a time. Squares are summed in double precision and over the
-    ranks in rank order.
+    Right for parameters on any of the meshes, sharded or not, and for every `norm_type` from 0 (exclusive) to infinity. Powers are summed in double
+    precision and over the ranks in rank order.
 
     Raises:
         OrderError: the model is not transformed.
-        UnsupportedError: norm_type is not 2.
+        ConfigError: norm_type is not a positive number.
     """
     state = transformed(model, "conclave.clip_grad_norm_")
-    if float(norm_type) != 2.0:
-        raise UnsupportedError(f"norm_type is {norm_type}, and only the 2-norm adds up over shards by squares.\nUse norm_type=2.")
-    world = state.mesh.world_size
+    check_adapters(model)
+    norm_type = float(norm_type)
+    if not norm_type > 0:
+        raise ConfigError(f"norm_type is {norm_type}, and a norm takes a positive power.\nUse 2, 1, or math.inf for the largest element.")
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     device = local_of(gradients[0]).device if gradients else torch.device(state.mesh.device_type)
-    square = torch.zeros((), dtype=torch.float64, device=device)
+    own = torch.zeros((), dtype=torch.float64, device=device)
     for gradient in gradients:
-        square += local_of(gradient).double().square().sum() / _copies(gradient, world)
-    squares = [torch.empty_like(square) for _ in range(world)]
-    dist.all_gather(squares, square)
-    norm = torch.stack(squares).sum().sqrt()
+        size = local_of(gradient).double().abs()
+        if math.isinf(norm_type):
+            own = torch.maximum(own, size.amax()) if size.numel() else own
+        else:
+            own += size.pow(norm_type).sum() / _copies(gradient, state.mesh.world_size)
+    parts = [torch.empty_like(own) for _ in range(state.mesh.world_size)]
+    dist.all_gather(parts, own)
+    norm = torch.stack(parts).amax() if math.isinf(norm_type) else torch.stack(parts).sum().pow(1 / norm_type)
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(f"the norm of the gradient is {norm.item()}, so it cannot be clipped")
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -69,6 +76,7 @@ def synchronize_gradients(model: nn.Module) -> None:
     state = transformed(model, "conclave.synchronize_gradients")
     if any(isinstance(module, FSDPModule) for module in model.modules()):
         raise OrderError("the model is sharded by fully_shard, whose backward averages gradients already.\nLeave out conclave.synchronize_gradients.")
+    check_same_adapters(model)
     experts = state.expert_parameters()
     dense, expert = [], []
     for parameter in model.parameters():

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from conclave._library import operators
-from conclave.errors import NotMaterializedError, OrderError, UnsupportedModelError
+from conclave.adapters import is_adapted
+from conclave.errors import NotMaterializedError, OrderError
 from conclave.regions import Region, local_of
-from conclave.transformation import transformed
+from conclave.transformed_model import transformed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,30 +25,35 @@ def materialize(model: PreTrainedModel, *, seed: int | None = None) -> PreTraine
     mesh's.
 
     Raises:
-        OrderError: the model is not transformed, or not on the meta device.
-        UnsupportedModelError: the model ties weights, which meta tensors cannot show.
+        OrderError: the model is not transformed, or not on the meta device, or holds adapters of PEFT.
         NotMaterializedError: something is still on the meta device afterwards.
     """
     state = transformed(model, "conclave.materialize")
+    if is_adapted(model):
+        raise OrderError("the model holds adapters of PEFT, whose first values are PEFT's to draw.\nCall conclave.materialize before get_peft_model.")
     allocate(model)
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            _fill(module, f"{prefix}.{name}".lstrip("."), parameter, model.config.initializer_range, state.mesh.seed if seed is None else seed)
+    for name, _ in model.named_parameters():  # a tied one once, under its first name
+        fill(model, name, state.mesh.seed if seed is None else seed)
     check_materialized(model)
     return model
 
 
 def allocate(model: PreTrainedModel) -> None:
-    """Memory for this rank's parts, with undefined values; buffers are computed as Transformers does."""
+    """Memory for this rank's parts, with undefined values; buffers are computed as Transformers does, tied weights stay tied."""
     real = [name for name, parameter in model.named_parameters() if not parameter.is_meta]
     if real:
         raise OrderError(f"{real[0]} is not on the meta device, and its values would be lost.\n"
                          "Build the model under `with torch.device('meta')`, or leave the call out.")
-    if model.config.tie_word_embeddings:
-        raise UnsupportedModelError("the model ties its embedding to its head, which delayed initialization would separate.\n"
-                                    "Set config.tie_word_embeddings to False, or build the model on a real device.")
     state = transformed(model, "conclave.materialize")
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append((module, name))
     model.to_empty(device=state.mesh.device_type)
+    for (first, name), *others in holders.values():
+        for module, other in others:
+            module._parameters[other] = first._parameters[name]
     with torch.no_grad():
         for module in model.modules():
             if list(module.buffers(recurse=False)):
@@ -63,7 +69,9 @@ def check_materialized(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _fill(module: nn.Module, name: str, parameter: nn.Parameter, std: float, seed: int) -> None:
+def fill(model: PreTrainedModel, name: str, seed: int) -> None:
+    """Draws this rank's part of the parameter `name`."""
+    module, parameter, std = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name), model.config.initializer_range
     local = local_of(parameter)
     if "Norm" in type(module).__name__:
         local.fill_(1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,7 @@ class Job:
         for word in self._overrides[1::2]:
             key, _, value = word.partition("=")
             folder = json.loads(value) if key == "run.output_dir" else folder
-        return Run(Path(folder))
+        return Run(Path(_expanded(folder)))
 
     def plan(self, world: int = 1, device: str | None = None, search: bool = False) -> SimpleNamespace:
         """Memory, traffic and time of a step (docs/plan.md), as an object whose attributes are the keys of `conclave plan --json`."""
@@ -101,8 +102,10 @@ def read_metrics(folder: str | PathLike[str]) -> list[dict[str, Any]]:
 def run_program(arguments: Sequence[object], show: bool = False) -> str:
     """Runs the program and returns its standard output; `show`: passes on what it prints, too."""
     command = [str(program()), *map(str, arguments)]
-    done = subprocess.run(command, env=program_environment(), stdin=subprocess.DEVNULL, text=True, stdout=sys.stderr if show else subprocess.PIPE,
-                          stderr=subprocess.PIPE)
+    # Not subprocess.run, which kills the program at Ctrl-C: the program gets the signal too, saves, and ends by itself.
+    with subprocess.Popen(command, env=program_environment(), stdin=subprocess.DEVNULL, text=True, stdout=sys.stderr if show else subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        done = _wait(process)
     if show:
         sys.stderr.write(done.stderr)
     if done.returncode == _USER_ERROR:
@@ -133,6 +136,26 @@ def main() -> None:
     """The console script `conclave` of an installed package: becomes the program."""
     path = program()
     os.execve(path, [str(path), *sys.argv[1:]], program_environment())
+
+
+def _wait(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            stdout, stderr = process.communicate()
+        except KeyboardInterrupt as error:
+            interrupted = error
+            continue
+        if interrupted:
+            sys.stderr.write(stderr)
+            raise interrupted
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def _expanded(path: str) -> str:
+    """A path of the job file as the program reads it (src/config/path_text.h). It has refused what cannot be read."""
+    path = os.path.expanduser(path)
+    return re.sub(r"\$(?:\$|\{(\w+)\}|([A-Za-z_]\w*))", lambda found: os.environ[found[1] or found[2]] if found[1] or found[2] else "$", path)
 
 
 def _object(keys: dict[str, Any]) -> SimpleNamespace:

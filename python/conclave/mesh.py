@@ -14,6 +14,7 @@ import yaml
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from conclave._library import call_checked, operators
+from conclave.agreement import together
 from conclave.errors import ConfigError, LayoutError, ProcessGroupError, UnsupportedError
 from conclave.moe_config import MoEConfig, yaml_of
 
@@ -39,6 +40,10 @@ class Mesh:
     hybrid_shard_degree: int
     seed: int
     moe: MoEConfig
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Mesh:
+        """Ranks are not copied with a model."""
+        return self
 
     @property
     def expert(self) -> DeviceMesh:
@@ -80,7 +85,7 @@ def init(config: Mapping[str, Any] | str | PathLike[str] | None = None) -> Mesh:
 
     Raises:
         ProcessGroupError: there is no process group.
-        ConfigError: an unknown key or a value that cannot be used.
+        ConfigError: an unknown key, a value that cannot be used, or ranks that give different ones.
         LayoutError: the degrees do not divide the ranks.
         UnsupportedError: a key or value that is the program's own.
     """
@@ -88,19 +93,42 @@ def init(config: Mapping[str, Any] | str | PathLike[str] | None = None) -> Mesh:
     if not (dist.is_available() and dist.is_initialized()):
         raise ProcessGroupError("conclave.init needs a process group, and torch.distributed has none.\n"
                                 "Start the script by torchrun and call torch.distributed.init_process_group() before.")
-    given = _given_keys(config)
-    _refuse_unused(given)
-    resolved = yaml.safe_load(call_checked(operators().read_settings, [f"{key}={yaml_of(value)}" for key, value in given.items()]))
+    given, resolved, degrees = together(lambda: _resolve(config))
+    _check_same(given)
     parallel = resolved["parallel"]
-    expert_degree, shard_degree = parallel["expert_parallel_degree"], parallel["hybrid_shard_degree"]
-    # The model is not known yet: its experts are taken to suit.
-    degrees = call_checked(operators().layout_degrees, dist.get_world_size(), expert_degree, shard_degree, expert_degree, error=LayoutError)
     device = "cuda" if torch.cuda.is_available() and "nccl" in str(dist.get_backend()) else "cpu"
     dense = init_device_mesh(device, (degrees[0], degrees[1]), mesh_dim_names=("replica", "shard"))
     experts = init_device_mesh(device, (degrees[2], degrees[3], degrees[4]), mesh_dim_names=("expert_replica", "expert_shard", "expert"))
-    moe = MoEConfig(**{key.removeprefix("moe."): value for key, value in given.items() if key.startswith("moe.")})
-    _current = Mesh(dense, experts, expert_degree, shard_degree, resolved["run"]["seed"], moe)
+    moe = MoEConfig(**_moe_keys(given))
+    _current = Mesh(dense, experts, parallel["expert_parallel_degree"], parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe)
     return _current
+
+
+def _resolve(config: Mapping[str, Any] | str | PathLike[str] | None) -> tuple[dict[str, Any], dict[str, Any], list[int]]:
+    """(the keys as given, all of them with defaults, the degrees of the axes)."""
+    given = _given_keys(config)
+    _refuse_unused(given)
+    resolved = yaml.safe_load(call_checked(operators().read_settings, [f"{key}={yaml_of(value)}" for key, value in given.items()]))
+    MoEConfig(**_moe_keys(given))
+    expert_degree, shard_degree = resolved["parallel"]["expert_parallel_degree"], resolved["parallel"]["hybrid_shard_degree"]
+    # The model is not known yet: its experts are taken to suit.
+    degrees = call_checked(operators().layout_degrees, dist.get_world_size(), expert_degree, shard_degree, expert_degree, error=LayoutError)
+    return given, resolved, degrees
+
+
+def _moe_keys(given: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix("moe."): value for key, value in given.items() if key.startswith("moe.")}
+
+
+def _check_same(given: dict[str, Any]) -> None:
+    """Ranks that lay different meshes would wait for each other."""
+    others: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(others, given)
+    for rank, other in enumerate(others):
+        if other != others[0]:
+            key = sorted(name for name in {*other, *others[0]} if other.get(name) != others[0].get(name))[0]
+            raise ConfigError(f"{key} is {others[0].get(key)!r} on rank 0 and {other.get(key)!r} on rank {rank}, and one mesh lies over all ranks.\n"
+                              "Give every rank the same configuration.")
 
 
 def current_mesh() -> Mesh:

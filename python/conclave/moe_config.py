@@ -53,6 +53,9 @@ class MoEConfig:
         if self.moe_load_balancing not in (None, "aux_loss", "none", "sinkhorn"):
             raise UnsupportedError(f"moe_load_balancing is {self.moe_load_balancing!r}, which carries a state or numbers of tokens that a model "
                                    "of Transformers has no place for.\nUse None, 'aux_loss', 'sinkhorn' or 'none', or train with the program: conclave.Job(path).train().")
+        if self.global_token_shuffle:
+            raise UnsupportedError("global_token_shuffle is True, and a transformed model would not use it: its tokens stay in order.\n"
+                                   "Use False, or train with the program: conclave.Job(path).train().")
         if self.moe_z_loss_coeff:
             raise UnsupportedError(f"moe_z_loss_coeff is {self.moe_z_loss_coeff}, but a transformed model keeps Transformers' own losses, which have no "
                                    "z-loss.\nUse 0 or None, or train with the program: conclave.Job(path).train().")

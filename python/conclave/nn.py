@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
 
 from conclave._library import operators
+from conclave.adapters import adopt_before_forward
 from conclave.errors import ConfigError
-from conclave.experts import ExpertAxis, experts_forward
+from conclave.experts import ExpertAxis, divided, module_forward
 from conclave.mesh import Mesh, current_mesh
 
 
 class Experts(nn.Module):
-    """SwiGLU experts divided over the expert axis: `gate_up_proj` [E,2I,H] and `down_proj` [E,H,I] as DTensors sharded on dim 0."""
+    """SwiGLU experts divided over the expert axis: `gate_up_proj` [E,2I,H] and `down_proj` [E,H,I] as DTensors sharded on dim 0 (plain at degree 1)."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_experts: int, initializer_range: float, name: str) -> None:
         super().__init__()
@@ -22,19 +22,18 @@ class Experts(nn.Module):
         mesh.check_experts(num_experts)
         self.num_experts = num_experts
         self.conclave_axis = ExpertAxis.of(mesh, num_experts)
-        local = num_experts // mesh.expert.size()
-        begin = mesh.expert.get_local_rank() * local
+        self.conclave_deltas: dict[str, list] = {}
+        axis = self.conclave_axis
 
         def sliced(part: str, rows: int, columns: int) -> nn.Parameter:
-            own = _initial(mesh, f"{name}.{part}", begin * rows * columns, (local, rows, columns), initializer_range)
-            return nn.Parameter(DTensor.from_local(own, mesh.expert, [Shard(0)], run_check=False))
+            return divided(axis, _initial(mesh, f"{name}.{part}", axis.begin * rows * columns, (axis.local, rows, columns), initializer_range))
 
         self.gate_up_proj = sliced("gate_up_proj", 2 * intermediate_size, hidden_size)
         self.down_proj = sliced("down_proj", hidden_size, intermediate_size)
 
     def forward(self, hidden: torch.Tensor, choice: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """hidden [T,H], choice [T,K] expert numbers, weight [T,K] -> the weighted sums [T,H]. Collective over the expert axis."""
-        return experts_forward(self.conclave_axis, hidden, choice, weight, self.gate_up_proj, self.down_proj)
+        return module_forward(self, hidden, choice, weight)
 
 
 class MoE(nn.Module):
@@ -59,6 +58,7 @@ class MoE(nn.Module):
         self.top_k = top_k
         self.normalize_weights = normalize_weights
         self.experts = Experts(hidden_size, intermediate_size, num_experts, initializer_range, f"{name}.experts")
+        self.register_forward_pre_hook(adopt_before_forward)
         mesh = self.experts.conclave_axis.mesh
         self.gate = nn.Linear(hidden_size, num_experts, bias=False, device=mesh.device_type)
         with torch.no_grad():

@@ -11,8 +11,10 @@ from torch.distributed.fsdp import fully_shard as torch_fully_shard
 from torch.distributed.tensor import Shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from conclave.adapters import base_of, check_adapters, check_prompts, check_same_adapters
+from conclave.agreement import together
 from conclave.errors import OrderError
-from conclave.transformation import Transformed, transformed
+from conclave.transformed_model import Transformed, transformed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,15 +24,20 @@ def fully_shard(model: PreTrainedModel, *, mp_policy: MixedPrecisionPolicy | Non
                 reshard_after_forward: bool = True) -> PreTrainedModel:
     """Applies torch.distributed.fsdp.fully_shard in the right order: experts on the expert mesh, each decoder layer and the rest on the dense mesh.
 
-    The model is changed in place and returned. Where a rank alone holds its experts (expert degree = ranks), there is nobody to gather them from and they
-    stay outside of FSDP, as DTensors on the expert axis: in their own dtype, computing in `mp_policy`'s. The manual way is in docs/python.md.
+    The model is changed in place and returned; of a PeftModel, the model inside with its adapters. Where a rank alone holds its experts (expert
+    degree = ranks), there is nobody to gather them from and they stay outside of FSDP, as DTensors on the expert axis: in their own dtype, computing in
+    `mp_policy`'s. The manual way is in docs/python.md.
 
     Raises:
         OrderError: the model is not transformed, or sharded already.
+        ProcessGroupError: the ranks have drawn different adapters.
+        UnsupportedError: adapters of a kind that cannot be divided.
     """
     state = transformed(model, "conclave.fully_shard")
-    if isinstance(model, FSDPModule) or any(isinstance(module, FSDPModule) for module in model.modules()):
+    if any(isinstance(module, FSDPModule) for module in model.modules()):
         raise OrderError("the model is sharded already.\nCall conclave.fully_shard once, instead of torch's fully_shard.")
+    together(lambda: (check_adapters(model), check_prompts(model)))
+    check_same_adapters(model)
     options: dict[str, Any] = {"mp_policy": mp_policy or MixedPrecisionPolicy(), "offload_policy": offload_policy or OffloadPolicy(),
                                "reshard_after_forward": reshard_after_forward}
     alone = state.mesh.expert_data.size() == 1 and not isinstance(offload_policy, CPUOffloadPolicy)
@@ -38,10 +45,10 @@ def fully_shard(model: PreTrainedModel, *, mp_policy: MixedPrecisionPolicy | Non
     if not alone:
         for module in state.experts.values():
             _shard_experts(module, state, **options)
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
+    root = base_of(model)
+    for layer in [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]:
         torch_fully_shard(layer, mesh=state.mesh.dense_data, ignored_params=ignored, **options)
-    torch_fully_shard(model, mesh=state.mesh.dense_data, ignored_params=ignored, **options)
+    torch_fully_shard(root, mesh=state.mesh.dense_data, ignored_params=ignored, **options)
     return model
 
 
@@ -63,6 +70,7 @@ def parameter_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[s
     PyTorch's fused and foreach optimizers take tensors of one mesh at a time, and dense parameters and experts lie on two.
     """
     state = transformed(model, "conclave.parameter_groups")
+    check_adapters(model)
     experts = state.expert_parameters()
     groups: dict[tuple[bool, bool], list[torch.Tensor]] = {}
     for parameter in model.parameters():

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_op
 from conclave.errors import CheckpointError
 from conclave.initialization import allocate, check_materialized
 from conclave.regions import Region, local_of, stored_tensors
-from conclave.transformation import transformed
+from conclave.transformed_model import transformed
 
 
 def state_dict(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:

@@ -14,12 +14,16 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 
+from conclave.adapters import base_of, check_adapters, check_same_adapters, refuse_bare_layers
 from conclave.errors import CheckpointError, UnsupportedError
 from conclave.gradients import clip_grad_norm_, synchronize_gradients
 from conclave.pretrained import load_pretrained, save_pretrained
 from conclave.state import load_state_dict, state_dict
-from conclave.transformation import load_metrics, transformed
+from conclave.transformation import load_metrics
+from conclave.transformed_model import transformed
 
+# What computes each element for itself, so that a part of a parameter is updated as it is in the whole.
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 OPTIMIZER_FOLDER = "optimizer"  # in a checkpoint folder: a checkpoint of torch.distributed.checkpoint
 
 
@@ -40,12 +44,19 @@ class Trainer(transformers.Trainer):
             raise UnsupportedError("conclave.Trainer was given no model, and a model_init would build one that is not transformed.\n"
                                    "Transform the model, then give it as `model`.")
         transformed(model, "conclave.Trainer")
+        refuse_bare_layers(model)
+        check_adapters(model)
+        check_same_adapters(model)
         if args is not None:
             _refuse_arguments(args)
+        _refuse_optimizer(options.get("optimizers", (None, None))[0])
         super().__init__(model=model, args=args, **options)
+        self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps  # for who takes a step without train()
         self._sharded = any(isinstance(module, FSDPModule) for module in model.modules())
 
     def create_accelerator_and_postprocess(self) -> None:
+        if self.args.accelerator_config.dispatch_batches is None:
+            self.args.accelerator_config.dispatch_batches = False  # of a stream, each rank takes its own batches; rank 0 need not send them
         super().create_accelerator_and_postprocess()
         # As for evaluation: device and autocast, but no wrapper around the model.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -64,6 +75,28 @@ class Trainer(transformers.Trainer):
                         groups.append({**group, "params": members})
             optimizer.param_groups[:] = groups
         return optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
+                     num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The balancing loss is a mean already: what the stock Trainer does to the sum of the tokens' losses (not divided by the micro-steps, times the
+        ranks) must not reach it."""
+        by_tokens = num_items_in_batch is not None and self.model_accepts_loss_kwargs
+        micro_steps = self.current_gradient_accumulation_steps if by_tokens and model.training else 1
+        ranks = self.accelerator.num_processes if by_tokens and self.args.average_tokens_across_devices else 1
+        base = base_of(self.model)
+        coefficient = getattr(base, "router_aux_loss_coef", None)
+        smoothed = self.label_smoother is not None and self.compute_loss_func is None and "labels" in inputs
+        try:
+            if coefficient is not None:
+                base.router_aux_loss_coef = coefficient / (micro_steps * ranks)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        finally:
+            if coefficient is not None:
+                base.router_aux_loss_coef = coefficient
+        balancing = getattr(outputs, "aux_loss", None)
+        if smoothed and coefficient is not None and balancing is not None:  # the label smoother has computed a loss of its own, without it
+            loss = loss + coefficient * balancing / micro_steps
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
         loss = super().training_step(*arguments, **options)
@@ -128,6 +161,8 @@ def _refuse_arguments(args: transformers.TrainingArguments) -> None:
         "fsdp": (args.fsdp, "Accelerate shards every parameter over all ranks. Call conclave.fully_shard(model) before"),
         "deepspeed": (args.deepspeed, "DeepSpeed partitions parameters by itself, on one axis. Call conclave.fully_shard(model) before"),
         "parallelism_config": (getattr(args, "parallelism_config", None), "Accelerate's axes do not know the expert axis. Use conclave.init"),
+        "optim": (args.optim not in OPTIMIZERS, f"it is not among those that treat a rank's part of a parameter as they treat the whole. "
+                                                f"Use {', '.join(OPTIMIZERS)}"),
         "fp16": (args.fp16, "Accelerate's gradient scaler looks for overflow on one rank at a time. Use bf16"),
         "torch_compile": (args.torch_compile, "FSDP2 and the experts' collectives are not traced. Leave it out"),
         "auto_find_batch_size": (args.auto_find_batch_size, "a rank that is out of memory would try again alone. Give a batch size that fits"),
@@ -138,4 +173,10 @@ def _refuse_arguments(args: transformers.TrainingArguments) -> None:
     for name, (given, reason) in refusals.items():
         if given:
             value = getattr(args, name, None) if "." not in name else getattr(args.accelerator_config, name.split(".")[1])
-            raise UnsupportedError(f"TrainingArguments.{name} is {value!r}, which conclave.Trainer cannot honour: {reason}.")
+            raise UnsupportedError(f"TrainingArguments.{name} is {getattr(value, 'value', value)!r}, which conclave.Trainer cannot honour: {reason}.")
+
+
+def _refuse_optimizer(optimizer: torch.optim.Optimizer | None) -> None:
+    if "Adafactor" in type(optimizer).__name__:
+        raise UnsupportedError(f"optimizers holds {type(optimizer).__name__}, which takes means over rows and columns that no rank has whole.\n"
+                               "Use torch.optim.AdamW(conclave.parameter_groups(model), ...).")

@@ -3,47 +3,34 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
-from conclave import activation_checkpointing
+from conclave.adapters import adopt, adopt_before_forward, base_of, check_adapters
+from conclave.agreement import together
 from conclave.balancing import apply_balancing, check_balancing
 from conclave.errors import OrderError, ProcessGroupError, UnsupportedModelError
-from conclave.experts import ExpertAxis, experts_forward
+from conclave.experts import ExpertAxis, divided, module_forward
 from conclave.mesh import Mesh, current_mesh
 from conclave.moe_config import MoEConfig
+from conclave.transformed_model import EXPERT_PARAMETERS, Transformed, become_transformed, transformed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-EXPERT_PARAMETERS = ("gate_up_proj", "down_proj")
 # Families that pass tests/python/test_transform.py. Others may have the same experts and yet do something around them that was never compared.
 SUPPORTED_MODEL_TYPES = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "dots1", "exaone_moe", "flex_olmo", "glm4_moe", "granitemoe",
                          "minimax_m2")
 
 
-@dataclass(frozen=True)
-class Transformed:
-    """What `transform` leaves at the model, as its attribute `conclave`."""
-
-    mesh: Mesh
-    config: MoEConfig
-    experts: dict[str, nn.Module] = field(repr=False)  # by the module's name
-
-    def expert_parameters(self) -> dict[int, nn.Parameter]:
-        """The experts' parameters as they are now (fully_shard puts others in their place), by id."""
-        return {id(parameter): parameter for module in self.experts.values() for name in EXPERT_PARAMETERS for parameter in [getattr(module, name)]}
-
-
 def _transformed_experts_forward(self: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
     """The experts function that Transformers calls: hidden [T,H], index [T,K], weights [T,K] -> [T,H]."""
-    return experts_forward(self.conclave_axis, hidden_states, top_k_index, top_k_weights, self.gate_up_proj, self.down_proj)
+    return module_forward(self, hidden_states, top_k_index, top_k_weights)
 
 
 ALL_EXPERTS_FUNCTIONS.register("conclave", _transformed_experts_forward)
@@ -53,9 +40,9 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
     """Give each rank its slice of every layer's experts and route tokens to them.
 
     The model is changed in place and returned. Expert parameters become DTensors on the expert axis, `gate_up_proj` [E,2I,H] and `down_proj` [E,H,I]
-    sharded on dim 0, under their old names. Router, losses and names in checkpoints stay Transformers' own. Call it on all ranks, after
-    `conclave.init` and before `fully_shard`, on a model whose parameters are all real (then every rank must hold the same ones) or all on the
-    meta device (then `load_pretrained` or `materialize` follows).
+    sharded on dim 0, under their old names (at degree 1 they stay plain). A PeftModel is transformed inside. Router, losses and names in checkpoints
+    stay Transformers' own. Call it on all ranks, after `conclave.init` and before `fully_shard`, on a model whose parameters are all real (then every
+    rank must hold the same ones) or all on the meta device (then `load_pretrained` or `materialize` follows).
 
     A transformed model's gradient is the mean over the ranks that share a parameter, as that of `fully_shard` and DistributedDataParallel: experts'
     gradients are already the mean over the expert axis after backward.
@@ -63,38 +50,44 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
     `config`: None: what `conclave.init` was given, if it was.
 
     Raises:
-        UnsupportedModelError: the model's family, activation or experts' layout is not supported.
+        UnsupportedModelError: the model's family, activation or experts' layout is not supported, or it has no auxiliary loss to switch on.
+        UnsupportedError: adapters of PEFT around whole experts.
+        ConfigError: a coefficient of a loss that is off.
         LayoutError: the number of experts is not a multiple of the expert degree.
-        OrderError: the model is transformed or sharded already, or half on the meta device.
-        ProcessGroupError: `conclave.init` was not called, or ranks hold different weights.
+        OrderError: the model is transformed or sharded already, or half, or on some ranks only, on the meta device.
+        ProcessGroupError: `conclave.init` was not called, or ranks hold different models, weights or configs.
     """
-    mesh = current_mesh()
+    mesh = together(current_mesh) if dist.is_initialized() else current_mesh()
     config = mesh.moe if config is None else config
-    _check_order(model)
-    experts = _find_experts(model)
-    check_balancing(model, config)
-    for module in experts.values():
-        mesh.check_experts(module.num_experts)
-    if not next(model.parameters()).is_meta:
-        _check_same_weights(model, mesh)
+    base = base_of(model)
+    experts = together(lambda: _checked_experts(model, base, mesh, config))
+    _check_same_model(model, config)
+    blocks = [base.get_submodule(_block_name(name)) for name in experts]
     for module in experts.values():
         _slice_experts(module, mesh, config)
-    apply_balancing(model, config, experts)
-    model.conclave = Transformed(mesh, config, experts)
-    activation_checkpointing.keep_communication(model)
-    _refuse_plain_save(model)
+    for block in blocks:
+        block.register_forward_pre_hook(adopt_before_forward)
+    given = apply_balancing(base, config, blocks)
+    become_transformed(base, Transformed(mesh, config, experts, given))
+    adopt(model)
     return model
 
 
-def transformed(model: nn.Module, caller: str) -> Transformed:
-    """What `transform` left at the model, or what is in a model of one's own with conclave.nn.MoE; refuses any other."""
-    state = getattr(model, "conclave", None)
-    if isinstance(state, Transformed):
-        return state
-    experts = {name: module for name, module in model.named_modules() if hasattr(module, "conclave_axis")}
-    if not experts:
-        raise OrderError(f"{caller} needs a transformed model, and this {type(model).__name__} is not.\nCall conclave.transform(model) before.")
-    return Transformed(next(iter(experts.values())).conclave_axis.mesh, MoEConfig(), experts)
+def _checked_experts(model: nn.Module, base: nn.Module, mesh: Mesh, config: MoEConfig) -> dict[str, nn.Module]:
+    _check_order(model)
+    check_adapters(model)
+    experts = _find_experts(base)
+    check_balancing(base, config)
+    for module in experts.values():
+        mesh.check_experts(module.num_experts)
+    return experts
+
+
+def _block_name(experts_name: str) -> str:
+    """The name of the module around the experts, with or without adapters in between."""
+    while experts_name.endswith(".base_layer"):
+        experts_name = experts_name.removesuffix(".base_layer")
+    return experts_name.rpartition(".")[0]
 
 
 def load_metrics(model: nn.Module) -> dict[str, float | int]:
@@ -149,10 +142,31 @@ def _find_experts(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def _check_same_weights(model: nn.Module, mesh: Mesh) -> None:
-    names, sums = [], []
-    for name, parameter in model.named_parameters():
-        names.append(name)
+def _check_same_model(model: nn.Module, config: MoEConfig) -> None:
+    """Ranks must agree on what there is before they compare values: one that builds another model would leave the others waiting."""
+    parameters = dict(model.named_parameters())
+    on_meta = next(iter(parameters.values())).is_meta
+    own = (on_meta, repr(config), [(name, tuple(value.shape), value.dtype) for name, value in parameters.items()])
+    others: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(others, own)
+    if any(other[0] != others[0][0] for other in others):
+        real = [rank for rank, other in enumerate(others) if not other[0]]
+        raise OrderError(f"rank {real[0]} has real weights, and {len(others) - len(real)} of {len(others)} ranks have a model on the meta device.\n"
+                         "Build the model on the meta device on every rank; after transform (and fully_shard) give rank 0's weights to all: "
+                         "conclave.load_state_dict_from_rank0(model, state_dict if rank == 0 else None).")
+    if any(other[1] != others[0][1] for other in others):
+        raise ProcessGroupError("the ranks transform with different MoEConfigs.\nGive every rank the same.")
+    for rank, other in enumerate(others):
+        if other[2] != others[0][2]:
+            name = next(iter(sorted({each[0] for each in set(other[2]) ^ set(others[0][2])})), "their order")
+            raise ProcessGroupError(f"rank {rank} has built another model than rank 0: {name} differs.\nGive every rank the same configuration.")
+    if not on_meta:
+        _check_same_weights(parameters)
+
+
+def _check_same_weights(parameters: dict[str, nn.Parameter]) -> None:
+    names, sums = list(parameters), []
+    for parameter in parameters.values():
         value = parameter.detach().double()
         sums.append(torch.stack([value.sum(), value.abs().sum()]))
     own = torch.stack(sums)
@@ -166,23 +180,15 @@ def _check_same_weights(model: nn.Module, mesh: Mesh) -> None:
 
 
 def _slice_experts(module: nn.Module, mesh: Mesh, config: MoEConfig) -> None:
-    axis = mesh.expert
-    local = module.num_experts // axis.size()
-    begin = axis.get_local_rank() * local
+    axis = ExpertAxis.of(mesh, module.num_experts, config)
     for name in EXPERT_PARAMETERS:
         parameter = getattr(module, name)
-        own = parameter.detach().narrow(0, begin, local)
+        own = parameter.detach().narrow(0, axis.begin, axis.local)
         own = torch.empty_like(own, device="meta") if parameter.is_meta else own.to(mesh.device_type, copy=True, memory_format=torch.contiguous_format)
-        sliced = DTensor.from_local(own, axis, [Shard(0)], run_check=False)
-        setattr(module, name, nn.Parameter(sliced, requires_grad=parameter.requires_grad))
+        # Not by setattr: under accelerate's init_empty_weights that copies the parameter, as a plain tensor.
+        module._parameters[name] = divided(axis, own, parameter.requires_grad)
     # The experts' own copy: another model that was built from the same configuration is not affected.
     module.config = copy.copy(module.config)
     module.config._experts_implementation = "conclave"
-    module.conclave_axis = ExpertAxis.of(mesh, module.num_experts, config)
-
-
-def _refuse_plain_save(model: PreTrainedModel) -> None:
-    def save_pretrained(*arguments: object, **options: object) -> None:
-        raise OrderError("model.save_pretrained would write this rank's slice of the experts.\nUse conclave.save_pretrained(model, folder), on all ranks.")
-
-    model.save_pretrained = save_pretrained
+    module.conclave_axis = axis
+    module.conclave_deltas = {}

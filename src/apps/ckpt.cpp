@@ -8,9 +8,24 @@
 #include "apps/command.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/shown_path.h"
 #include "checkpoint/checkpoint_folder.h"
 
 namespace conclave {
+namespace {
+
+// A run's folder has the resolved job from its first step on, and checkpoints only once one is saved.
+void refuse_run_that_saved_nothing(const std::filesystem::path& given) {
+  const bool is_run = std::filesystem::exists(given / "job.yaml") && std::filesystem::exists(given / "metrics.jsonl");
+  if (!is_run || !list_checkpoints(given / "checkpoints").empty()) return;
+  user_error(
+      "{} is a run that has saved no checkpoint.\n       A run saves its last step, unless it is killed or its "
+      "job.yaml "
+      "has checkpoint.every: 0 and checkpoint.every_minutes: 0.",
+      given.string());
+}
+
+}  // namespace
 
 std::filesystem::path checkpoints_folder_of(const std::filesystem::path& given) {
   if (!list_checkpoints(given).empty()) return given;
@@ -22,8 +37,9 @@ std::filesystem::path checkpoints_folder_of(const std::filesystem::path& given) 
 }
 
 std::filesystem::path checkpoint_of(const std::filesystem::path& given) {
-  if (!std::filesystem::is_directory(given)) user_error("there is no folder {}.", given.string());
+  if (!std::filesystem::is_directory(given)) user_error("there is no folder {}.", shown_path(given));
   if (std::filesystem::exists(given / manifest_file_name)) return given;
+  refuse_run_that_saved_nothing(given);
   if (list_checkpoints(given).empty() && !std::filesystem::is_directory(given / "checkpoints"))
     user_error("{} is not a checkpoint: it has no {}.", given.string(), manifest_file_name);
   const std::filesystem::path folder = checkpoints_folder_of(given);

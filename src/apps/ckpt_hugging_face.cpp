@@ -8,6 +8,7 @@
 #include "checkpoint/checkpoint_rewrite.h"
 #include "train/checkpoint_values.h"
 #include "train/disk_names.h"
+#include "train/run_export.h"
 #include "train/run_folder.h"
 
 namespace conclave {
@@ -34,7 +35,10 @@ void add_ckpt_export(CLI::App& ckpt) {
       ->transform(CLI::AsSizeValue(true))
       ->check(CLI::PositiveNumber)
       ->default_str("5GB");
-  command->add_option("--tokenizer", options->tokenizer, "a folder whose tokenizer files are copied along");
+  command->add_option(
+      "--tokenizer", options->tokenizer,
+      "a folder whose tokenizer and chat templates are copied along; without it those of the folder that the run "
+      "started from (model.init_from, model.upcycle_from)");
   command->callback([options] {
     CheckpointReader from(checkpoint_of(options->checkpoint));
     if (const auto lost = lost_in_export(from.state().values)) fmt::print(stderr, "warning: {}\n", *lost);
@@ -45,9 +49,12 @@ void add_ckpt_export(CLI::App& ckpt) {
                                                             : at::kFloat;
     HuggingFaceExportOptions target = hugging_face_export_options(model, dtype);
     target.max_shard_bytes = options->max_shard_bytes;
-    if (!options->tokenizer.empty()) target.tokenizer_folder = options->tokenizer;
+    const std::optional<std::filesystem::path> tokenizer =
+        options->tokenizer.empty() ? std::nullopt : std::optional<std::filesystem::path>(options->tokenizer);
+    if (const auto lost = take_along(target, source_of_run(from.state()), tokenizer))
+      fmt::print(stderr, "warning: {}. --tokenizer FOLDER gives one.\n", *lost);
     target.overwrite = options->output.when_there();
-    const uint64_t bytes = bytes_of_export(names);
+    const uint64_t bytes = bytes_of_export(names, dtype);
     options->output.write("export", bytes, [&](const BytesDone& done) {
       export_checkpoint(from, names, options->output.output, target, done);
     });

@@ -82,6 +82,10 @@ void add_ckpt_list(CLI::App& ckpt) {
     const std::string resume = newest ? newest->filename().string() : "";
     const std::string latest = named_by_latest(folder).value_or("").filename().string();
     (options->json ? print_json : print)(all, latest, resume);
+    if (options->json) return;
+    for (const std::filesystem::path& aside : list_abandoned(folder))
+      fmt::print("{}: {} more, put aside when the run went back to an older one\n", aside.string(),
+                 list_checkpoints(aside).size());
   });
 }
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/ckpt.h"
+#include "base/strict_json.h"
 #include "checkpoint/checkpoint_blocks.h"
 
 namespace conclave {
@@ -19,6 +20,7 @@ ordered_json to_json(const CheckpointReader& checkpoint) {
                          {"step", state.step},
                          {"updates", state.updates},
                          {"samples", state.samples},
+                         {"tokens", state.tokens},
                          {"seed", state.seed},
                          {"layout", state.layout},
                          {"versions", state.versions},
@@ -27,7 +29,8 @@ ordered_json to_json(const CheckpointReader& checkpoint) {
                          {"model_config", ordered_json()},
                          {"files", checkpoint.manifest().files},
                          {"tensors", ordered_json::object()}};
-  if (!state.model_config.empty()) object["model_config"] = ordered_json::parse(state.model_config);
+  if (!state.model_config.empty())
+    object["model_config"] = parse_strict_json(state.model_config, "the model config of the checkpoint");
   for (const auto& [name, tensor] : checkpoint.manifest().tensors) {
     object["tensors"][name] = {{"dtype", name_of(tensor.dtype)}, {"shape", tensor.shape}};
   }
@@ -45,7 +48,8 @@ void print(const CheckpointReader& checkpoint) {
   const CheckpointState& state = checkpoint.state();
   const Manifest& manifest = checkpoint.manifest();
   fmt::print("checkpoint {}\n", checkpoint.path().string());
-  fmt::print("  step {}, {} updates, {} samples, seed {}\n", state.step, state.updates, state.samples, state.seed);
+  fmt::print("  step {}, {} updates, {} tokens, next sample {}, seed {}\n", state.step, state.updates, state.tokens,
+             state.samples, state.seed);
   fmt::print("  {} tensors, {}, in {} files\n", manifest.tensors.size(), byte_count(bytes_of_tensors(manifest)),
              manifest.files.size());
   print_map("layout it was written at (any other can load it)", state.layout);

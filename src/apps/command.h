@@ -33,13 +33,17 @@ void add_job_options(CLI::App& command, JobOptions& options);
 // The option of commands that run on several ranks.
 void add_ranks_option(CLI::App& command, int& ranks);
 
-// Runs `body` as the rank that this process is. With --ranks N in a process that no launcher started, the job is first
-// checked here, so that a mistake is said once and at once, and then this very command line is started N times by
-// torchrun.
+// Runs `body` as the rank that this process is. With --ranks N in a process that is no rank of several, the job is
+// first checked here, so that a mistake is said once and at once, and then this very command line is started N times.
 //
 // `read` gives the job; `body` is called with it laid over the ranks. Errors are told to the other ranks, and printed
-// once.
-int run_on_ranks(int ranks, const std::function<Job()>& read, const std::function<void(ParallelJob&)>& body);
+// once. `check` is what else can be refused before --ranks N starts any rank; `body` must refuse it too.
+int run_on_ranks(
+    int ranks, const std::function<Job()>& read, const std::function<void(ParallelJob&)>& body,
+    const std::function<void(const CheckedJob&)>& check = [](const CheckedJob&) {});
+
+// What is odd about a job and no mistake, on standard error; for commands without ranks, whose ranks say it themselves.
+void tell_warnings(const CheckedJob& job);
 
 // Prints an error as users see it and returns its exit code.
 int report_error(const std::exception& error, bool print = true);

@@ -1,12 +1,27 @@
-// conclave data: looking into token files.
+// conclave data: making token files (which `python -m conclave.data` does), and looking into them.
 #include <iostream>
 #include <memory>
 
 #include "apps/command.h"
+#include "apps/python_pipe.h"
 #include "data/bigram_model.h"
 #include "data/inspect.h"
 
 namespace conclave {
+namespace {
+
+// The words behind the command's name, --help too, are the module's to understand.
+void add_module_command(CLI::App& data, const std::string& name, const std::string& what) {
+  CLI::App* command = data.add_subcommand(name, what)->prefix_command();
+  command->set_help_flag();
+  command->callback([command, name] {
+    std::vector<std::string> words = command->remaining();
+    words.insert(words.begin(), name);
+    become_python("conclave.data", words);
+  });
+}
+
+}  // namespace
 
 void add_data(CLI::App& app, int& exit_code) {
   struct Options {
@@ -16,8 +31,11 @@ void add_data(CLI::App& app, int& exit_code) {
     int64_t vocab_size = IndexedTokens::any_vocabulary;
   };
   auto options = std::make_shared<Options>();
-  CLI::App* data = app.add_subcommand("data", "token files (made by `python -m conclave.data build`)");
+  CLI::App* data = app.add_subcommand("data", "make token files and tokenizers, and look into token files");
   data->require_subcommand(1);
+  add_module_command(*data, "build", "tokenize documents into token files");
+  add_module_command(*data, "train-tokenizer", "train a byte-level BPE tokenizer");
+  add_module_command(*data, "synthetic", "write token files without a text");
   CLI::App* command = data->add_subcommand("inspect", "check a .bin/.idx pair and show what it holds");
   command->add_option("prefix", options->prefix, "the path of the pair without .bin or .idx")->required();
   command->add_option("--sequence-length", options->sequence_length, "of a sample")->check(CLI::PositiveNumber);

@@ -16,10 +16,13 @@
 namespace conclave {
 namespace {
 
-void print_result(const EvaluationResult& result, const std::optional<NgramCrossEntropy>& ngram, bool json) {
+void print_result(const EvaluationResult& result, const SampleStream& stream,
+                  const std::optional<NgramCrossEntropy>& ngram, bool json) {
   if (json) {
-    nlohmann::ordered_json object = {
-        {"validation_loss", result.lm_loss}, {"aux_loss", result.aux_loss}, {"targets", result.targets}};
+    nlohmann::ordered_json object = {{"validation_loss", result.lm_loss},
+                                     {"aux_loss", result.aux_loss},
+                                     {"targets", result.targets},
+                                     {"samples", result.samples}};
     if (ngram) {
       object["unigram_cross_entropy"] = ngram->unigram;
       object["bigram_cross_entropy"] = ngram->bigram;
@@ -27,7 +30,8 @@ void print_result(const EvaluationResult& result, const std::optional<NgramCross
     std::cout << object.dump() << std::endl;
     return;
   }
-  fmt::print("validation loss        {:.4f} nats per token over {} tokens\n", result.lm_loss, result.targets);
+  fmt::print("validation loss        {:.4f} nats per token over {}\n", result.lm_loss,
+             samples_in_words(result, stream));
   if (ngram) {
     fmt::print("bigram cross-entropy   {:.4f}  (counting pairs of the training text)\n", ngram->bigram);
     fmt::print("unigram cross-entropy  {:.4f}\n", ngram->unigram);
@@ -45,7 +49,7 @@ void add_eval(CLI::App& app, int& exit_code) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command =
-      app.add_subcommand("eval", "the loss on the whole validation set (validation.batches does not count here)");
+      app.add_subcommand("eval", "the loss on the whole validation set (validation.samples does not count here)");
   add_job_options(*command, options->job);
   add_source_options(*command, options->source);
   add_ranks_option(*command, options->ranks);
@@ -68,7 +72,7 @@ void add_eval(CLI::App& app, int& exit_code) {
         const IndexedTokens train(job.job().data.train, job.model_config().vocab_size);
         ngram = ngram_cross_entropy(train, stream->set(), job.model_config().vocab_size, stream->sequence_length());
       }
-      print_result(result, ngram, options->json);
+      print_result(result, *stream, ngram, options->json);
     });
   });
 }

@@ -1,7 +1,10 @@
 // The `conclave` program: one file per subcommand.
 #include <cstdio>
+#include <memory>
 
 #include "apps/command.h"
+#include "apps/command_line.h"
+#include "apps/help_formatter.h"
 #include "base/error.h"
 
 int main(int argc, char** argv) {
@@ -10,15 +13,17 @@ int main(int argc, char** argv) {
       "Conclave pre-trains Mixtral-class mixture-of-experts models over many ranks: experts divided (expert "
       "parallelism), everything else "
       "sharded (sharded and hybrid data parallelism).\n\n"
-      "First steps:  conclave validate job.yaml        is the job right?\n"
-      "              conclave plan job.yaml            what does a step need?\n"
-      "              conclave train job.yaml --ranks 2  train on two ranks of this machine\n"};
+      "First steps:  conclave validate job.yaml --world 2  is the job right for two ranks?\n"
+      "              conclave plan job.yaml --world 2      what does a step on them need?\n"
+      "              conclave train job.yaml --ranks 2     train on two ranks of this machine\n"};
   app.name("conclave");
+  app.formatter(std::make_shared<HelpFormatter>());
   app.set_version_flag("--version", CONCLAVE_VERSION);
   app.require_subcommand(1);
   app.footer(
       "conclave COMMAND --help explains a command. Exit codes: 0 done, 1 failure, 2 a mistake in the input, 3 another "
-      "rank is lost, 4, 5 and 6 training was stopped by SIGTERM, SIGINT or SIGUSR1 after a step.");
+      "rank is lost, 4, 5 and 6 training was stopped after a step: by SIGTERM or SIGHUP, by SIGINT, by SIGUSR1 or "
+      "run.stop_after.");
 
   int exit_code = exit_success;
   add_train(app, exit_code);
@@ -31,11 +36,14 @@ int main(int argc, char** argv) {
   add_bench(app, exit_code);
   add_report(app, exit_code);
   try {
-    app.parse(argc, argv);
+    check_words(app, {argv + 1, argv + argc});
+    try {
+      app.parse(argc, argv);
+    } catch (const CLI::ParseError& error) {
+      if (error.get_exit_code() != 0) refuse_command_line(app, error);
+      return app.exit(error);  // --help and --version
+    }
     return exit_code;
-  } catch (const CLI::ParseError& error) {
-    const int code = app.exit(error);
-    return code == 0 ? exit_success : exit_user_error;
   } catch (const std::exception& error) {
     return report_error(error);
   }

@@ -1,5 +1,6 @@
 #include "apps/parameter_source.h"
 
+#include "train/model_source.h"
 #include "train/run_folder.h"
 
 namespace conclave {
@@ -14,7 +15,7 @@ void add_source_options(CLI::App& command, ParameterSource& source) {
 CheckpointValues load_from(ParallelJob& job, const ParameterSource& source) {
   job.model().allocate_parameters();
   if (!source.hugging_face.empty()) {
-    job.model().load_hugging_face(source.hugging_face);
+    load_mixtral(job, source.hugging_face);
     return {};
   }
   return load_parameters(

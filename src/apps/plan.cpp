@@ -7,6 +7,7 @@
 
 #include "apps/command.h"
 #include "apps/plan_report.h"
+#include "train/model_source.h"
 
 namespace conclave {
 
@@ -51,9 +52,11 @@ void add_plan(CLI::App& app, int& exit_code) {
       print_device(read_device("h100-80")));
   command->callback([options] {
     const CheckedJob job = check_job(read_job(options->job.file, options->job.overrides), options->world);
-    const std::string name = !options->device.empty()            ? options->device
-                             : job.job.run.device == Device::cpu ? "cpu"
-                                                                 : "h100-80";
+    check_model_source(job);
+    tell_warnings(job);
+    const std::string name = !options->device.empty()                  ? options->device
+                             : job.job.run.device == WantedDevice::cpu ? "cpu"
+                                                                       : "h100-80";
     const DeviceDescription device = read_device(name);
     const Plan plan = make_plan(job, name, device, options->imbalance);
     std::optional<LayoutSearch> search;

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "planner/collective_time.h"
+
 namespace conclave {
 namespace {
 
@@ -37,31 +39,29 @@ const char* meaning_of(MemoryCategory category) {
   return "everything else, short-lived";
 }
 
-std::vector<std::string> assumptions_of(const Plan& plan) {
-  std::vector<std::string> lines = assumptions_of_time(plan.device);
-  const MoeConfig& moe = plan.job.job.moe;
-  if (moe.moe_load_balancing == LoadBalancing::sinkhorn)
-    lines.push_back(
-        fmt::format("sinkhorn's all-reduces are neither in the traffic nor in the time: up to {} a layer and "
-                    "micro-step (moe.sinkhorn_iterations), each of {} numbers",
-                    moe.sinkhorn_iterations, plan.job.model.num_local_experts + 1));
-  if (moe.overload == OverloadPolicy::spill)
-    lines.emplace_back(
-        "spilling holds every rank below the threshold; lent experts (their weights twice, their gradient once, and "
-        "room for them) are in neither memory, traffic nor time");
-  if (moe.overload == OverloadPolicy::chunk)
-    lines.emplace_back(
-        "every rank divides its tokens into as many parts as its own rows ask for; in a run the busiest "
-        "rank decides for its expert group");
-  if (moe.global_token_shuffle)
-    lines.emplace_back("of the shuffle's tokens all but one in an expert group's size are taken to change ranks");
-  return lines;
-}
-
 constexpr double gib = 1024.0 * 1024 * 1024, mib = 1024.0 * 1024;
 
 std::string size_text(double bytes) {
   return std::abs(bytes) >= gib ? fmt::format("{:.2f} GiB", bytes / gib) : fmt::format("{:.1f} MiB", bytes / mib);
+}
+
+std::vector<std::string> assumptions_of(const Plan& plan) {
+  std::vector<std::string> lines = assumptions_of_time(plan.device);
+  const MoeConfig& moe = plan.job.job.moe;
+  if (moe.moe_load_balancing == LoadBalancing::sinkhorn)
+    lines.push_back(fmt::format(
+        "sinkhorn never ends early: {} all-reduces of {} numbers a layer and micro-step, the most there can be "
+        "(moe.sinkhorn_iterations)",
+        moe.sinkhorn_iterations, plan.job.model.num_local_experts + 1));
+  if (moe.overload == OverloadPolicy::spill)
+    lines.push_back(fmt::format(
+        "spilling holds every rank below the threshold; lent experts are in neither memory, traffic nor time: their "
+        "weights travel twice, their gradient once, and each takes {} of the rank that helps",
+        size_text(3.0 * static_cast<double>(plan.job.model.hidden_size * plan.job.model.intermediate_size) *
+                  static_cast<double>(plan.compute_bytes + 4))));
+  if (moe.global_token_shuffle)
+    lines.emplace_back("after the shuffle each rank of an expert group has an equal part of each expert's rows");
+  return lines;
 }
 
 std::string count_text(double count) {
@@ -110,21 +110,22 @@ std::string memory_text(const Plan& plan) {
   };
   for (int i = 0; i < memory_categories; ++i) {
     const auto category = static_cast<MemoryCategory>(i);
-    line(name_of(category), most.memory.peak_of.of[i], most.memory.at_peak.of[i], meaning_of(category));
+    line(name_of(category), most.step.memory.peak_of.of[i], most.step.memory.at_peak.of[i], meaning_of(category));
   }
-  line("total", most.memory.peak_of.total, most.memory.at_peak.total, "");
-  text += fmt::format("  the peak: {}\n  {}\n", most.memory.moment, verdict_text(plan, most.memory));
+  line("total", most.step.memory.peak_of.total, most.step.memory.at_peak.total, "");
+  text += fmt::format("  the peak: {}\n  {}\n", most.step.memory.moment, verdict_text(plan, most.step.memory));
   for (size_t i = 1; i < plan.classes.size(); ++i)
-    text +=
-        fmt::format("  {} ({} ranks, {:.2f} times the mean rows): {}\n", plan.classes[i].who, plan.classes[i].ranks,
-                    plan.classes[i].imbalance, size_text(static_cast<double>(plan.classes[i].memory.peak_of.total)));
+    text += fmt::format("  {} ({} ranks, {:.2f} times the mean rows): {}\n", plan.classes[i].who, plan.classes[i].ranks,
+                        plan.classes[i].imbalance,
+                        size_text(static_cast<double>(plan.classes[i].step.memory.peak_of.total)));
   if (plan.worst.imbalance != 1)
     text += fmt::format("  {} ({:.2f} times the mean rows): {}, {}\n", plan.worst.who, plan.worst.imbalance,
-                        size_text(static_cast<double>(plan.worst.memory.peak_of.total)),
-                        verdict_text(plan, plan.worst.memory));
-  if (most.memory.offloaded > 0)
-    text += fmt::format("  offloaded layer inputs: {} in {}\n", size_text(static_cast<double>(most.memory.offloaded)),
-                        plan.device.device.kind == DeviceKind::cuda ? "host memory" : "a scratch file");
+                        size_text(static_cast<double>(plan.worst.step.memory.peak_of.total)),
+                        verdict_text(plan, plan.worst.step.memory));
+  if (most.step.memory.offloaded > 0)
+    text +=
+        fmt::format("  offloaded layer inputs: {} in {}\n", size_text(static_cast<double>(most.step.memory.offloaded)),
+                    plan.device.device.kind == DeviceKind::cuda ? "host memory" : "a scratch file");
   text += fmt::format("  a validation between two steps: {}\n",
                       size_text(static_cast<double>(plan.evaluation.peak_of.total)));
   return text;
@@ -132,13 +133,13 @@ std::string memory_text(const Plan& plan) {
 
 std::string traffic_text(const Plan& plan) {
   std::string text = "\ntraffic of a rank and step, sent           calls            MB\n";
-  for (const auto& [key, traffic] : plan.traffic)
+  for (const auto& [key, traffic] : plan.busiest.traffic)
     text += fmt::format("  {:<16}{:<18}{:>12}  {:>12.3f}\n", key.first, key.second, traffic.calls, traffic.bytes / 1e6);
   return text;
 }
 
 std::string time_text(const Plan& plan) {
-  const PlannedTime& time = plan.time;
+  const PlannedTime& time = plan.busiest.time;
   std::string text = fmt::format("\ntime of a step (an estimate)   {}\n", seconds_text(time.step_seconds));
   const auto line = [&](const char* name, double seconds, const char* meaning) {
     text += fmt::format("  {:<16}{:>12}  {:>5.1f} %   {}\n", name, seconds_text(seconds),
@@ -177,12 +178,12 @@ ordered_json json_of(const Plan& plan, const RankClass& of) {
   return {{"who", of.who},
           {"ranks", of.ranks},
           {"imbalance", of.imbalance},
-          {"peak_bytes", of.memory.peak_of.total},
-          {"peak_moment", of.memory.moment},
-          {"offloaded_bytes", of.memory.offloaded},
-          {"fits", static_cast<double>(of.memory.peak_of.total) <= plan.device.usable_bytes()},
-          {"at_peak", json_of(of.memory.at_peak)},
-          {"highest", json_of(of.memory.peak_of)}};
+          {"peak_bytes", of.step.memory.peak_of.total},
+          {"peak_moment", of.step.memory.moment},
+          {"offloaded_bytes", of.step.memory.offloaded},
+          {"fits", static_cast<double>(of.step.memory.peak_of.total) <= plan.device.usable_bytes()},
+          {"at_peak", json_of(of.step.memory.at_peak)},
+          {"highest", json_of(of.step.memory.peak_of)}};
 }
 
 ordered_json json_of(const PlannedTime& time) {
@@ -248,7 +249,7 @@ std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& searc
   const CheckedJob& job = plan.job;
   ordered_json classes = ordered_json::array(), traffic = ordered_json::array();
   for (const RankClass& one : plan.classes) classes.push_back(json_of(plan, one));
-  for (const auto& [key, sent] : plan.traffic)
+  for (const auto& [key, sent] : plan.busiest.traffic)
     traffic.push_back({{"axis", key.first}, {"operation", key.second}, {"calls", sent.calls}, {"bytes", sent.bytes}});
   ordered_json degrees;
   for (Axis axis : {Axis::replica, Axis::shard, Axis::expert_replica, Axis::expert_shard, Axis::expert})
@@ -271,7 +272,7 @@ std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& searc
                          {"worst_routing", json_of(plan, plan.worst)},
                          {"validation_peak_bytes", plan.evaluation.peak_of.total},
                          {"traffic", traffic},
-                         {"time", json_of(plan.time)},
+                         {"time", json_of(plan.busiest.time)},
                          {"assumptions", assumptions_of(plan)}};
   if (search)
     object["search"] = {

@@ -1,7 +1,7 @@
 #include "apps/python_pipe.h"
 
 #include <fcntl.h>
-#include <fmt/core.h>
+#include <fmt/ranges.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <csignal>
@@ -9,36 +9,85 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <sstream>
 #include <stdexcept>
 #include <utility>
 
-#include "comm/launch.h"
+#include "base/error.h"
 
 namespace conclave {
 namespace {
 
-// So that the module is found whatever is installed.
-void add_to_python_path() {
+// Runs a module as `python -m` does, but for the folder that the user happens to be in: no file there runs in place of
+// a module of Python's. A package that is missing is told in a line.
+constexpr const char* run_module = R"script(
+import runpy, sys
+module = sys.argv[1]
+del sys.argv[0]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except ImportError as error:
+    print(f"error: {sys.executable} cannot import what this command needs: {error}. Set CONCLAVE_PYTHON to a Python that "
+          "has the packages of requirements.txt.", file=sys.stderr)
+    sys.exit(2)
+)script";
+
+bool can_run(const std::string& program) {
+  return ::access(program.c_str(), X_OK) == 0;
+}
+
+// The one that the user names, that of the build, else python3 of the PATH: who runs the program may not be allowed
+// into the folder of who has built it.
+std::string python() {
+  const char* named = std::getenv("CONCLAVE_PYTHON");
+  if (named != nullptr && *named != '\0') return named;
+  return can_run(CONCLAVE_PYTHON) ? CONCLAVE_PYTHON : "python3";
+}
+
+// So that the modules are found whether they are installed or not. Relative folders would be those of wherever the user
+// is.
+void set_python_path() {
+  std::vector<std::string> folders;
+  if (::access(CONCLAVE_PYTHON_PATH, R_OK | X_OK) == 0) folders.emplace_back(CONCLAVE_PYTHON_PATH);
   const char* others = std::getenv("PYTHONPATH");
-  std::string path = CONCLAVE_PYTHON_PATH;
-  if (others != nullptr && *others != '\0') path += fmt::format(":{}", others);
-  ::setenv("PYTHONPATH", path.c_str(), 1);
+  std::istringstream given(others == nullptr ? "" : others);
+  for (std::string folder; std::getline(given, folder, ':');)
+    if (folder.starts_with('/')) folders.push_back(folder);
+  ::setenv("PYTHONPATH", fmt::format("{}", fmt::join(folders, ":")).c_str(), 1);
+}
+
+std::vector<std::string> words_of(const std::string& module, const std::vector<std::string>& arguments) {
+  std::vector<std::string> words = {python(), "-P", "-c", run_module, module};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return words;
+}
+
+// As exec() takes them.
+std::vector<char*> pointers_to(std::vector<std::string>& words) {
+  std::vector<char*> pointers;
+  pointers.reserve(words.size() + 1);
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+[[noreturn]] void refuse_python() {
+  user_error(
+      "{} cannot be run, and this command needs it. Set CONCLAVE_PYTHON to a Python that has the packages of "
+      "requirements.txt.",
+      python());
 }
 
 }  // namespace
 
 PythonPipe::PythonPipe(const std::string& module, const std::vector<std::string>& arguments) {
-  std::vector<std::string> words = {default_python(), "-m", module};
-  words.insert(words.end(), arguments.begin(), arguments.end());
-  std::vector<char*> pointers;
-  pointers.reserve(words.size() + 1);
-  for (std::string& word : words) pointers.push_back(word.data());
-  pointers.push_back(nullptr);
+  std::vector<std::string> words = words_of(module, arguments);
+  const std::vector<char*> pointers = pointers_to(words);
 
   int input[2], output[2];
   if (::pipe2(input, O_CLOEXEC) != 0 || ::pipe2(output, O_CLOEXEC) != 0)
     throw std::runtime_error(fmt::format("no pipe to Python: {}", std::strerror(errno)));
-  add_to_python_path();
+  set_python_path();
   ::signal(SIGPIPE, SIG_IGN);  // a child that has ended is an error of write()
   child_ = ::fork();
   if (child_ < 0) throw std::runtime_error(fmt::format("Python cannot be started: {}", std::strerror(errno)));
@@ -73,8 +122,7 @@ int PythonPipe::wait() {
 
 int PythonPipe::exit_code() {
   const int code = wait();
-  if (code == 127)
-    throw std::runtime_error(fmt::format("{} cannot be run, which this command needs", default_python()));
+  if (code == 127) refuse_python();
   return code;
 }
 
@@ -121,6 +169,13 @@ void PythonPipe::finish() {
   const int code = exit_code();
   if (code != 0)
     throw std::runtime_error(fmt::format("the Python process ended with exit code {}; see what it said above", code));
+}
+
+void become_python(const std::string& module, const std::vector<std::string>& arguments) {
+  set_python_path();
+  std::vector<std::string> words = words_of(module, arguments);
+  ::execvp(words[0].c_str(), pointers_to(words).data());
+  refuse_python();
 }
 
 }  // namespace conclave

@@ -13,8 +13,8 @@ namespace conclave {
 
 class PythonPipe {
  public:
-  // Runs `python -m <module> <arguments>`. std::runtime_error on failure, like everything below: also when the child
-  // has ended too early.
+  // Runs `python -m <module> <arguments>`, where nothing is imported from the current folder. std::runtime_error on
+  // failure, like everything below: also when the child has ended too early.
   PythonPipe(const std::string& module, const std::vector<std::string>& arguments);
   ~PythonPipe();  // ends a child that was not waited for
   PythonPipe(const PythonPipe&) = delete;
@@ -37,5 +37,9 @@ class PythonPipe {
   int to_child_ = -1;
   int from_child_ = -1;
 };
+
+// Becomes `python -m <module> <arguments>`: standard input and output, signals and the exit code are the module's.
+// A Python that cannot be run is a UserError.
+[[noreturn]] void become_python(const std::string& module, const std::vector<std::string>& arguments);
 
 }  // namespace conclave

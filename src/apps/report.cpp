@@ -8,6 +8,7 @@
 #include "apps/command.h"
 #include "apps/python_pipe.h"
 #include "base/error.h"
+#include "base/shown_path.h"
 
 namespace conclave {
 
@@ -23,7 +24,7 @@ void add_report(CLI::App& app, int& exit_code) {
   command->add_option("--output", options->output, "the page to write (default: report.html in the run's folder)");
   command->footer("The page holds everything it shows: it can be moved, mailed and opened without a network.");
   command->callback([options, &exit_code] {
-    if (!std::filesystem::is_directory(options->run)) user_error("there is no folder {}.", options->run.string());
+    if (!std::filesystem::is_directory(options->run)) user_error("there is no folder {}.", shown_path(options->run));
     const std::filesystem::path page = options->output.empty() ? options->run / "report.html" : options->output;
     const std::filesystem::path folder = page.has_parent_path() ? page.parent_path() : ".";
     if (!std::filesystem::is_directory(folder) || std::filesystem::is_directory(page))

@@ -3,6 +3,7 @@
 
 #include "apps/command.h"
 #include "base/error.h"
+#include "config/field_values.h"
 #include "config/job_check.h"
 #include "train/trace.h"
 
@@ -35,16 +36,17 @@ void add_trace(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false);
   add_ranks_option(*command, options->ranks);
   command->footer(
-      "Computes in fp32 on the CPU, without jitter, unless --set precision.compute, run.device or "
-      "moe.router_jitter_noise say otherwise. Any layout: the batch is "
-      "divided over the ranks.\n\nconclave trace --model DIR --tokens tokens.safetensors --out trace.safetensors "
-      "--grads --ranks 2 --set "
-      "parallel.expert_parallel_degree=2");
+      "Computes in fp32 on the CPU, without jitter and with Transformers' balancing loss, unless --set "
+      "precision.compute, run.device, moe.router_jitter_noise or moe.aux_loss_layers say otherwise. Any layout: the "
+      "batch is divided over the ranks.\n\n"
+      "conclave trace --model DIR --tokens tokens.safetensors --out trace.safetensors \\\n"
+      "    --grads --ranks 2 --set parallel.expert_parallel_degree=2");
   command->callback([options, &exit_code] {
     const auto read = [options] {
-      std::vector<std::string> overrides = {"precision.compute=fp32", "run.device=cpu", "moe.router_jitter_noise=0",
-                                            "data.sequence_length=1",
-                                            "model.config=" + options->request.model.string()};
+      std::vector<std::string> overrides = {
+          "precision.compute=fp32",    "run.device=cpu",
+          "moe.router_jitter_noise=0", "moe.aux_loss_layers=together",
+          "data.sequence_length=1",    "model.config=" + print_value(options->request.model)};
       overrides.insert(overrides.end(), options->overrides.begin(), options->overrides.end());
       Job job = job_from_overrides(overrides);
       // Logits are those of evaluation; with these rules the gradients would be of other experts' outputs.

@@ -4,6 +4,7 @@
 #include "apps/command.h"
 #include "base/error.h"
 #include "config/job_check.h"
+#include "train/model_source.h"
 #include "train/profiled_steps.h"
 #include "train/trainer.h"
 
@@ -25,12 +26,13 @@ void add_train(CLI::App& app, int& exit_code) {
       "into run.output_dir/profile");
   command->footer(
       "One machine:    conclave train job.yaml --ranks 2\n"
-      "Many machines:  torchrun --nnodes 8 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
-      "--no-python conclave train job.yaml\n"
-      "                srun conclave train job.yaml\n\n"
+      "Many machines:  srun conclave train job.yaml\n"
+      "                torchrun --no-python --nnodes 8 --node-rank N --nproc-per-node 8 --master-addr HOST "
+      "--master-port 29400 conclave train job.yaml\n\n"
       "The same command again goes on from the newest checkpoint of run.output_dir, on any number of ranks.\n"
-      "SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 end the run after the step in hand, with a checkpoint if checkpoint.every "
-      "> 0, and exit codes 4, 5 and 6; a second one at once.\n\n"
+      "SIGTERM or SIGHUP, SIGINT (Ctrl-C) and SIGUSR1 end the run after the step in hand, with a checkpoint and exit "
+      "codes 4, 5 and 6; a second SIGINT ends it at once. run.stop_after sets a deadline, with exit code 6. "
+      "SIGUSR2 asks for a checkpoint, and the run goes on.\n\n"
       "The job file\n\n" +
       job_help());
   command->callback([options, &exit_code] {
@@ -41,11 +43,14 @@ void add_train(CLI::App& app, int& exit_code) {
       return job;
     };
     ExitCode ended = exit_success;
-    exit_code = run_on_ranks(options->ranks, read, [&](ParallelJob& job) {
-      Trainer trainer(job);
-      if (!options->profile.empty()) trainer.profile(parse_profiled_steps(options->profile, job.job().run.steps));
-      ended = trainer.run();
-    });
+    exit_code = run_on_ranks(
+        options->ranks, read,
+        [&](ParallelJob& job) {
+          Trainer trainer(job);
+          if (!options->profile.empty()) trainer.profile(parse_profiled_steps(options->profile, job.job().run.steps));
+          ended = trainer.run();
+        },
+        check_model_source);
     if (exit_code == exit_success) exit_code = ended;
   });
 }

@@ -3,8 +3,12 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "base/log.h"
+#include "data/fingerprint.h"
 #include "data/sample_stream.h"
-#include "train/upcycle.h"
+#include "train/model_source.h"
+#include "train/output_place.h"
+#include "train/resume_choice.h"
 
 namespace conclave {
 
@@ -16,24 +20,34 @@ void add_validate(CLI::App& app, int& exit_code) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
-      "validate", "check a job file, its model, its data and its layout, and print the resolved job");
+      "validate",
+      "check a job file, its model, its data, its layout, its output folder and what it goes on from, and print the "
+      "resolved job, then OK");
   add_job_options(*command, options->job);
   command->add_option("--world", options->world, "the number of ranks the job is for")->check(CLI::Range(1, 1 << 20));
   command->add_flag("--quiet", options->quiet, "print nothing when the job is right");
   command->callback([options] {
+    set_up_logging(0, 1);
     const CheckedJob checked = check_job(read_job(options->job.file, options->job.overrides), options->world);
     const Job& job = checked.job;
+    check_output_place(job);
+    std::optional<std::string> data_fingerprint;
     for (const std::filesystem::path& prefix :
          {job.data.train, job.data.validation.value_or(std::filesystem::path())}) {
       if (prefix.empty()) continue;
       auto set = std::make_shared<const IndexedTokens>(prefix, checked.model.vocab_size);
       set->check_vocabulary(checked.model.vocab_size);
       SampleStream(set, job.data.sequence_length, static_cast<uint64_t>(job.run.seed), Order::in_order);
+      if (prefix == job.data.train) data_fingerprint = fingerprint(*set);
     }
-    if (job.model.upcycle_from) check_upcycle_source(checked.model, *job.model.upcycle_from);
+    check_model_source(checked);
+    check_resume(checked, data_fingerprint);
+    tell_warnings(checked);
     if (options->quiet) return;
     std::cout << print_job(job) << "\n"
-              << describe(checked.layout) << "\nmicro-steps per step: " << checked.micro_steps << std::endl;
+              << describe(checked.layout) << "\nmicro-steps per step: " << checked.micro_steps
+              << "\nOK: the job is right for " << options->world << (options->world == 1 ? " rank" : " ranks")
+              << std::endl;
   });
   (void)exit_code;  // a mistake leaves by an exception
 }

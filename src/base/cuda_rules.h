@@ -1,5 +1,5 @@
-// What is decided on CUDA by sizes alone: by the program, and by the planner, which must know which temporaries there
-// will be. Plain C++, so that device code may include it.
+// What is decided on CUDA by sizes alone: by its kernels, and on paper, where their temporaries must be known. Plain
+// C++, so that device code may include it.
 #pragma once
 
 #include <algorithm>

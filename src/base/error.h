@@ -15,10 +15,10 @@ enum ExitCode : int {
   exit_failure = 1,     // our own bug, or a failure of the machine (disk full, out of memory)
   exit_user_error = 2,  // a mistake in the job file, the command line or an input file: nothing was started
   exit_peer_lost = 3,   // another rank died or hangs; the message names it
-  // A signal ended a run after a step, and its state is saved (unless checkpoint.every is 0):
-  exit_terminated = 4,   // SIGTERM
-  exit_interrupted = 5,  // SIGINT
-  exit_requeue = 6,      // SIGUSR1, which schedulers send ahead of a time limit: start the job again
+  // A run ended after a step before its last, and its state is saved (unless the job says to save nothing):
+  exit_terminated = 4,   // by SIGTERM or SIGHUP
+  exit_interrupted = 5,  // by SIGINT
+  exit_requeue = 6,      // by its deadline (run.stop_after) or SIGUSR1: start the job again
 };
 
 // A mistake the user can mend: says what is wrong, its value, the reason and the remedy.

@@ -18,7 +18,7 @@ const char* name_of(Phase phase) {
   return names[static_cast<size_t>(phase)];
 }
 
-StepClock::StepClock(size_t units) : times_(units + 1) {}
+StepClock::StepClock(size_t units, const TimeSource* source) : source_(source), times_(units + 1) {}
 
 StepClock::~StepClock() {
   if (clock_of_kernels == this) clock_of_kernels = nullptr;
@@ -35,7 +35,7 @@ std::vector<StepClock::Times> StepClock::take() {
 }
 
 void StepClock::add_in_flight(Phase phase, size_t unit, Time start) {
-  times_.at(unit).in_flight[static_cast<size_t>(phase)] += seconds_between(start, std::chrono::steady_clock::now());
+  times_.at(unit).in_flight[static_cast<size_t>(phase)] += seconds_between(start, now());
 }
 
 void StepClock::add_in_flight(Phase phase, Time start) {
@@ -44,10 +44,10 @@ void StepClock::add_in_flight(Phase phase, Time start) {
 
 void StepClock::move_to(std::optional<Place> place) {
   if (settle_ && place_) settle_();
-  const Time now = std::chrono::steady_clock::now();
-  if (place_) times_.at(place_->unit).seconds[static_cast<size_t>(place_->phase)] += seconds_between(since_, now);
+  const Time time = now();
+  if (place_) times_.at(place_->unit).seconds[static_cast<size_t>(place_->phase)] += seconds_between(since_, time);
   place_ = place;
-  since_ = now;
+  since_ = time;
 }
 
 ClockScope::ClockScope(StepClock& clock, Phase phase, size_t unit)

@@ -39,12 +39,19 @@ class RangeListener {
   virtual void end() = 0;
 };
 
+// What a clock shows instead of the time of day: of a step on paper, the seconds that its costs add up to.
+class TimeSource {
+ public:
+  virtual ~TimeSource() = default;
+  virtual std::chrono::steady_clock::time_point now() const = 0;
+};
+
 class StepClock {
  public:
   using Time = std::chrono::steady_clock::time_point;
 
-  // Times of units 0 .. units - 1, and of the step as a whole.
-  explicit StepClock(size_t units);
+  // Times of units 0 .. units - 1, and of the step as a whole. `source` outlives the clock; null: the time of day.
+  explicit StepClock(size_t units, const TimeSource* source = nullptr);
   StepClock(const StepClock&) = delete;
   ~StepClock();
 
@@ -57,6 +64,8 @@ class StepClock {
     // it was hidden behind other work.
     std::array<double, phases> in_flight{};
   };
+  Time now() const { return source_ == nullptr ? std::chrono::steady_clock::now() : source_->now(); }
+
   // By unit, and behind them the whole step's own, since the last call.
   std::vector<Times> take();
 
@@ -85,6 +94,7 @@ class StepClock {
   void move_to(std::optional<Place> place);
   size_t unit() const { return place_ ? place_->unit : whole_step(); }
 
+  const TimeSource* source_;
   std::vector<Times> times_;
   std::optional<Place> place_;  // none: the time is nobody's
   Time since_;

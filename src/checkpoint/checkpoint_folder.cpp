@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <charconv>
 #include <string_view>
-#include <system_error>
 #include <utility>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text_file.h"
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/file.h"
 
@@ -17,9 +17,16 @@ namespace {
 
 constexpr std::string_view step_prefix = "step-";
 constexpr std::string_view unfinished_prefix = ".tmp-";
+constexpr std::string_view abandoned_prefix = "abandoned-";
 constexpr const char* latest_file_name = "latest";
 
-std::optional<int64_t> step_of(const std::string& name) {
+}  // namespace
+
+std::string checkpoint_name(int64_t step) {
+  return fmt::format("{}{:08}", step_prefix, step);
+}
+
+std::optional<int64_t> step_of_checkpoint(const std::string& name) {
   if (!name.starts_with(step_prefix)) return std::nullopt;
   int64_t step = 0;
   const char* end = name.data() + name.size();
@@ -28,31 +35,11 @@ std::optional<int64_t> step_of(const std::string& name) {
   return step;
 }
 
-}  // namespace
-
-std::string checkpoint_name(int64_t step) {
-  return fmt::format("{}{:08}", step_prefix, step);
-}
-
-void prepare_checkpoint_folder(const std::filesystem::path& folder) {
-  const std::filesystem::path probe = unfinished_folder(folder, "probe");
-  try {
-    std::filesystem::create_directories(folder);
-    write_file_atomically(probe, "");
-    std::filesystem::remove(probe);
-  } catch (const std::system_error& error) {
-    user_error(
-        "checkpoints cannot be saved in {}: {}.\n       Use a run.output_dir that can be written, or "
-        "checkpoint.every: 0 to save nothing.",
-        folder.string(), error.what());
-  }
-}
-
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder) {
   std::vector<std::pair<int64_t, std::filesystem::path>> found;
-  if (std::filesystem::is_directory(folder)) {
+  if (is_folder(folder)) {
     for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-      const std::optional<int64_t> step = step_of(entry.path().filename().string());
+      const std::optional<int64_t> step = step_of_checkpoint(entry.path().filename().string());
       if (step && entry.is_directory()) found.emplace_back(*step, entry.path());
     }
   }
@@ -74,7 +61,7 @@ std::optional<std::filesystem::path> named_by_latest(const std::filesystem::path
     return std::nullopt;
   }
   while (!name.empty() && name.back() == '\n') name.pop_back();
-  if (!step_of(name)) {
+  if (!step_of_checkpoint(name)) {
     spdlog::warn("{} does not name a checkpoint; looking for the newest one that is whole.", latest.string());
     return std::nullopt;
   }
@@ -125,7 +112,7 @@ std::vector<std::filesystem::path> checkpoints_to_prune(const std::filesystem::p
       if (!damage_of(checkpoint)) ++kept;
       continue;
     }
-    const int64_t step = *step_of(checkpoint.filename().string());
+    const int64_t step = *step_of_checkpoint(checkpoint.filename().string());
     if (checkpoint == *newest || (retention.every > 0 && step % retention.every == 0)) continue;
     superfluous.push_back(checkpoint);
   }
@@ -159,6 +146,26 @@ void remove_unfinished(const std::filesystem::path& folder) {
 
 void set_latest(const std::filesystem::path& folder, const std::string& name) {
   write_file_atomically(folder / latest_file_name, name + "\n");
+}
+
+void remove_latest(const std::filesystem::path& folder) {
+  std::filesystem::remove(folder / latest_file_name);
+}
+
+std::vector<std::filesystem::path> list_abandoned(const std::filesystem::path& folder) {
+  std::vector<std::filesystem::path> found;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    if (entry.is_directory() && entry.path().filename().string().starts_with(abandoned_prefix))
+      found.push_back(entry.path());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+std::filesystem::path new_abandoned_folder(const std::filesystem::path& folder) {
+  for (int number = 1;; ++number) {
+    std::filesystem::path aside = folder / fmt::format("{}{}", abandoned_prefix, number);
+    if (std::filesystem::create_directory(aside)) return aside;
+  }
 }
 
 }  // namespace conclave

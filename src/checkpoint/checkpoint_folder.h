@@ -1,5 +1,6 @@
-// The folder that holds a run's checkpoints: `step-00000100/` each, `latest` with the name of the newest, and `.tmp-*`
-// for what is not finished. A folder called step-* was complete when it got that name.
+// The folder that holds a run's checkpoints: `step-00000100/` each, `latest` with the name of the newest, `.tmp-*` for
+// what is not finished, and `abandoned-*/` for what a run left behind when it went back to an older checkpoint. A
+// folder called step-* was complete when it got that name.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +11,8 @@
 
 namespace conclave {
 
-std::string checkpoint_name(int64_t step);  // "step-00000100"
-
-// Makes the folder. UserError, with the reason, when no file can be made in it: said before a run begins that could not
-// be saved.
-void prepare_checkpoint_folder(const std::filesystem::path& folder);
+std::string checkpoint_name(int64_t step);                           // "step-00000100"
+std::optional<int64_t> step_of_checkpoint(const std::string& name);  // none: it is no such name
 
 // Everything called step-<number>, ascending by step, damaged or not. Empty when there is no such folder.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& folder);
@@ -58,5 +56,10 @@ void remove_unfinished(const std::filesystem::path& folder);
 
 // Atomically.
 void set_latest(const std::filesystem::path& folder, const std::string& name);
+void remove_latest(const std::filesystem::path& folder);
+
+// Makes the next `abandoned-<number>` of the folder. What is in it is no checkpoint of the run: nothing above finds it.
+std::filesystem::path new_abandoned_folder(const std::filesystem::path& folder);
+std::vector<std::filesystem::path> list_abandoned(const std::filesystem::path& folder);
 
 }  // namespace conclave

@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/text_file.h"
 #include "checkpoint/damaged_checkpoint.h"
 
 namespace conclave {

@@ -128,20 +128,20 @@ void export_checkpoint(CheckpointReader& from, std::span<const DiskNames> names,
     for_each_block(from, state_tensor_name(kind_parameter, parameter.parameter),
                    [&](int64_t begin, const at::Tensor& block) {
                      out.write({parameter.parameter, parameter.shape, begin, block});
-                     done(block.nbytes());
+                     done(static_cast<uint64_t>(block.numel()) * c10::elementSize(options.dtype));
                    });
   }
   out.finish();
 }
 
-uint64_t bytes_of_export(std::span<const DiskNames> names) {
+uint64_t bytes_of_export(std::span<const DiskNames> names, at::ScalarType dtype) {
   uint64_t elements = 0;
   for (const DiskNames& parameter : names) elements += static_cast<uint64_t>(checked_numel(parameter.shape).value());
-  return elements * sizeof(float);
+  return elements * c10::elementSize(dtype);
 }
 
 uint64_t bytes_of_import(std::span<const DiskNames> names) {
-  return bytes_of_export(names) * (1 + std::size(moments));
+  return bytes_of_export(names, at::kFloat) * (1 + std::size(moments));
 }
 
 void import_hugging_face(const std::filesystem::path& from, std::span<const DiskNames> names,

@@ -33,8 +33,8 @@ void import_hugging_face(const std::filesystem::path& from, std::span<const Disk
                          const CheckpointState& state, const std::filesystem::path& to, Overwrite overwrite,
                          const BytesDone& done);
 
-// What the two above report as done in the end.
-uint64_t bytes_of_export(std::span<const DiskNames> names);
+// What the two above report as done in the end: the bytes of the tensors that they write.
+uint64_t bytes_of_export(std::span<const DiskNames> names, at::ScalarType dtype);
 uint64_t bytes_of_import(std::span<const DiskNames> names);
 
 }  // namespace conclave

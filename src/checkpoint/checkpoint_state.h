@@ -14,11 +14,15 @@ namespace conclave {
 // learning rate is a function of the job and the step.
 struct CheckpointState {
   int64_t step = 0;     // finished steps: the position in the schedule
-  int64_t samples = 0;  // the position in the data: samples consumed by them, over all ranks
+  int64_t samples = 0;  // the position in the data: the next sample of its stream, over all ranks
+  int64_t tokens = 0;   // trained on by them, over all ranks
   uint64_t seed = 0;
-  int64_t updates = 0;                            // of AdamW: steps that were not skipped
-  int64_t skipped_in_a_row = 0;                   // the newest steps that were skipped
-  std::string data_fingerprint{};                 // of the training data
+  int64_t updates = 0;             // of AdamW: steps that were not skipped
+  int64_t skipped_in_a_row = 0;    // the newest steps that were skipped
+  std::string data_fingerprint{};  // of the training data
+  // Of a run that checkpoint.resume told to go on from a checkpoint by its path: the identity of that one (see
+  // Manifest). Empty: of one that was not.
+  std::string resumed_from{};
   std::map<std::string, std::string> job{};       // the resolved job: "section.key" to the value as a job file has it
   std::string model_config{};                     // the model's config.json itself; its path is in `job`
   std::map<std::string, int64_t> layout{};        // of the ranks that saved it: axis to degree; for people

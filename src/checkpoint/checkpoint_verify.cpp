@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/text_file.h"
 
 namespace conclave {
 namespace {

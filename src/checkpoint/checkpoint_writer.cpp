@@ -189,7 +189,7 @@ void CheckpointWriter::write_own_file(PlannedFile& planned) {
 
 // The thread's, on rank 0, when all files are on the disk: the checkpoint gets its manifest, then its name.
 void CheckpointWriter::publish(const std::vector<std::string>& contributions) {
-  Manifest manifest{state_, hash_block_bytes_, {}, {}};
+  Manifest manifest{{}, state_, hash_block_bytes_, {}, {}};
   for (const std::string& contribution : contributions) add_contribution(manifest, contribution);
   const std::optional<std::string> flaw = flaw_of(manifest);
   check_invariant(!flaw, "the slices of all ranks make a whole checkpoint: {}", flaw.value_or(""));

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/shown_path.h"
 
 namespace conclave {
 namespace {
@@ -68,7 +69,7 @@ bool is_aligned(const std::byte* memory) {
 File File::open_for_reading(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a pipe that nobody writes to must not hang; it has no effect on regular files.
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (descriptor < 0) user_error("cannot read {}: {}.", path.string(), std::strerror(errno));
+  if (descriptor < 0) user_error("cannot read {}: {}.", shown_path(path), std::strerror(errno));
   File file(path, descriptor);
   struct stat status;
   if (::fstat(descriptor, &status) != 0) file.fail("examine");
@@ -214,15 +215,6 @@ uint64_t File::write_uncached(uint64_t offset, std::span<const std::byte> data) 
 
 void File::flush() const {
   if (::fsync(descriptor_) != 0) fail("flush");
-}
-
-std::string read_text_file(const std::filesystem::path& path, uint64_t most_bytes) {
-  const File file = File::open_for_reading(path);
-  const uint64_t bytes = file.size();
-  if (bytes > most_bytes) user_error("{} has {} bytes; at most {} are expected.", path.string(), bytes, most_bytes);
-  std::string text(bytes, '\0');
-  file.read(0, std::as_writable_bytes(std::span(text)));
-  return text;
 }
 
 }  // namespace conclave

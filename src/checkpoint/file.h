@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <optional>
 #include <span>
-#include <string>
 #include <utility>
 
 namespace conclave {
@@ -53,8 +52,5 @@ class File {
   int descriptor_;
   int uncached_descriptor_ = -1;  // the same file by O_DIRECT; -1 where that cannot be had
 };
-
-// The whole of a small text file. UserError: as open_for_reading, or longer than `most_bytes`.
-std::string read_text_file(const std::filesystem::path& path, uint64_t most_bytes);
 
 }  // namespace conclave

@@ -3,29 +3,26 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
-#include <array>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/text_file.h"
 #include "checkpoint/hugging_face_files.h"
 #include "checkpoint/safetensors_writer.h"
+#include "checkpoint/tokenizer_files.h"
 #include "checkpoint/verdict.h"
 
 namespace conclave {
 namespace {
 
-constexpr std::array<std::string_view, 9> tokenizer_files = {
-    "tokenizer.json",    "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "tokenizer.model",       "vocab.json",
-    "merges.txt",        "chat_template.jinja",   "chat_template.json"};
+constexpr uint64_t most_generation_config_bytes = 1'000'000;
 
 bool is_written_by_an_export(std::string_view file) {
   return file.ends_with(".safetensors") || file == index_file_name || file == "config.json" ||
-         file == "generation_config.json" ||
-         std::find(tokenizer_files.begin(), tokenizer_files.end(), file) != tokenizer_files.end();
+         file == generation_config_file_name || is_tokenizer_file(file);
 }
 
 }  // namespace
@@ -56,7 +53,9 @@ std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> name
 
 HuggingFaceExport::HuggingFaceExport(const std::filesystem::path& folder, std::span<const DiskNames> names,
                                      const HuggingFaceExportOptions& options, Communicator& world)
-    : folder_(folder, options.overwrite, is_written_by_an_export), options_(options), world_(world) {
+    : folder_(folder, options.overwrite, is_written_by_an_export, {std::string(chat_templates_folder)}),
+      options_(options),
+      world_(world) {
   plan(names);
   try {
     together(world_, [&] {
@@ -98,12 +97,23 @@ void HuggingFaceExport::plan(std::span<const DiskNames> names) {
 
 void HuggingFaceExport::create_files() {
   folder_.check();
-  if (options_.tokenizer_folder && !std::filesystem::is_directory(*options_.tokenizer_folder)) {
-    user_error("cannot copy the tokenizer from {}: it is not a folder.", options_.tokenizer_folder->string());
-  }
+  if (options_.tokenizer_folder) check_tokenizer();
+  if (options_.generation_config_file)
+    options_.generation_config_json = read_text_file(*options_.generation_config_file, most_generation_config_bytes);
   folder_.create();
   for (size_t i = 0; i < file_names_.size(); ++i)
     create_safetensors(folder_.aside() / file_names_[i], headers_[i]).flush();
+}
+
+void HuggingFaceExport::check_tokenizer() const {
+  const std::filesystem::path& folder = *options_.tokenizer_folder;
+  if (!is_folder(folder)) user_error("cannot copy the tokenizer from {}: it is not a folder.", folder.string());
+  const std::optional<int64_t> ids = tokenizer_ids(folder);
+  if (ids && *ids > options_.vocabulary)
+    user_error(
+        "the tokenizer in {} has {} ids, but the model has embeddings for {}, and a token beyond them cannot be "
+        "looked up.\n       Take the model's own tokenizer, or train with model.resize_vocabulary: {}.",
+        folder.string(), *ids, options_.vocabulary, *ids);
 }
 
 void HuggingFaceExport::write(const TensorSlice& slice) {
@@ -152,15 +162,9 @@ void HuggingFaceExport::finish() {
 void HuggingFaceExport::write_small_files() const {
   write_file_atomically(folder_.aside() / "config.json", options_.config_json);
   if (!options_.generation_config_json.empty())
-    write_file_atomically(folder_.aside() / "generation_config.json", options_.generation_config_json);
+    write_file_atomically(folder_.aside() / generation_config_file_name, options_.generation_config_json);
   if (file_names_.size() > 1) write_file_atomically(folder_.aside() / index_file_name, index_json());
-  if (!options_.tokenizer_folder) return;
-  for (std::string_view name : tokenizer_files) {
-    const std::filesystem::path source = *options_.tokenizer_folder / name;
-    if (!std::filesystem::exists(source)) continue;
-    std::filesystem::copy_file(source, folder_.aside() / name);
-    flush_to_disk(folder_.aside() / name);
-  }
+  if (options_.tokenizer_folder) copy_tokenizer(*options_.tokenizer_folder, folder_.aside());
 }
 
 std::string HuggingFaceExport::index_json() const {

@@ -31,9 +31,12 @@ struct HuggingFaceExportOptions {
   uint64_t max_shard_bytes = 5'000'000'000;  // of data in a file; a larger tensor gets a file of its own
   std::string config_json;                   // the text of config.json
   std::string generation_config_json;        // empty: none is written
+  std::optional<std::filesystem::path> generation_config_file;  // copied instead
 
-  // Whose tokenizer files (tokenizer.json, tokenizer.model, vocab.json, ..., as far as they are there) are copied.
+  // Whose tokenizer and chat templates (tokenizer_files.h), as far as they are there, are copied. A tokenizer with more
+  // ids than `vocabulary`, the model's, is refused.
   std::optional<std::filesystem::path> tokenizer_folder;
+  int64_t vocabulary = 0;
 
   // replace: an existing folder is replaced at the end, if all it holds is what an export writes.
   Overwrite overwrite = Overwrite::refuse;
@@ -68,6 +71,7 @@ class HuggingFaceExport {
   };
   void plan(std::span<const DiskNames> names);
   void create_files();
+  void check_tokenizer() const;
   void write_or_throw(const TensorSlice& slice);
   void write_small_files() const;
   std::string index_json() const;

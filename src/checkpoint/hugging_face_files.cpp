@@ -1,7 +1,9 @@
 #include "checkpoint/hugging_face_files.h"
 
 #include "base/error.h"
-#include "checkpoint/strict_json.h"
+#include "base/shown_path.h"
+#include "base/strict_json.h"
+#include "base/text_file.h"
 
 namespace conclave {
 namespace {
@@ -34,17 +36,16 @@ std::map<std::string, std::string> read_weight_map(const std::filesystem::path& 
 }  // namespace
 
 HuggingFaceFiles::HuggingFaceFiles(const std::filesystem::path& folder) : folder_(folder) {
-  if (!std::filesystem::is_directory(folder)) {
-    user_error("{} is not a folder. Give the folder of a Hugging Face model, which holds {} or {}.", folder.string(),
+  if (!is_folder(folder)) {
+    user_error("{} is not a folder. Give the folder of a Hugging Face model, which holds {} or {}.", shown_path(folder),
                single_file_name, index_file_name);
   }
-  if (std::filesystem::exists(folder / single_file_name)) {
+  if (has_name(folder / single_file_name)) {
     files_.emplace_back(folder / single_file_name);
     for (const StoredTensor& tensor : files_[0].tensors()) file_of_tensor_.emplace(tensor.name, 0);
-  } else if (std::filesystem::exists(folder / index_file_name)) {
+  } else if (has_name(folder / index_file_name)) {
     open_shards(folder / index_file_name);
-  } else if (std::filesystem::exists(folder / "pytorch_model.bin") ||
-             std::filesystem::exists(folder / "pytorch_model.bin.index.json")) {
+  } else if (has_name(folder / "pytorch_model.bin") || has_name(folder / "pytorch_model.bin.index.json")) {
     user_error(
         "{} holds pytorch_model.bin files, which are not read. Load the model with Transformers and save it with "
         "save_pretrained, "
@@ -60,8 +61,7 @@ void HuggingFaceFiles::open_shards(const std::filesystem::path& index) {
   std::map<std::string, size_t> place_of_file;
   for (const auto& [tensor, file] : weight_map) place_of_file.emplace(file, 0);
   for (auto& [file, place] : place_of_file) {
-    if (!std::filesystem::exists(folder_ / file))
-      user_error("{} names {}, which is not in the folder.", index.string(), file);
+    if (!has_name(folder_ / file)) user_error("{} names {}, which is not in the folder.", index.string(), file);
     place = files_.size();
     files_.emplace_back(folder_ / file);
     for (const StoredTensor& tensor : files_.back().tensors()) {

@@ -14,10 +14,12 @@ namespace conclave {
 
 inline constexpr const char* single_file_name = "model.safetensors";
 inline constexpr const char* index_file_name = "model.safetensors.index.json";
+inline constexpr const char* generation_config_file_name = "generation_config.json";
 
 class HuggingFaceFiles {
  public:
-  // As Transformers does, prefers the single file where both forms exist. UserError naming the file: neither form is
+  // As Transformers and conclave.load_pretrained do, takes the single file where both forms exist, whatever the index
+  // says. UserError naming the file: neither form is
   // there; an invalid file; an index that is malformed, names a file that is not there or a tensor that its file lacks,
   // or does not name a tensor that a file has.
   explicit HuggingFaceFiles(const std::filesystem::path& folder);

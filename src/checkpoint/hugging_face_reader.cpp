@@ -1,5 +1,9 @@
 #include "checkpoint/hugging_face_reader.h"
 
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <cstring>
 #include <set>
 
 #include "base/error.h"
@@ -7,15 +11,28 @@
 namespace conclave {
 namespace {
 
-bool is_harmless(std::string_view tensor) {
-  return tensor.ends_with(".rotary_emb.inv_freq") || tensor == "lm_head.weight";
+// Whether two tensors of one shape hold the same values; of different types: once they are fp32.
+bool same_values(const HuggingFaceFiles::Place& a, const HuggingFaceFiles::Place& b) {
+  const int64_t numel = a.tensor->numel();
+  const int64_t per_block = std::min<int64_t>(numel, block_bytes / sizeof(float));
+  const at::Tensor memory = at::empty({2, per_block}, at::kFloat);
+  for (int64_t begin = 0; begin < numel; begin += per_block) {
+    const int64_t count = std::min(per_block, numel - begin);
+    const at::Tensor blocks[] = {memory[0].narrow(0, 0, count), memory[1].narrow(0, 0, count)};
+    a.file->read(a.tensor->name, begin, blocks[0]);
+    b.file->read(b.tensor->name, begin, blocks[1]);
+    if (std::memcmp(blocks[0].data_ptr(), blocks[1].data_ptr(), blocks[0].nbytes()) != 0) return false;
+  }
+  return true;
 }
 
 void check_part(const DiskTensor& part, const DiskNames& names, const HuggingFaceFiles& files) {
   const auto [file, tensor] = files.find(part.name);
   if (tensor == nullptr) {
-    user_error("{} has no tensor \"{}\", which parameter {} needs. Is this the model that config.json describes?",
-               files.folder().string(), part.name, names.parameter);
+    user_error(
+        "{} has no tensor \"{}\", which parameter {} needs. Is this the model that config.json describes?{}",
+        files.folder().string(), part.name, names.parameter,
+        part.name == "lm_head.weight" ? " If its head is its embedding, tie_word_embeddings must be true there." : "");
   }
   if (tensor->shape != part.shape) {
     user_error("tensor \"{}\" in {} has shape {}, but the model's configuration makes it {}.", part.name,
@@ -52,12 +69,30 @@ HuggingFaceReader::HuggingFaceReader(const std::filesystem::path& folder, std::s
     parameters_.emplace(parameter.parameter, Parameter{&parameter, DiskParts(parameter, form)});
   }
   for (const auto& [file, tensor] : files_.all()) {
-    if (claimed.contains(tensor->name) || is_harmless(tensor->name)) continue;
+    if (claimed.contains(tensor->name) || tensor->name.ends_with(".rotary_emb.inv_freq")) continue;
+    if (is_the_same_under_another_name({file, tensor}, names)) continue;
     user_error(
         "{} holds tensor \"{}\" of shape {}, which this model has no parameter for. Is this the model that config.json "
         "describes?",
         file->file().path().string(), tensor->name, text_of(tensor->shape));
   }
+}
+
+// A tied head is often stored beside the embedding; it must be the same.
+bool HuggingFaceReader::is_the_same_under_another_name(const HuggingFaceFiles::Place& place,
+                                                       std::span<const DiskNames> names) const {
+  for (const DiskNames& parameter : names) {
+    if (parameter.parts.size() != 1 || parameter.alternative.size() != 1) continue;
+    if (parameter.alternative[0].name != place.tensor->name) continue;
+    const HuggingFaceFiles::Place other = files_.find(parameter.parts[0].name);
+    check_part(parameter.alternative[0], parameter, files_);
+    if (same_values(place, other)) return true;
+    user_error(
+        "{} holds \"{}\" and \"{}\" with different values, but they are one parameter of this model, {}.\n       Set "
+        "tie_word_embeddings to false in config.json if the model was trained with two, or remove one of the tensors.",
+        place.file->file().path().string(), place.tensor->name, other.tensor->name, parameter.parameter);
+  }
+  return false;
 }
 
 void HuggingFaceReader::load(const TensorSlice& slice) const {

@@ -17,10 +17,10 @@ class HuggingFaceReader {
   // Opens the safetensors files of `folder`. `names` lists the whole model and outlives this; each parameter may be
   // stored as its `parts` or as its `alternative`.
   //
-  // UserError, before any data is read, naming tensor and file: a missing tensor, another shape, a type that is not a
-  // float, a tensor that no parameter claims. Ignored as harmless: `*.rotary_emb.inv_freq` (computed anew) and an
-  // `lm_head.weight` that no parameter claims (tied embeddings). It depends on the files alone, so all ranks refuse
-  // alike.
+  // UserError, before any parameter is read, naming tensor and file: a missing tensor, another shape, a type that is
+  // not a float, a tensor that no parameter claims, a parameter of one tensor that is stored under both its names with
+  // different values (a head that should be tied). Ignored: `*.rotary_emb.inv_freq` (computed anew). It depends on the
+  // files alone, so all ranks refuse alike.
   HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names);
 
   // Fills a slice (fp32) of a parameter, of any float type on disk. Every rank reads alone, only the byte ranges that
@@ -32,6 +32,8 @@ class HuggingFaceReader {
     const DiskNames* names;
     DiskParts parts;
   };
+  bool is_the_same_under_another_name(const HuggingFaceFiles::Place& place, std::span<const DiskNames> names) const;
+
   HuggingFaceFiles files_;
   std::map<std::string_view, Parameter> parameters_;
 };

@@ -3,11 +3,12 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cstdlib>
 
+#include "base/strict_json.h"
 #include "checkpoint/damaged_checkpoint.h"
 #include "checkpoint/manifest_members.h"
 #include "checkpoint/safetensors_header.h"
-#include "checkpoint/strict_json.h"
 
 namespace conclave {
 namespace {
@@ -15,7 +16,9 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* format_name = "conclave checkpoint";
-constexpr int64_t format_version = 2;
+constexpr int64_t format_version = 3;
+constexpr int64_t oldest_format_version = 2;  // without `tokens` and `resumed_from`
+constexpr size_t state_members = 13;
 
 std::string hex(uint64_t hash) {
   return fmt::format("{:016x}", hash);
@@ -58,10 +61,12 @@ ManifestTensor tensor_from(const json& object, const std::string& name, const st
 json to_json(const CheckpointState& state) {
   return {{"step", state.step},
           {"samples", state.samples},
+          {"tokens", state.tokens},
           {"seed", state.seed},
           {"updates", state.updates},
           {"skipped_in_a_row", state.skipped_in_a_row},
           {"data_fingerprint", state.data_fingerprint},
+          {"resumed_from", state.resumed_from},
           {"job", state.job},
           {"model_config", state.model_config},
           {"layout", state.layout},
@@ -69,8 +74,15 @@ json to_json(const CheckpointState& state) {
           {"values", state.values}};
 }
 
-CheckpointState state_from(const json& object, const std::string& origin) {
-  const Members members(object, "its state", origin, 11);
+// A run of version 2 never changed its sequence length without counting anew.
+int64_t tokens_of_version_2(const CheckpointState& state) {
+  const auto found = state.job.find("data.sequence_length");
+  return found == state.job.end() ? 0 : state.samples * std::strtoll(found->second.c_str(), nullptr, 10);
+}
+
+CheckpointState state_from(const json& object, const std::string& origin, int64_t version) {
+  const bool is_older = version == oldest_format_version;
+  const Members members(object, "its state", origin, is_older ? state_members - 2 : state_members);
   CheckpointState state;
   state.step = members.number("step");
   state.samples = members.number("samples");
@@ -79,6 +91,8 @@ CheckpointState state_from(const json& object, const std::string& origin) {
   state.skipped_in_a_row = members.number("skipped_in_a_row");
   state.data_fingerprint = members.text("data_fingerprint");
   state.job = members.texts("job");
+  state.tokens = is_older ? tokens_of_version_2(state) : members.number("tokens");
+  if (!is_older) state.resumed_from = members.text("resumed_from");
   state.model_config = members.text("model_config");
   state.versions = members.texts("versions");
   for (const auto& [axis, degree] : members.object("layout").items())
@@ -204,15 +218,17 @@ Manifest parse_manifest(std::string_view text, const std::string& origin) {
   const Members members(content, "its content", origin);
   if (const std::string format = members.text("format"); format != format_name)
     user_error("{} is of the format \"{}\"; this program reads \"{}\".", origin, format, format_name);
-  if (const int64_t version = members.number("version"); version != format_version) {
+  const int64_t version = members.number("version");
+  if (version < oldest_format_version || version > format_version) {
     user_error(
-        "{} has version {} of the format, and this program reads version {}. It was written by {} version of "
+        "{} has version {} of the format, and this program reads versions {} to {}. It was written by {} version of "
         "Conclave: load it with that one.",
-        origin, version, format_version, version > format_version ? "a newer" : "an older");
+        origin, version, oldest_format_version, format_version, version > format_version ? "a newer" : "an older");
   }
   members.expect_count(6);
   Manifest manifest;
-  manifest.state = state_from(members.object("state"), origin);
+  manifest.identity = outer.text("xxh3");
+  manifest.state = state_from(members.object("state"), origin, version);
   manifest.hash_block_bytes = members.unsigned_number("hash_block_bytes");
   read_contents(members, origin, manifest);
   if (const auto flaw = flaw_of(manifest)) damaged("{} is damaged: {}.", origin, *flaw);

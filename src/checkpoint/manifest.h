@@ -36,6 +36,7 @@ struct ManifestTensor {
 };
 
 struct Manifest {
+  std::string identity;  // hash of its text, in which all data's hashes are; empty: it was not read
   CheckpointState state;
   uint64_t hash_block_bytes = 0;
   std::map<std::string, uint64_t> files;  // name to length in bytes
@@ -45,7 +46,7 @@ struct Manifest {
 // The name in its file of a tensor's piece: "parameter/model.norm.weight[128:256]".
 std::string piece_name(std::string_view tensor, const Piece& piece);
 
-// JSON, with a hash over all of it: a manifest that was edited or damaged is noticed.
+// JSON, with a hash over all of it, its identity: a manifest that was edited or damaged is noticed.
 std::string manifest_text(const Manifest& manifest);
 // DamagedCheckpoint naming `origin` (a file), the tensor and the reason, for everything that manifest_text does not
 // write; another UserError when it was written in another version of the format.

@@ -1,5 +1,6 @@
 #include "checkpoint/output_folder.h"
 
+#include <algorithm>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -18,11 +19,12 @@ std::filesystem::path without_trailing_slash(const std::filesystem::path& folder
 }  // namespace
 
 OutputFolder::OutputFolder(const std::filesystem::path& folder, Overwrite overwrite,
-                           std::function<bool(std::string_view)> writes)
+                           std::function<bool(std::string_view)> writes, std::vector<std::string> folders)
     : folder_(without_trailing_slash(folder)),
       aside_(folder_.parent_path() / (".tmp-" + folder_.filename().string())),
       overwrite_(overwrite),
-      writes_(std::move(writes)) {}
+      writes_(std::move(writes)),
+      folders_(std::move(folders)) {}
 
 void OutputFolder::check() const {
   if (!std::filesystem::exists(std::filesystem::symlink_status(folder_))) return;
@@ -31,6 +33,7 @@ void OutputFolder::check() const {
   for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
     const std::string name = entry.path().filename().string();
     if (entry.is_regular_file() && writes_(name)) continue;
+    if (entry.is_directory() && std::find(folders_.begin(), folders_.end(), name) != folders_.end()) continue;
     user_error(
         "cannot replace the folder {}: it holds {}, which does not belong to what is written there. Choose another "
         "folder, or remove this one.",

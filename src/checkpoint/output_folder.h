@@ -4,7 +4,9 @@
 
 #include <filesystem>
 #include <functional>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace conclave {
 
@@ -15,8 +17,10 @@ enum class Overwrite {
 
 class OutputFolder {
  public:
-  // Touches nothing. `writes` says which entries a folder of this kind has: one that holds any other is not replaced.
-  OutputFolder(const std::filesystem::path& folder, Overwrite overwrite, std::function<bool(std::string_view)> writes);
+  // Touches nothing. `writes` says which files a folder of this kind has, `folders` which folders: one that holds any
+  // other is not replaced.
+  OutputFolder(const std::filesystem::path& folder, Overwrite overwrite, std::function<bool(std::string_view)> writes,
+               std::vector<std::string> folders = {});
 
   const std::filesystem::path& path() const { return folder_; }
   const std::filesystem::path& aside() const { return aside_; }  // where the files are written
@@ -35,6 +39,7 @@ class OutputFolder {
   std::filesystem::path aside_;
   Overwrite overwrite_;
   std::function<bool(std::string_view)> writes_;
+  std::vector<std::string> folders_;
 };
 
 }  // namespace conclave

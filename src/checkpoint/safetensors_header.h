@@ -38,9 +38,9 @@ class SafetensorsHeader {
                                  const std::string& origin);
 
   // Parses the N bytes of JSON of a file of `file_bytes` bytes. `origin` names the file in refusals. UserError for
-  // everything that is not a valid header: broken UTF-8 or JSON, a key twice, unknown keys or types, metadata that is
-  // not string to string, overflowing shapes, lengths that do not fit shape and type, ranges that do not tile the data
-  // exactly. Memory stays within a small multiple of the text.
+  // everything that is not a valid header: broken UTF-8 or JSON, a name twice, unknown types, metadata that is neither
+  // null nor string to string, overflowing shapes, lengths that do not fit shape and type, ranges that do not tile the
+  // data exactly. Memory stays within a small multiple of the text.
   static SafetensorsHeader parse(std::string_view json, uint64_t file_bytes, const std::string& origin);
 
   // The header of a file to be written: data laid out in the reference writer's order, type descending, then name.

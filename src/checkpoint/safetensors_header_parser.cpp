@@ -1,10 +1,12 @@
 // Reads the JSON of a header event by event instead of into a tree: what it keeps is bounded by what a header may hold,
-// and every departure from the format is met where it stands.
+// and every departure from the format is met where it stands. It takes what safetensors' own reader takes
+// (docs/checkpoints.md says what more it refuses).
 #include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/strict_json.h"
 #include "checkpoint/safetensors_header.h"
 
 namespace conclave {
@@ -46,6 +48,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool start_object(size_t) override {
+    if (place_ == Place::unknown) return go_deeper();
     switch (place_) {
       case Place::start:
         place_ = Place::names;
@@ -62,6 +65,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool key(string_t& key) override {
+    if (place_ == Place::unknown) return true;
     switch (place_) {
       case Place::names:
         name_ = key;
@@ -89,7 +93,10 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool end_object() override {
-    if (place_ == Place::tensor) {
+    if (place_ == Place::unknown) {
+      --unknown_depth_;
+      skip_value();
+    } else if (place_ == Place::tensor) {
       add_tensor();
       place_ = Place::names;
     } else if (place_ == Place::metadata) {
@@ -99,6 +106,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool start_array(size_t) override {
+    if (place_ == Place::unknown) return go_deeper();
     if (place_ == Place::value_of_shape) {
       place_ = Place::shape;
     } else if (place_ == Place::value_of_offsets) {
@@ -110,6 +118,10 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool end_array() override {
+    if (place_ == Place::unknown) {
+      --unknown_depth_;
+      return skip_value();
+    }
     if (place_ == Place::offsets && offsets_seen_ != 2) {
       refuse("data_offsets of tensor \"{}\" has {} numbers instead of 2", name_, offsets_seen_);
     }
@@ -118,6 +130,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool string(string_t& value) override {
+    if (skip_value()) return true;
     if (place_ == Place::metadata) {
       header_.metadata_.emplace(metadata_key_, value);
     } else if (place_ == Place::value_of_dtype) {
@@ -132,6 +145,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool number_unsigned(number_unsigned_t value) override {
+    if (skip_value()) return true;
     if (place_ == Place::shape) {
       if (value > static_cast<uint64_t>(std::numeric_limits<int64_t>::max())) {
         refuse("tensor \"{}\" has a dim of size {}", name_, value);
@@ -148,22 +162,32 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool number_integer(number_integer_t value) override {
+    if (skip_value()) return true;
     if (place_ == Place::shape || place_ == Place::offsets)
       refuse("tensor \"{}\" has the negative number {}", name_, value);
     unexpected("a number");
   }
   bool number_float(number_float_t, const string_t& text) override {
+    if (skip_value()) return true;
     if (place_ == Place::shape || place_ == Place::offsets) {
       refuse("tensor \"{}\" has the number {}, which is not an integer of 64 bits", name_, text);
     }
     unexpected("a number");
   }
-  bool null() override { unexpected("null"); }
-  bool boolean(bool) override { unexpected("true or false"); }
+  bool null() override {
+    if (skip_value()) return true;
+    if (place_ != Place::value_of_metadata) unexpected("null");
+    place_ = Place::names;  // no metadata
+    return true;
+  }
+  bool boolean(bool) override {
+    if (skip_value()) return true;
+    unexpected("true or false");
+  }
   bool binary(binary_t&) override { unexpected("binary data"); }
 
   bool parse_error(size_t position, const std::string&, const nlohmann::json::exception& error) override {
-    refuse("its header is not valid JSON at byte {}: {}", position, error.what());
+    refuse("its header is not valid JSON at byte {}: {}", position, reason_of(error));
   }
 
  private:
@@ -179,6 +203,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
     shape,
     value_of_offsets,
     offsets,
+    unknown,  // in the value of a tensor's key that means nothing here
   };
   static constexpr size_t most_dims = 64;  // as many as a tensor can have
 
@@ -190,12 +215,29 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
     refuse("its header has {} where none is expected, in the description of tensor \"{}\"", what, name_);
   }
 
+  // In a value that means nothing: goes into an object or array of it.
+  bool go_deeper() {
+    constexpr int of_a_tensor = 2;  // objects that a tensor's keys lie in
+    if (of_a_tensor + ++unknown_depth_ > deepest_json)
+      refuse("its header is nested deeper than {} levels", deepest_json);
+    return true;
+  }
+  // Whether the value that has ended means nothing. After a whole one the next key counts again.
+  bool skip_value() {
+    if (place_ != Place::unknown) return false;
+    if (unknown_depth_ == 0) place_ = Place::tensor;
+    return true;
+  }
+
   void begin_field(const std::string& key) {
     bool* seen = key == "dtype"          ? &has_dtype_
                  : key == "shape"        ? &has_shape_
                  : key == "data_offsets" ? &has_offsets_
                                          : nullptr;
-    if (seen == nullptr) refuse("tensor \"{}\" has the unknown key \"{}\"", name_, key);
+    if (seen == nullptr) {
+      place_ = Place::unknown;
+      return;
+    }
     if (*seen) refuse("tensor \"{}\" has the key \"{}\" twice", name_, key);
     *seen = true;
     offsets_seen_ = 0;
@@ -233,6 +275,7 @@ class SafetensorsHeaderParser : public nlohmann::json_sax<nlohmann::json> {
   std::string metadata_key_;  // the metadata being described
   StoredTensor tensor_;       // begin and end still relative to the data
   int offsets_seen_ = 0;
+  int unknown_depth_ = 0;  // objects and arrays that are open in a value that means nothing
   bool has_metadata_ = false;
   bool has_dtype_ = false, has_shape_ = false, has_offsets_ = false;
 };
@@ -241,7 +284,8 @@ SafetensorsHeader SafetensorsHeader::parse(std::string_view json, uint64_t file_
   const uint64_t data_begin = 8 + json.size();
   check_invariant(data_begin <= file_bytes, "a header of {} bytes lies in a file of {}", json.size(), file_bytes);
   SafetensorsHeaderParser parser(data_begin, file_bytes, origin);
-  if (json.empty() || json.front() != '{') parser.refuse("its header does not begin with a brace");
+  const size_t first = json.find_first_not_of(" \n\r\t");
+  if (first == std::string_view::npos || json[first] != '{') parser.refuse("its header does not begin with a brace");
   // The library would take a zero byte for the end of the text and ignore what follows.
   if (json.find('\0') != std::string_view::npos) parser.refuse("its header contains a zero byte");
   nlohmann::json::sax_parse(json, &parser);

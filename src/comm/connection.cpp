@@ -12,7 +12,7 @@ Operation Connection::call(const char* name) const {
 
 void Connection::fail(const Failure& failure) const {
   if (watchdog) watchdog->fail(failure);
-  const int self = calls->ranks[group->getRank()];
+  const int self = calls->ranks[place];
   const std::string call = failure.operation ? failure.operation->text() : "a call";
   if (failure.timed_out)
     throw PeerLostError(fmt::format("rank {} did not come to {} within {:.0f} s; this is rank {}", failure.peer, call,

@@ -13,10 +13,11 @@
 namespace conclave {
 
 struct Connection {
-  c10::intrusive_ptr<c10d::Backend> group;
-  std::mutex group_mutex;              // the group counts its calls without a lock
-  std::shared_ptr<MemoryLink> link;    // null: there is none
-  std::shared_ptr<Watchdog> watchdog;  // null: nobody watches the ranks, as those of a script
+  int place = 0;                            // of this rank in the group
+  c10::intrusive_ptr<c10d::Backend> group;  // null where every rank of the group is reached by the link
+  std::mutex group_mutex;                   // the group counts its calls without a lock
+  std::shared_ptr<MemoryLink> link;         // null: there is none
+  std::shared_ptr<Watchdog> watchdog;       // null: nobody watches the ranks, as those of a script
   std::shared_ptr<Watchdog::Calls> calls;
   std::chrono::milliseconds timeout;
 

@@ -63,8 +63,8 @@ bool ranks_share_gpus() {
   return value != nullptr && std::string_view(value) == "1";
 }
 
-at::Device choose_device(Device wanted, const Process& process) {
-  if (wanted == Device::cpu) return at::kCPU;
+at::Device choose_device(WantedDevice wanted, const Process& process) {
+  if (wanted == WantedDevice::cpu) return at::kCPU;
   std::string why_not;
   const int devices = cuda_device_count(&why_not);
   if (devices >= process.local_world_size) return {at::kCUDA, static_cast<at::DeviceIndex>(process.local_rank)};
@@ -74,7 +74,7 @@ at::Device choose_device(Device wanted, const Process& process) {
         "each rank sees {}, and its host has {} ranks (a launcher that shows each rank a GPU of its own, as Slurm's "
         "--gpus-per-task does, must show it all of them: --gpus-per-node)",
         devices == 1 ? "1 GPU" : fmt::format("{} GPUs", devices), process.local_world_size);
-  if (wanted == Device::automatic) {
+  if (wanted == WantedDevice::automatic) {
     const bool has_driver = std::filesystem::exists("/proc/driver/nvidia/version");
     const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
     const bool is_meant = visible != nullptr && *visible == 0;

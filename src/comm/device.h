@@ -15,7 +15,7 @@
 
 namespace conclave {
 
-struct CudaKernels;  // kernels/cuda_kernels.h
+struct Kernels;  // kernels/kernels.h
 
 // What a GPU is: its name, its compute capability, and its multiprocessors.
 struct GpuChip {
@@ -41,7 +41,7 @@ struct CudaPlugin {
   // Pinned host memory, copied to and from on a stream of its own.
   std::unique_ptr<OffloadMedium> (*make_pinned_slots)();
   void (*synchronize)();  // the host waits until the device in use has done all its work
-  const CudaKernels* kernels;
+  const Kernels* kernels;
   int64_t (*peak_memory)();  // the most bytes that tensors have had on the device in use
   // Counts the waits of this thread for the device (cuda/synchronization_count.h), from zero; or no longer.
   void (*count_synchronizations)(bool on);
@@ -60,6 +60,6 @@ bool ranks_share_gpus();
 
 // The device of this rank: for `automatic` CUDA where there is a GPU for each rank of the host, else the CPU, with a
 // warning where there is a GPU at all. CUDA that cannot be had is a UserError with the reason.
-at::Device choose_device(Device wanted, const Process& process);
+at::Device choose_device(WantedDevice wanted, const Process& process);
 
 }  // namespace conclave

@@ -8,8 +8,17 @@
 namespace conclave {
 namespace {
 
+// Its report is up to a beat older than what came from it.
+bool was_heard_since_its_report(const Observation& rank) {
+  if (!rank.heard || !rank.report) return rank.heard.has_value();
+  const auto reported = rank.report->numbers.find(rank.heard->communicator);
+  return reported == rank.report->numbers.end() || reported->second < rank.heard->number;
+}
+
 std::string last_seen(const Observation& rank) {
-  if (!rank.report || !rank.report->last) return "it had called no collective yet";
+  if (was_heard_since_its_report(rank))
+    return "the last collective that is known to have reached it is " + rank.heard->text();
+  if (!rank.report || !rank.report->last) return "no collective is known that it called";
   if (rank.report->waits_in) return "it was last in " + rank.report->waits_in->text();
   return "it was last in no collective, after " + rank.report->last->text();
 }
@@ -19,6 +28,10 @@ std::string describe_lost(const std::vector<int>& lost, const std::vector<Observ
   for (int rank : lost) seconds = std::min(seconds, ranks[rank].silent_seconds);
   std::string text =
       fmt::format("{} {} lost: no heartbeat for {:.0f} s", name_ranks(lost), lost.size() == 1 ? "is" : "are", seconds);
+  for (int rank : lost) {
+    if (ranks[rank].trouble.empty()) continue;
+    text += lost.size() == 1 ? "; " + ranks[rank].trouble : fmt::format("; rank {}: {}", rank, ranks[rank].trouble);
+  }
   if (lost.size() == 1) text += "; " + last_seen(ranks[lost[0]]);
   return text;
 }

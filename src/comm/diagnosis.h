@@ -12,9 +12,11 @@ namespace conclave {
 
 // What was seen of one rank while the failure was examined.
 struct Observation {
-  std::optional<RankReport> report;  // nothing: it never wrote one
-  double silent_seconds = 0;         // since its beat last grew, as far as was watched
-  bool is_silent = false;            // for longer than a living rank ever is
+  std::optional<RankReport> report;     // nothing: it never wrote one
+  double silent_seconds = 0;            // since its beat last grew, as far as was watched
+  bool is_silent = false;               // for longer than a living rank ever is
+  std::optional<Operation> heard = {};  // the newest collective in which the examining rank got something from it
+  std::string trouble = {};             // of its process, in words (trouble_of_process()); empty: none is known
 };
 
 // What the examining rank ran into.
@@ -32,11 +34,11 @@ struct Diagnosis {
   std::vector<int> lost;  // the ranks that are gone or hang: they cannot tell the user themselves
 };
 
-// Names the culprits, for example "rank 1 is lost: no heartbeat for 5 s; it was last in all_to_all
-// #512 of the expert axis". Silent ranks come first: whatever else is wrong follows from them. After a time-out, those
-// who keep the others waiting: they are found by going from the failed collective to the ranks that have not called it,
-// and from the collectives that those wait in on. Then ranks that have left. If everybody is well, the connection
-// itself failed. `ranks_of`: the ranks of a communicator, by key.
+// Names the culprits, for example "rank 1 is lost: no heartbeat for 5 s; its process (4711) has ended; it was last in
+// all_to_all #512 of the expert axis". Silent ranks come first: whatever else is wrong follows from them. After a
+// time-out, those who keep the others waiting: they are found by going from the failed collective to the ranks that
+// have not called it, and from the collectives that those wait in on. Then ranks that have left. If everybody is well,
+// the connection itself failed. `ranks_of`: the ranks of a communicator, by key.
 Diagnosis diagnose(int self, const std::vector<Observation>& ranks, const Failure& failure,
                    const std::function<std::vector<int>(const std::string& communicator)>& ranks_of);
 

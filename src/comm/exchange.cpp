@@ -36,7 +36,7 @@ void Exchange::add(void* data, int64_t bytes, int peer, bool sends) {
   try {
     std::lock_guard lock(connection_->group_mutex);
     transfers_.push_back(
-        {sends ? connection_->group->send(view, peer, tag_) : connection_->group->recv(view, peer, tag_), peer});
+        {sends ? connection_->group->send(view, peer, tag_) : connection_->group->recv(view, peer, tag_), peer, sends});
   } catch (const std::exception& error) {
     fail(peer, 0, false, error.what());
   }
@@ -48,7 +48,8 @@ bool Exchange::add_to_link(void* data, int64_t bytes, int peer, bool sends) {
   if (link == nullptr || !link->reaches(rank)) return false;
   const std::string& channel = connection_->calls->key;
   link_transfers_.push_back(
-      {sends ? link->send(rank, channel, tag_, data, bytes) : link->receive(rank, channel, tag_, data, bytes), peer});
+      {sends ? link->send(rank, channel, tag_, data, bytes) : link->receive(rank, channel, tag_, data, bytes), peer,
+       sends});
   return true;
 }
 
@@ -63,7 +64,23 @@ void Exchange::wait_for_link(Clock::time_point start) {
                                               : "the wait was ended";
     fail(each.peer, waited, outcome == timed_out, error);
   }
-  link_transfers_.clear();
+}
+
+void Exchange::wait_for_sockets(Clock::time_point start) {
+  for (const Transfer& transfer : transfers_) {
+    const auto left =
+        connection_->timeout - std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
+    std::string error = "the wait was ended";
+    bool done = false;
+    try {
+      done = transfer.work->wait(std::max(left, std::chrono::milliseconds(1)));
+    } catch (const std::exception& caught) {
+      error = caught.what();
+    }
+    const auto waited = Clock::now() - start;
+    if (!done)
+      fail(transfer.peer, std::chrono::duration<double>(waited).count(), waited >= connection_->timeout, error.c_str());
+  }
 }
 
 void Exchange::wait() {
@@ -77,22 +94,18 @@ void Exchange::wait() {
         for (const Transfer& transfer : transfers_) transfer.work->abort();
       });
     wait_for_link(start);
-    for (const Transfer& transfer : transfers_) {
-      const auto left =
-          connection_->timeout - std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
-      std::string error = "the wait was ended";
-      bool done = false;
-      try {
-        done = transfer.work->wait(std::max(left, std::chrono::milliseconds(1)));
-      } catch (const std::exception& caught) {
-        error = caught.what();
-      }
-      const auto waited = Clock::now() - start;
-      if (!done)
-        fail(transfer.peer, std::chrono::duration<double>(waited).count(), waited >= connection_->timeout,
-             error.c_str());
-    }
+    wait_for_sockets(start);
   }
+  if (connection_->watchdog) {
+    std::vector<int> came_from;
+    const auto note = [&](const auto& transfer) {
+      if (!transfer.sends) came_from.push_back(connection_->calls->ranks[transfer.peer]);
+    };
+    for (const LinkTransfer& each : link_transfers_) note(each);
+    for (const Transfer& each : transfers_) note(each);
+    connection_->watchdog->heard(operation_, came_from);
+  }
+  link_transfers_.clear();
   transfers_.clear();
 }
 

@@ -29,14 +29,17 @@ class Exchange {
   struct Transfer {
     c10::intrusive_ptr<c10d::Work> work;
     int peer;
+    bool sends;
   };
   struct LinkTransfer {
     std::shared_ptr<MemoryLink::Transfer> transfer;
     int peer;
+    bool sends;
   };
   void add(void* data, int64_t bytes, int peer, bool sends);
   bool add_to_link(void* data, int64_t bytes, int peer, bool sends);
   void wait_for_link(std::chrono::steady_clock::time_point start);
+  void wait_for_sockets(std::chrono::steady_clock::time_point start);
   [[noreturn]] void fail(int peer, double waited_seconds, bool timed_out, const char* error);
 
   std::shared_ptr<Connection> connection_;

@@ -1,16 +1,18 @@
 #include "comm/launch.h"
 
-#include <fcntl.h>
-#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <csignal>
 
-#include <cstdlib>
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
 #include <cstring>
-#include <filesystem>
-#include <thread>
+#include <optional>
+#include <random>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -18,184 +20,205 @@
 namespace conclave {
 namespace {
 
-// torchrun's own entry, without its log and its closing report, which would bury what the ranks said: the first failure
-// is written to descriptor CONCLAVE_LAUNCH_REPORT as "<rank> <exit code, or minus the signal>". torchrun itself would
-// answer a signal by ending the ranks, for good after half a minute; here the ranks get it, and torchrun waits for
-// them.
-constexpr const char* launcher_script = R"script(
-import logging, os, signal, sys
-logging.disable(logging.CRITICAL)
-report = int(os.environ.pop("CONCLAVE_LAUNCH_REPORT"))
-os.set_inheritable(report, False)
+using Clock = std::chrono::steady_clock;
 
-def started_processes():
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{name}/stat") as file:
-                parent = file.read().rpartition(")")[2].split()[1]
-        except OSError:
-            continue  # ended meanwhile
-        if int(parent) == os.getpid():
-            yield int(name)
+constexpr auto time_to_end_alone = std::chrono::seconds(5);  // after another rank's failure: to say who is lost
+constexpr auto time_to_end_when_told = std::chrono::seconds(30);
+constexpr std::array passed_on = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
 
-def pass_on(number, frame):
-    ranks = list(started_processes())
-    if not ranks:
-        os._exit(128 + number)
-    for rank in ranks:
-        try:
-            os.kill(rank, number)
-        except ProcessLookupError:
-            pass
-
-passed_on = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-for number in passed_on:
-    signal.signal(number, pass_on)
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import parse_args, run
-try:
-    run(parse_args(sys.argv[1:]))
-except ChildFailedError as error:
-    rank, failure = error.get_first_failure()
-    os.write(report, f"{rank} {failure.exitcode}\n".encode())
-    sys.exit(1)
-except SignalException as error:
-    sys.exit(128 + error.sigval)
-)script";
-
-volatile sig_atomic_t launcher_pid = 0;
-volatile sig_atomic_t signal_passed_on = 0;
-
-void pass_on(int signal) {
-  signal_passed_on = signal;
-  if (launcher_pid > 0) kill(launcher_pid, signal);
-}
-
-// The signals that a run answers go to the launcher, and through it to the ranks, for as long as this lives.
-class SignalsPassedOn {
+// While it lives, signals wait for next_signal() instead of interrupting. A lost reader of standard error ends nothing.
+class SignalQueue {
  public:
-  SignalsPassedOn() {
-    struct sigaction action {};
-    action.sa_handler = pass_on;
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGINT, &action, &interrupt_);
-    sigaction(SIGTERM, &action, &terminate_);
-    sigaction(SIGUSR1, &action, &user_);
+  SignalQueue() {
+    sigemptyset(&awaited_);
+    for (const int signal : passed_on) add(signal);
+    for (const int signal : {SIGCHLD, SIGTSTP}) add(signal);
+    sigprocmask(SIG_BLOCK, &awaited_, &mask_before_);
+    pipe_before_ = std::signal(SIGPIPE, SIG_IGN);
   }
-  ~SignalsPassedOn() {
-    sigaction(SIGINT, &interrupt_, nullptr);
-    sigaction(SIGTERM, &terminate_, nullptr);
-    sigaction(SIGUSR1, &user_, nullptr);
-    launcher_pid = 0;
-    signal_passed_on = 0;
+  ~SignalQueue() { restore(); }
+  SignalQueue(const SignalQueue&) = delete;
+
+  // Also in a child, before it becomes another program.
+  void restore() const {
+    std::signal(SIGPIPE, pipe_before_);
+    sigprocmask(SIG_SETMASK, &mask_before_, nullptr);
+  }
+  // 0 if none comes in time.
+  int next_signal(std::optional<Clock::time_point> until) const {
+    timespec left{3600, 0};
+    if (until) {
+      const auto rest = std::max<int64_t>(0, std::chrono::nanoseconds(*until - Clock::now()).count());
+      left = {static_cast<time_t>(rest / 1'000'000'000), static_cast<long>(rest % 1'000'000'000)};
+    }
+    const int signal = sigtimedwait(&awaited_, nullptr, &left);
+    return signal < 0 ? 0 : signal;
   }
 
  private:
-  struct sigaction interrupt_, terminate_, user_;
+  // nohup has SIGHUP ignored, here and in the ranks.
+  void add(int signal) {
+    struct sigaction standing {};
+    sigaction(signal, nullptr, &standing);
+    const bool is_ignored = (standing.sa_flags & SA_SIGINFO) == 0 && standing.sa_handler == SIG_IGN;
+    if (signal != SIGHUP || !is_ignored) sigaddset(&awaited_, signal);
+  }
+
+  sigset_t awaited_{}, mask_before_{};
+  void (*pipe_before_)(int) = SIG_DFL;
 };
 
-// torchrun replaces "$name" in the ranks' arguments, and "$$" by "$".
-std::string without_macros(const std::string& argument) {
-  std::string escaped;
-  for (char letter : argument) escaped += letter == '$' ? "$$" : std::string(1, letter);
-  return escaped;
+std::string new_meeting() {
+  std::random_device random;
+  return fmt::format("{:08x}{:08x}{:08x}{:08x}", random(), random(), random(), random());
 }
 
-std::vector<std::string> launcher_command(const LaunchOptions& options) {
-  std::vector<std::string> command{options.python.empty() ? default_python() : options.python,
-                                   "-c",
-                                   launcher_script,
-                                   "--standalone",
-                                   "--no-python",
-                                   fmt::format("--nproc-per-node={}", options.ranks),
-                                   "--signals-to-handle=SIGHUP,SIGQUIT"};  // the others are passed on, see above
-  command.push_back(options.command[0]);
-  for (size_t word = 1; word < options.command.size(); ++word) command.push_back(without_macros(options.command[word]));
-  return command;
-}
-
-// In the child: becomes the launcher. Only calls that are allowed after a fork.
-[[noreturn]] void become(char* const* arguments, pid_t parent) {
-  setpgid(0, 0);  // Ctrl-C reaches this program alone, which passes it on once
-  prctl(PR_SET_PDEATHSIG, SIGTERM);
-  if (getppid() != parent) _exit(exit_failure);
-  execvp(arguments[0], arguments);
-  _exit(127);
-}
-
-std::string read_all(int descriptor) {
-  std::string text;
-  char buffer[256];
-  for (ssize_t count; (count = read(descriptor, buffer, sizeof buffer)) != 0;) {
-    if (count > 0)
-      text.append(buffer, count);
-    else if (errno != EINTR)
-      break;
+// The environment of a rank: this process's, where what another launcher has left counts no more.
+class RankEnvironment {
+ public:
+  RankEnvironment(int rank, int ranks, const std::string& meeting) {
+    for (char** entry = environ; *entry != nullptr; ++entry)
+      if (!is_replaced(*entry)) texts_.emplace_back(*entry);
+    for (const char* name : {"RANK", "LOCAL_RANK"}) texts_.push_back(fmt::format("{}={}", name, rank));
+    for (const char* name : {"WORLD_SIZE", "LOCAL_WORLD_SIZE"}) texts_.push_back(fmt::format("{}={}", name, ranks));
+    texts_.push_back("CONCLAVE_MEETING=" + meeting);
+    for (std::string& text : texts_) pointers_.push_back(text.data());
+    pointers_.push_back(nullptr);
   }
-  return text;
-}
+  char* const* get() const { return pointers_.data(); }
 
-int wait_for(pid_t child) {
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+ private:
+  static bool is_replaced(std::string_view entry) {
+    constexpr std::array names = {"RANK",        "LOCAL_RANK",  "WORLD_SIZE",      "LOCAL_WORLD_SIZE",
+                                  "MASTER_ADDR", "MASTER_PORT", "CONCLAVE_MEETING"};
+    const std::string_view name = entry.substr(0, entry.find('='));
+    return std::find(names.begin(), names.end(), name) != names.end() || name.starts_with("TORCHELASTIC_");
   }
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
+  std::vector<std::string> texts_;
+  std::vector<char*> pointers_;
+};
 
-int explain(const std::string& report, int launcher_code, const std::string& python) {
-  int rank = 0, code = 0;
-  if (std::sscanf(report.c_str(), "%d %d", &rank, &code) == 2) {
-    if (code > 0) return code;
-    if (-code == signal_passed_on) return 128 + signal_passed_on;
-    spdlog::error("rank {} is lost: signal {} ({}) ended it.", rank, -code, strsignal(-code));
+struct Rank {
+  pid_t process = -1;
+  std::optional<int> status;  // as waitpid() gives it; nothing: it runs
+};
+
+class LocalRanks {
+ public:
+  explicit LocalRanks(const LaunchOptions& options) : ranks_(options.ranks) {
+    const std::string meeting = new_meeting();
+    for (int rank = 0; rank < options.ranks; ++rank)
+      ranks_[rank].process = start(options.command, RankEnvironment(rank, options.ranks, meeting));
+  }
+  ~LocalRanks() {
+    tell(SIGKILL);
+    for (Rank& rank : ranks_)
+      if (rank.process > 0 && !rank.status) waitpid(rank.process, nullptr, 0);
+  }
+  LocalRanks(const LocalRanks&) = delete;
+
+  int wait() {
+    while (std::any_of(ranks_.begin(), ranks_.end(), [](const Rank& rank) { return !rank.status; })) {
+      const int signal = signals_.next_signal(patience_ends_);
+      if (signal == SIGTSTP) {
+        pause();
+      } else if (signal != 0 && signal != SIGCHLD) {
+        signal_passed_on_ = signal;
+        may_end_ = may_end_ || signal != SIGUSR2;  // which asks for a checkpoint
+        tell(signal);
+      }
+      take_ended();
+      if (patience_ends_ && Clock::now() >= *patience_ends_) lose_patience();
+    }
+    return result();
+  }
+
+ private:
+  pid_t start(const std::vector<std::string>& command, const RankEnvironment& environment) {
+    std::vector<char*> arguments;
+    for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
+    arguments.push_back(nullptr);
+    const pid_t parent = getpid();
+    const pid_t child = fork();
+    if (child < 0) throw std::runtime_error(fmt::format("a rank cannot be started: {}", std::strerror(errno)));
+    if (child > 0) return child;
+    // Only calls that are allowed after a fork. In a group of its own, so that the terminal's Ctrl-C reaches the
+    // launcher alone, which passes it on once.
+    setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGTERM);
+    signals_.restore();
+    if (getppid() != parent) _exit(exit_failure);
+    execve(arguments[0], arguments.data(), environment.get());
+    _exit(127);
+  }
+
+  void tell(int signal) const {
+    for (const Rank& rank : ranks_)
+      if (rank.process > 0 && !rank.status) kill(rank.process, signal);
+  }
+
+  void pause() const {
+    tell(SIGSTOP);
+    raise(SIGSTOP);  // until somebody continues this process
+    tell(SIGCONT);
+  }
+
+  void take_ended() {
+    for (Rank& rank : ranks_) {
+      int status = 0;
+      if (rank.status || waitpid(rank.process, &status, WNOHANG) != rank.process) continue;
+      rank.status = status;
+      if (status == 0) continue;
+      const bool is_first = !failed_;
+      // A rank that lost another one says so before the lost one's own end may be seen here.
+      if (is_first || (!was_told_ && has_lost_another(*failed_) && !has_lost_another(rank))) failed_ = rank;
+      if (is_first && !may_end_) patience_ends_ = Clock::now() + time_to_end_alone;
+    }
+  }
+
+  static bool has_lost_another(const Rank& rank) {
+    return WIFEXITED(*rank.status) && WEXITSTATUS(*rank.status) == exit_peer_lost;
+  }
+
+  void lose_patience() {
+    tell(was_told_ ? SIGKILL : SIGTERM);
+    tell(SIGCONT);  // one that is stopped could not end
+    was_told_ = true;
+    patience_ends_ = Clock::now() + time_to_end_when_told;
+  }
+
+  int result() const {
+    if (!failed_) return exit_success;
+    const int status = *failed_->status;
+    if (WIFEXITED(status)) return WEXITSTATUS(status);
+    const int signal = WTERMSIG(status);
+    if (signal == signal_passed_on_) return 128 + signal;
+    spdlog::error("rank {} is lost: signal {} ({}) ended it{}.", number_of(*failed_), signal, strsignal(signal),
+                  signal == SIGKILL ? ", as the system does where memory runs out" : "");
     return exit_peer_lost;
   }
-  if (launcher_code == 127)
-    user_error(
-        "{} cannot be run, and torchrun, which starts the ranks, needs it. Give a Python that has torch with --python.",
-        python);
-  return launcher_code;
-}
+
+  int64_t number_of(const Rank& rank) const {
+    return std::find_if(ranks_.begin(), ranks_.end(),
+                        [&](const Rank& other) { return other.process == rank.process; }) -
+           ranks_.begin();
+  }
+
+  const SignalQueue signals_;  // before the first rank starts
+  std::vector<Rank> ranks_;
+  std::optional<Rank> failed_;
+  std::optional<Clock::time_point> patience_ends_;  // with the ranks that are left
+  bool was_told_ = false;                           // they were asked to end
+  bool may_end_ = false;                            // somebody asked them to end, and waits as long as that takes
+  int signal_passed_on_ = 0;                        // the newest
+};
 
 }  // namespace
-
-std::string default_python() {
-  return std::filesystem::exists(CONCLAVE_PYTHON) ? CONCLAVE_PYTHON : "python3";
-}
 
 int launch_local_ranks(const LaunchOptions& options) {
   check_invariant(options.ranks >= 1 && !options.command.empty(), "launching {} ranks of {} words", options.ranks,
                   options.command.size());
-  int report[2];
-  if (pipe2(report, O_CLOEXEC) != 0)
-    throw std::runtime_error(fmt::format("no pipe for the launcher: {}", std::strerror(errno)));
-
-  const std::vector<std::string> command = launcher_command(options);
-  std::vector<char*> arguments;
-  arguments.reserve(command.size() + 1);
-  for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
-  arguments.push_back(nullptr);
-  const unsigned threads = std::max(1u, std::thread::hardware_concurrency() / options.ranks);
-  setenv("OMP_NUM_THREADS", std::to_string(threads).c_str(), 0);
-  setenv("CONCLAVE_LAUNCH_REPORT", std::to_string(report[1]).c_str(), 1);
-
-  SignalsPassedOn signals;
-  const pid_t parent = getpid();
-  const pid_t child = fork();
-  if (child < 0) throw std::runtime_error(fmt::format("the launcher cannot be started: {}", std::strerror(errno)));
-  if (child == 0) {
-    fcntl(report[1], F_SETFD, 0);  // stays open in the launcher
-    become(arguments.data(), parent);
-  }
-  launcher_pid = child;
-  if (signal_passed_on != 0) kill(child, signal_passed_on);
-  unsetenv("CONCLAVE_LAUNCH_REPORT");
-  close(report[1]);
-  const std::string first_failure = read_all(report[0]);
-  close(report[0]);
-  const int code = wait_for(child);
-  return explain(first_failure, code, command[0]);
+  return LocalRanks(options).wait();
 }
 
 }  // namespace conclave

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "comm/process_state.h"
 
 namespace conclave {
 
@@ -45,8 +46,13 @@ std::unique_ptr<MemoryLink> MemoryLink::open(const Process& process, c10d::Store
     if (process.local_world_size > 1) return std::unique_ptr<MemoryLink>(new MemoryLink(process, store));
   } catch (const std::system_error&) {  // of a system call that is not there or not allowed
   }
-  store.set(key(process.rank), MemoryAddress().text());  // the others need not wait
+  decline(process.rank, store);
   return nullptr;
+}
+
+// The others need not wait for its address.
+void MemoryLink::decline(int rank, c10d::Store& store) {
+  store.set(key(rank), MemoryAddress().text());
 }
 
 MemoryLink::MemoryLink(const Process& process, c10d::Store& store)
@@ -88,7 +94,7 @@ void MemoryLink::warn(int rank, const std::string& why) {
 }
 
 // Who finds a rank asks whether that rank finds it, too: the system may let only one read the other's memory.
-void MemoryLink::meet(const std::vector<int>& ranks, c10d::Store& store) {
+bool MemoryLink::meet(const std::vector<int>& ranks, c10d::Store& store) {
   std::map<int, std::unique_ptr<MemoryPeer>> met;
   for (const int rank : ranks) {
     if (rank == rank_ || peers_.contains(rank)) continue;
@@ -97,8 +103,19 @@ void MemoryLink::meet(const std::vector<int>& ranks, c10d::Store& store) {
   }
   for (auto& [rank, peer] : met)
     if (peer && store.get_to_str(answer_key(rank, rank_)) != "yes") peer.reset();
-  std::lock_guard lock(mutex_);
-  peers_.merge(met);
+  {
+    std::lock_guard lock(mutex_);
+    peers_.merge(met);
+  }
+  const bool reaches_all =
+      std::all_of(ranks.begin(), ranks.end(), [&](int rank) { return rank == rank_ || reaches(rank); });
+  const auto key_of = [&](int rank) {
+    return fmt::format("memory_link/{}/all/{}-{}/{}", rank, ranks.front(), ranks.back(), ranks.size());
+  };
+  store.set(key_of(rank_), reaches_all ? "yes" : "no");
+  // One that reaches none has no link, and does not answer; but then nobody reaches it.
+  return reaches_all && std::all_of(ranks.begin(), ranks.end(),
+                                    [&](int rank) { return rank == rank_ || store.get_to_str(key_of(rank)) == "yes"; });
 }
 
 MemoryPeer* MemoryLink::peer_at(int rank) const {

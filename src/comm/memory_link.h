@@ -29,12 +29,15 @@ class MemoryLink {
   // Tells in `store` where this process is to be found, as all ranks do. Null where the system does not offer what it
   // takes, or no other rank is on this host.
   static std::unique_ptr<MemoryLink> open(const Process& process, c10d::Store& store);
+  // Tells that this rank has none.
+  static void decline(int rank, c10d::Store& store);
   ~MemoryLink();
   MemoryLink(const MemoryLink&) = delete;
 
   // Finds out which of `ranks`, which meet this rank at the same time, it reaches: they are on one host, and the system
-  // lets each read the other's memory. `store`: as for open(). Throws the store's error when one does not come.
-  void meet(const std::vector<int>& ranks, c10d::Store& store);
+  // lets each read the other's memory. `store`: as for open(). Throws the store's error when one does not come. True if
+  // every one of `ranks` reaches every other.
+  bool meet(const std::vector<int>& ranks, c10d::Store& store);
   bool reaches(int rank) const;                       // whom it has met
   int64_t bytes_read() const { return bytes_read_; }  // of the messages of others
 

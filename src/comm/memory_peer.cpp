@@ -6,10 +6,10 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <filesystem>
-#include <fstream>
 #include <sstream>
 #include <system_error>
+
+#include "comm/process_state.h"
 
 namespace conclave {
 namespace {
@@ -21,17 +21,6 @@ int open_life(pid_t pid) {
 }
 
 }  // namespace
-
-// One kernel, one view of its processes, and one network, which is what a job takes for a host.
-std::string name_of_host() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  std::error_code no_processes, no_network;
-  const auto processes = std::filesystem::read_symlink("/proc/self/ns/pid", no_processes);
-  const auto network = std::filesystem::read_symlink("/proc/self/ns/net", no_network);
-  if (boot.empty() || no_processes || no_network) return "";
-  return fmt::format("{} {} {}", boot, processes.string(), network.string());
-}
 
 MemoryAddress MemoryAddress::of_this_process(const Mailbox& mailbox, const uint64_t& sample) {
   return {name_of_host(), ::getpid(), mailbox.file(), sample, reinterpret_cast<uint64_t>(&sample)};

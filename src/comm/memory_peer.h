@@ -23,9 +23,6 @@ struct MemoryAddress {
   static MemoryAddress parse(const std::string& text);
 };
 
-// What of_this_process() would say of the host.
-std::string name_of_host();
-
 class MemoryPeer {
  public:
   // `senders`: of its mailbox. Throws std::system_error when the system keeps the processes apart.

@@ -2,7 +2,7 @@
 
 #include <sstream>
 
-#include "base/error.h"
+#include <fmt/core.h>
 
 namespace conclave {
 namespace {
@@ -20,17 +20,18 @@ std::string Operation::text() const {
                      : fmt::format("{} #{} of the {} axis", name, number, axis);
 }
 
-// One field a line: a word, then its values. No value holds a blank.
+// One field a line: a word, then its values. No value holds a blank, but for a host at the end of its line.
 std::string RankReport::encode() const {
   std::ostringstream out;
   out << "beat " << beat << "\nstate " << static_cast<int>(state) << '\n';
   write(out, "waits_in", waits_in);
   write(out, "last", last);
   for (const auto& [communicator, number] : numbers) out << "number " << communicator << ' ' << number << '\n';
+  out << "process " << process << ' ' << host << '\n';
   return out.str();
 }
 
-RankReport RankReport::decode(std::string_view text) {
+std::optional<RankReport> RankReport::decode(std::string_view text) {
   RankReport report;
   std::istringstream lines{std::string(text)};
   for (std::string line; std::getline(lines, line);) {
@@ -42,6 +43,7 @@ RankReport RankReport::decode(std::string_view text) {
     } else if (field == "state") {
       int state = 0;
       in >> state;
+      if (state < 0 || state > static_cast<int>(RankState::finished)) return {};
       report.state = static_cast<RankState>(state);
     } else if (field == "waits_in" || field == "last") {
       Operation operation;
@@ -51,10 +53,16 @@ RankReport RankReport::decode(std::string_view text) {
       std::string communicator;
       in >> communicator;
       in >> report.numbers[communicator];
+    } else if (field == "process") {
+      if (!(in >> report.process)) return {};
+      std::getline(in >> std::ws, report.host);  // perhaps nothing
+      in.clear();
+    } else {
+      return {};
     }
-    check_invariant(!in.fail(), "a rank's report has the line \"{}\"", line);
+    if (in.fail()) return {};
   }
-  return report;
+  return report.beat > 0 ? std::optional(report) : std::nullopt;
 }
 
 }  // namespace conclave

@@ -25,12 +25,14 @@ enum class RankState { running, stopped, finished };  // stopped: leaves because
 struct RankReport {
   uint64_t beat = 0;  // grows as long as the rank's process lives
   RankState state = RankState::running;
-  std::optional<Operation> waits_in;        // the collective that the rank waits for now
-  std::optional<Operation> last;            // the newest collective that it called
-  std::map<std::string, uint64_t> numbers;  // of each communicator, the newest call
+  std::optional<Operation> waits_in = {};        // the collective that the rank waits for now
+  std::optional<Operation> last = {};            // the newest collective that it called
+  std::map<std::string, uint64_t> numbers = {};  // of each communicator, the newest call
+  int process = 0;                               // its number on its host
+  std::string host = {};                         // see name_of_host(); empty: not known
 
   std::string encode() const;
-  static RankReport decode(std::string_view text);  // throws InvariantError on a text that encode() did not write
+  static std::optional<RankReport> decode(std::string_view text);  // nothing of a text that encode() did not write
 };
 
 }  // namespace conclave

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "comm/process_state.h"
 #include "comm/watchdog_shared.h"
 
 namespace conclave {
@@ -80,6 +81,8 @@ Watchdog::Watchdog(c10::intrusive_ptr<c10d::Store> store, std::string store_name
   shared.serves_store = serves_store;
   shared.rank = rank;
   shared.world_size = world_size;
+  shared.heard.resize(world_size);
+  shared.host = name_of_host();
   shared.options = options;
   shared.start(start_timeout);
   heart_ = std::thread([shared = shared_] { shared->run_heart(); });
@@ -128,6 +131,13 @@ Operation Watchdog::call(Calls& calls, const char* name) {
   calls.number = operation.number;
   shared_->last = operation;
   return operation;
+}
+
+void Watchdog::heard(const Operation& operation, const std::vector<int>& peers) {
+  if (peers.empty()) return;
+  const auto shared_operation = std::make_shared<const Operation>(operation);
+  std::lock_guard lock(shared_->mutex);
+  for (const int peer : peers) shared_->heard[peer] = shared_operation;
 }
 
 void Watchdog::fail(const Failure& failure) {

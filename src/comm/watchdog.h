@@ -59,8 +59,9 @@ class Watchdog {
   };
 
   // Waits until all ranks are here, then begins to beat; after `start_timeout` throws PeerLostError, naming those that
-  // did not come. `store`: a client of its own (a clone), used by the watchdog's thread alone. `store_name`: see
-  // describe_store(). `serves_store`: this process serves it, and must stay until the others have read the last word.
+  // did not come. A UserError if another process is this rank already. `store`: a client of its own (a clone), used by
+  // the watchdog's thread alone. `store_name`: see describe_store(). `serves_store`: this process serves it, and must
+  // stay until the others have read the last word.
   Watchdog(c10::intrusive_ptr<c10d::Store> store, std::string store_name, bool serves_store, int rank, int world_size,
            WatchdogOptions options, std::chrono::milliseconds start_timeout);
   ~Watchdog();
@@ -72,6 +73,9 @@ class Watchdog {
   std::shared_ptr<Calls> watch(const std::string& axis, std::vector<int> ranks);
   // Numbers a new call. Throws PeerLostError if there is a verdict.
   Operation call(Calls& calls, const char* name);
+
+  // In `operation`, something came from each of `peers`, ranks of the job: they have called it.
+  void heard(const Operation& operation, const std::vector<int>& peers);
 
   // A collective failed: finds the verdict, within lost_after_failure_beats and a little, and throws it.
   [[noreturn]] void fail(const Failure& failure);

@@ -1,13 +1,21 @@
 // The heart: the only thread of a rank that talks with the store.
+#include <unistd.h>
+
 #include <algorithm>
 #include <thread>
 
 #include "base/error.h"
+#include "comm/foreign_text.h"
+#include "comm/process_state.h"
 #include "comm/watchdog_shared.h"
 
 namespace conclave {
 void Watchdog::Shared::start(std::chrono::milliseconds timeout) {
   try {
+    if (!board->take_place(rank, fmt::format("{} {}", host, ::getpid())))
+      user_error(
+          "{} has a rank {} already: another job meets there. Wait for its end, or choose another port (MASTER_PORT).",
+          store_name, rank);
     publish_report();
     if (meet(timeout)) return;
     if (!adopt_verdict()) {
@@ -17,19 +25,24 @@ void Watchdog::Shared::start(std::chrono::milliseconds timeout) {
                        missing});
     }
     leave();
+  } catch (const UserError&) {
+    throw;
+  } catch (const ForeignTextError& error) {
+    end_by_foreign_text(error.what());
   } catch (const std::exception& error) {
-    conclude(lost_store(fmt::format("is gone ({})", first_line(error.what()))));
+    end_without_store(error);
   }
   throw PeerLostError(fmt::format("{}; this is rank {} of {}", verdict->text, rank, world_size), verdict->lost);
 }
 
 bool Watchdog::Shared::meet(std::chrono::milliseconds timeout) {
   const auto until = std::chrono::steady_clock::now() + timeout;
-  int64_t started = board->count_started(1);
-  for (auto pause = std::chrono::milliseconds(5); started < world_size; pause = std::min(2 * pause, options.beat)) {
+  board->reach(NoticeBoard::Milestone::started, rank);
+  for (auto pause = std::chrono::milliseconds(5);
+       !board->all_reached(NoticeBoard::Milestone::started, rank, world_size);
+       pause = std::min(2 * pause, options.beat)) {
     if (std::chrono::steady_clock::now() > until || board->verdict()) return false;
     std::this_thread::sleep_for(pause);
-    started = board->count_started(0);
   }
   return true;
 }
@@ -43,13 +56,30 @@ void Watchdog::Shared::run_heart() {
       go_on = !ending;
     }
     leave();
+  } catch (const ForeignTextError& error) {
+    end_by_foreign_text(error.what());
   } catch (const std::exception& error) {
-    std::lock_guard lock(mutex);
-    if (!all_finished) conclude(lost_store(fmt::format("is gone ({})", first_line(error.what()))));
+    end_without_store(error);
   }
   std::lock_guard lock(mutex);
   heart_ended = true;
   changed.notify_all();
+}
+
+void Watchdog::Shared::end_by_foreign_text(const std::string& what) noexcept {
+  const Diagnosis verdict{what, {}};
+  try {
+    publish_verdict(verdict);
+    leave();
+  } catch (const std::exception&) {  // what stands there may be the verdict itself
+    std::lock_guard lock(mutex);
+    if (!all_finished) conclude(verdict);
+  }
+}
+
+void Watchdog::Shared::end_without_store(const std::exception& error) {
+  std::lock_guard lock(mutex);
+  if (!all_finished) conclude(lost_store(fmt::format("is gone ({})", first_line(error.what()))));
 }
 
 bool Watchdog::Shared::heart_is_asked() const {
@@ -70,7 +100,7 @@ void Watchdog::Shared::tend() {
   }
   if (!reason.empty()) return publish_verdict({fmt::format("rank {} stopped: {}", rank, reason), {}});
   if (failure) return examine(*failure);
-  if (finishing) count_finished();
+  if (finishing) look_for_finished();
   if (watch_next_rank()) examine({});
 }
 
@@ -83,6 +113,8 @@ void Watchdog::Shared::publish_report() {
     report.state = state;
     if (!waiting.empty()) report.waits_in = waiting.front()->operation_;
     report.last = last;
+    report.process = ::getpid();
+    report.host = host;
     for (const auto& of_communicator : calls) report.numbers[of_communicator->key] = of_communicator->number;
     unannounced.assign(calls.begin() + announced, calls.end());
     announced = calls.size();
@@ -112,12 +144,13 @@ void Watchdog::Shared::publish_verdict(const Diagnosis& diagnosis) {
   conclude(standing);
 }
 
-void Watchdog::Shared::count_finished() {
-  const int64_t finished = board->count_finished(finish_counted ? 0 : 1);
+void Watchdog::Shared::look_for_finished() {
+  if (!finish_counted) board->reach(NoticeBoard::Milestone::finished, rank);
+  const bool all = board->all_reached(NoticeBoard::Milestone::finished, rank, world_size);
   std::lock_guard lock(mutex);
   if (finish_counted) finish_pause = std::min(2 * finish_pause, options.beat);
   finish_counted = true;
-  all_finished = finished == world_size;
+  all_finished = all;
   if (all_finished) changed.notify_all();
 }
 
@@ -149,26 +182,33 @@ void Watchdog::Shared::examine(const Failure& failure) {
     publish_report();
     if (adopt_verdict()) return;
   }
-  std::vector<Observation> observations(world_size);
-  for (int other = 0; other < world_size; ++other) {
-    observations[other].report = other == rank ? board->report_of(rank) : seen[other].report;
-    observations[other].silent_seconds = seconds(seen[other].beats);
-    observations[other].is_silent = seen[other].beats >= options.lost_after_failure_beats;
-  }
+  std::vector<Observation> observations;
+  for (int other = 0; other < world_size; ++other) observations.push_back(observe(other, seen[other]));
   publish_verdict(diagnose(rank, observations, failure,
                            [&](const std::string& communicator) { return board->ranks_of(communicator); }));
 }
 
+Observation Watchdog::Shared::observe(int other, const Silence& seen) {
+  Observation observation;
+  observation.report = other == rank ? board->report_of(rank) : seen.report;
+  observation.silent_seconds = seconds(seen.beats);
+  observation.is_silent = seen.beats >= options.lost_after_failure_beats;
+  if (observation.is_silent && !host.empty() && observation.report->host == host)
+    observation.trouble = trouble_of_process(observation.report->process);
+  const std::lock_guard lock(mutex);
+  if (heard[other]) observation.heard = *heard[other];
+  return observation;
+}
+
 void Watchdog::Shared::leave() {
   publish_report();
-  int64_t gone = board->count_gone(1);
+  board->reach(NoticeBoard::Milestone::gone, rank);
   if (!serves_store) return;
   const auto until = std::chrono::steady_clock::now() + 3 * options.beat;
-  for (auto pause = std::chrono::milliseconds(5); gone < world_size && std::chrono::steady_clock::now() < until;
-       pause = std::min(2 * pause, options.beat)) {
+  for (auto pause = std::chrono::milliseconds(5);
+       !board->has_seen_all(NoticeBoard::Milestone::gone, world_size) && std::chrono::steady_clock::now() < until;
+       pause = std::min(2 * pause, options.beat))
     std::this_thread::sleep_for(pause);
-    gone = board->count_gone(0);
-  }
 }
 
 }  // namespace conclave

@@ -32,6 +32,7 @@ struct Watchdog::Shared {
   int rank = 0;
   int world_size = 1;
   WatchdogOptions options;
+  std::string host;  // see name_of_host()
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -46,9 +47,10 @@ struct Watchdog::Shared {
   bool heart_ended = false;
   uint64_t rounds = 0;  // of the heart: each spoke with the store
   std::list<Waiting*> waiting;
-  std::vector<std::shared_ptr<Calls>> calls;  // of every communicator
-  std::optional<Operation> last;              // the newest call of any
-  bool supervisor_ended = true;               // or never began
+  std::vector<std::shared_ptr<Calls>> calls;            // of every communicator
+  std::optional<Operation> last;                        // the newest call of any
+  std::vector<std::shared_ptr<const Operation>> heard;  // by rank, the newest; null: nothing yet
+  bool supervisor_ended = true;                         // or never began
 
   std::mutex supervised_mutex;
   std::list<std::function<std::optional<Failure>()>> supervised;  // guarded by supervised_mutex
@@ -76,11 +78,16 @@ struct Watchdog::Shared {
   bool adopt_verdict();
   // The first verdict stands, for all ranks.
   void publish_verdict(const Diagnosis& diagnosis);
-  void count_finished();
+  // Something in the store is no rank's: the job ends, as far as the others can still be told.
+  void end_by_foreign_text(const std::string& what) noexcept;
+  // The store does not answer, or its connection broke.
+  void end_without_store(const std::exception& error);
+  void look_for_finished();
   // True if it has been silent for too long. Looks at most once a beat: rounds come faster when something is asked.
   bool watch_next_rank();
   // Watches all ranks until each has given a sign of life, or been silent for too long; then gives the verdict.
   void examine(const Failure& failure);
+  Observation observe(int other, const Silence& seen);
   // The last word. The one who serves the store stays a little, so that the others can read it.
   void leave();
 

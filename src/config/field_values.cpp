@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "config/path_text.h"
 
 namespace conclave {
 namespace {
@@ -26,6 +27,9 @@ std::optional<Number> parse_number(const GivenValue& given, bool& out_of_range) 
   if (error != std::errc()) return std::nullopt;
   return number;
 }
+
+// An upper end this high goes without saying, until a value is above it.
+constexpr double unsaid_most = 1e6;
 
 bool is_quoted(const GivenValue& given) {
   return given.kind == GivenValue::Kind::quoted;
@@ -61,11 +65,11 @@ std::string refusal_of_range(double value, const NumberRange& range) {
   const bool not_too_much = range.without_most ? value < range.most : value <= range.most;
   if (!enough) return refusal_of_type(range_words(range));
   if (not_too_much) return "";
-  return refusal_of_type(range.most == largest_size ? fmt::format("at most {}", largest_size) : range_words(range));
+  return refusal_of_type(range.most >= unsaid_most ? fmt::format("at most {}", range.most) : range_words(range));
 }
 
 std::string range_words(const NumberRange& range) {
-  if (range.most >= largest_size)
+  if (range.most >= unsaid_most)
     return fmt::format("{} {}", range.without_least ? "more than" : "at least", range.least);
   return fmt::format("at least {} and {} {}", range.least, range.without_most ? "less than" : "at most", range.most);
 }
@@ -108,7 +112,16 @@ std::string read_value(const GivenValue& given, std::filesystem::path& value) {
   std::string text;
   if (!read_value(given, text).empty()) return refusal_of_type(type_words(value));
   if (text.empty()) return refusal_of_type("a path that is not empty");
-  value = text;
+  std::string refusal = expand_path(text);
+  if (refusal.empty()) value = text;
+  return refusal;
+}
+
+std::string read_value(const GivenValue& given, Duration& value) {
+  const bool is_text = given.kind == GivenValue::Kind::plain || is_quoted(given);
+  const auto duration = is_text ? parse_duration(given.text) : std::nullopt;
+  if (!duration) return refusal_of_type(type_words(value));
+  value = *duration;
   return "";
 }
 
@@ -145,7 +158,11 @@ std::string print_value(const std::string& value) {
 }
 
 std::string print_value(const std::filesystem::path& value) {
-  return value.empty() ? "null" : print_value(value.string());
+  return value.empty() ? "null" : print_value(written_path(value.string()));
+}
+
+std::string print_value(Duration value) {
+  return text_of(value);
 }
 
 std::string print_value(const ReshardRule& value) {

@@ -22,6 +22,7 @@ std::string read_value(const GivenValue& given, double& value);
 std::string read_value(const GivenValue& given, std::string& value);
 std::string read_value(const GivenValue& given, std::filesystem::path& value);
 std::string read_value(const GivenValue& given, ReshardRule& value);
+std::string read_value(const GivenValue& given, Duration& value);
 
 std::string print_value(bool value);
 std::string print_value(int64_t value);
@@ -29,6 +30,7 @@ std::string print_value(double value);  // shortest text that reads back as the 
 std::string print_value(const std::string& value);
 std::string print_value(const std::filesystem::path& value);  // an empty one is null
 std::string print_value(const ReshardRule& value);
+std::string print_value(Duration value);
 
 // "a whole number"
 inline std::string type_words(bool) {
@@ -46,6 +48,9 @@ inline std::string type_words(const std::string&) {
 inline std::string type_words(const std::filesystem::path&) {
   return "a path";
 }
+inline std::string type_words(Duration) {
+  return "a duration in days, hours, minutes and seconds, such as 90m or 3h30m";
+}
 inline std::string type_words(const ReshardRule&) {
   return "true, false or the units that stay gathered, such as: all but layers.4-7, layers.9";
 }
@@ -55,7 +60,7 @@ std::string refusal_of_version(const std::string& reason, const std::string& rem
 std::string refusal_of_choice(const GivenValue& given, const std::vector<std::string>& words,
                               const std::vector<std::string>& later);
 std::string refusal_of_range(double value, const NumberRange& range);
-std::string range_words(const NumberRange& range);  // "at least 1"; largest_size goes without saying
+std::string range_words(const NumberRange& range);  // "at least 1"; an upper end beyond a million goes without saying
 
 template <class T>
 struct IsOptional : std::false_type {};
@@ -93,6 +98,8 @@ std::string print_value(const T& value, const Rule& rule) {
       if (choice == value) return word;
     }
     return "?";
+  } else if constexpr (std::is_same_v<Rule, WordOrPath>) {
+    return print_value(std::filesystem::path(value));
   } else {
     return print_value(value);
   }
@@ -124,6 +131,12 @@ std::string read_value(const GivenValue& given, T& value, const Rule& rule) {
         value.clear();
         return "";
       }
+    }
+    if constexpr (std::is_same_v<Rule, WordOrPath>) {
+      std::filesystem::path path;
+      std::string refusal = read_value(given, path);
+      if (refusal.empty()) value = path;
+      return refusal;
     }
     return read_value(given, value);
   }

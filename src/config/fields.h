@@ -20,6 +20,9 @@ struct Anything {};
 // Text that is not empty.
 struct NotEmpty {};
 
+// One of some words, or a path.
+struct WordOrPath {};
+
 // A path without a default, needed by `who`. An empty path is one that was not given.
 struct RequiredPath {
   const char* who;
@@ -44,6 +47,12 @@ constexpr double largest_size = std::numeric_limits<int32_t>::max();
 inline NumberRange size_of_at_least(double least) {
   return {least, largest_size};
 }
+// Of steps, and of what is kept or done once in some steps: a billion is more than any run has.
+inline NumberRange count_from(double least) {
+  return {least, 1e9};
+}
+constexpr double largest_world = 1 << 20;
+constexpr double most_layers = 10'000;
 inline NumberRange from_to_below(double least, double most) {
   return {.least = least, .most = most, .without_most = true};
 }
@@ -68,16 +77,20 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("run.name", job.run.name, NotEmpty{}, "the name in messages and in TensorBoard");
   visitor.field("run.output_dir", job.run.output_dir, RequiredPath{"every job", true},
                 "the folder of the resolved job, metrics, checkpoints and exports");
-  visitor.field("run.steps", job.run.steps, at_least(1), "optimizer steps of the whole job");
+  visitor.field("run.steps", job.run.steps, count_from(1), "optimizer steps of the whole job");
   visitor.field("run.seed", job.run.seed, at_least(0),
                 "initial weights and the order of the data follow from it alone");
   visitor.field("run.device", job.run.device,
-                Choices<Device>{{{"auto", Device::automatic}, {"cpu", Device::cpu}, {"cuda", Device::cuda}}, {}},
+                Choices<WantedDevice>{
+                    {{"auto", WantedDevice::automatic}, {"cpu", WantedDevice::cpu}, {"cuda", WantedDevice::cuda}}, {}},
                 "auto: CUDA where there is one");
   visitor.field("run.deterministic", job.run.deterministic, Only{"true", "every path of it is deterministic"},
                 "the same job on the same layout gives the same bits");
-  visitor.field("run.timeout_seconds", job.run.timeout_seconds, size_of_at_least(1),
+  visitor.field("run.timeout_seconds", job.run.timeout_seconds, NumberRange{1, 31'536'000},
                 "a collective that takes longer means a lost or hung rank");
+  visitor.field(
+      "run.stop_after", job.run.stop_after, Anything{},
+      "the run ends in time to have saved when its processes are so old, with exit code 6; null: no deadline");
 
   visitor.section("model", "the model's shape, and its weights if there are any yet");
   visitor.field("model.config", job.model.config, RequiredPath{"every job", true},
@@ -91,24 +104,32 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("model.upcycle_reinit_fraction", job.model.upcycle_reinit_fraction, NumberRange{0, 1},
                 "fraction of each expert's intermediate units that is drawn anew (drop-upcycling)");
 
+  visitor.field(
+      "model.resize_vocabulary", job.model.resize_vocabulary, size_of_at_least(1),
+      "the number of token ids, when init_from or upcycle_from has another: new rows of embedding and head are "
+      "drawn around the mean of the old; null: the vocab_size of config");
+  visitor.field("model.shrink_vocabulary", job.model.shrink_vocabulary, Anything{},
+                "true: resize_vocabulary may be smaller than the source's vocabulary, whose last ids are dropped");
+
   visitor.section("data", "token files and batch sizes");
   visitor.field("data.train", job.data.train, RequiredPath{"training", false}, "prefix of a .bin/.idx pair");
   visitor.field("data.validation", job.data.validation, Anything{}, "prefix of a .bin/.idx pair; null: none");
-  visitor.field("data.sequence_length", job.data.sequence_length, size_of_at_least(1), "tokens of one sample");
+  visitor.field("data.sequence_length", job.data.sequence_length, NumberRange{1, 1 << 24}, "tokens of one sample");
   visitor.field("data.micro_batch_size", job.data.micro_batch_size, size_of_at_least(1),
                 "sequences per rank and micro-step");
   visitor.field("data.global_batch_size", job.data.global_batch_size, size_of_at_least(1),
                 "sequences per step over all ranks; null: micro_batch_size x world size");
 
   visitor.section("parallel", "the layout of the ranks");
-  visitor.field("parallel.expert_parallel_degree", job.parallel.expert_parallel_degree, size_of_at_least(1),
+  visitor.field("parallel.expert_parallel_degree", job.parallel.expert_parallel_degree, NumberRange{1, largest_world},
                 "ranks that divide the experts among them; divides the model's experts and the world size");
-  visitor.field("parallel.hybrid_shard_degree", job.parallel.hybrid_shard_degree, size_of_at_least(0),
-                "ranks that divide parameters and optimizer state among them; 0: the whole world; 1: no sharding");
+  visitor.field(
+      "parallel.hybrid_shard_degree", job.parallel.hybrid_shard_degree, NumberRange{0, largest_world},
+      "ranks that divide the same experts, and with the expert axis everything else, among them; 0: all ranks");
   visitor.field(
       "parallel.elastic", job.parallel.elastic, Anything{},
       "true: the degrees are the most; another world size takes the nearest that fit, and micro-steps to suit");
-  visitor.field("parallel.prefetch_units", job.parallel.prefetch_units, size_of_at_least(0),
+  visitor.field("parallel.prefetch_units", job.parallel.prefetch_units, NumberRange{0, most_layers},
                 "units gathered ahead of the one that computes");
   visitor.field("parallel.reshard_after_forward", job.parallel.reshard_after_forward, Anything{},
                 "false: gathered parameters stay from forward to backward, half the gathers for more memory; all but "
@@ -125,7 +146,7 @@ void describe(AnyJob& job, Visitor&& visitor) {
       "memory.activation_offloading", job.memory.activation_offloading, Anything{},
       "kept layer inputs leave the device until shortly before their backward: CUDA to pinned host memory, CPU to "
       "a scratch file; needs activation_checkpointing");
-  visitor.field("memory.activation_loading_horizon", job.memory.activation_loading_horizon, size_of_at_least(1),
+  visitor.field("memory.activation_loading_horizon", job.memory.activation_loading_horizon, NumberRange{1, most_layers},
                 "the most layers whose offloaded inputs are on the device at once");
   visitor.field("memory.offload_folder", job.memory.offload_folder, Anything{},
                 "where a CPU run puts its scratch files, which vanish with the run; null: run.output_dir");
@@ -151,12 +172,12 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("moe.aux_loss_layers", job.moe.aux_loss_layers,
                 Choices<AuxLossRows>{{{"together", AuxLossRows::together}, {"each", AuxLossRows::each}}, {}},
                 "together: one product over all layers' tokens, as in Transformers; each: every layer's own, averaged: "
-                "evens out each layer");
+                "evens out each layer; null: together after model.init_from, else each");
   visitor.field("moe.moe_z_loss_coeff", job.moe.moe_z_loss_coeff, at_least(0),
                 "strength of the loss that keeps router logits small; 0: none");
   visitor.field("moe.sinkhorn_tolerance", job.moe.sinkhorn_tolerance, more_than(0),
                 "sinkhorn ends when every expert's demand is the mean up to this share of it");
-  visitor.field("moe.sinkhorn_iterations", job.moe.sinkhorn_iterations, size_of_at_least(1),
+  visitor.field("moe.sinkhorn_iterations", job.moe.sinkhorn_iterations, NumberRange{1, 100'000},
                 "the most iterations of sinkhorn, each one all-reduce of a few numbers a layer");
   visitor.field("moe.bias_update_rate", job.moe.bias_update_rate, more_than(0),
                 "by which a step raises or lowers an expert's selection bias under moe_load_balancing: bias");
@@ -165,7 +186,7 @@ void describe(AnyJob& job, Visitor&& visitor) {
                     {{"all_to_all", DispatcherKind::all_to_all}, {"all_gather", DispatcherKind::all_gather}}, {}},
                 "how tokens reach the ranks of their experts; all_gather: every rank gets all tokens of its expert "
                 "group, for small groups");
-  visitor.field("moe.dispatch_chunks", job.moe.dispatch_chunks, size_of_at_least(1),
+  visitor.field("moe.dispatch_chunks", job.moe.dispatch_chunks, NumberRange{1, 64},
                 "the rows of one part of the tokens travel while the experts compute another; null: 2 where an expert "
                 "group spans hosts, else 1");
   visitor.field("moe.global_token_shuffle", job.moe.global_token_shuffle, Anything{},
@@ -181,7 +202,7 @@ void describe(AnyJob& job, Visitor&& visitor) {
       Choices<OverloadPolicy>{
           {{"none", OverloadPolicy::none}, {"chunk", OverloadPolicy::chunk}, {"spill", OverloadPolicy::spill}}, {}},
       "what a rank with too many tokens does; chunk: takes them one part after the other; spill: lends "
-      "experts to ranks with fewer");
+      "experts to ranks with fewer; null: spill within a host, else none");
   visitor.field("moe.max_tokens_per_rank_factor", job.moe.max_tokens_per_rank_factor, at_least(1),
                 "overload: chunk takes at most so many tokens at once, over the mean of the ranks");
   visitor.field(
@@ -205,6 +226,10 @@ void describe(AnyJob& job, Visitor&& visitor) {
                 Choices<ExpertPrecision>{{{"compute", ExpertPrecision::compute}, {"fp8", ExpertPrecision::fp8}}, {}},
                 "the experts' products; fp8: e4m3, gradients e5m2, with a scale for each block; on H100 and H200, with "
                 "precision.compute bf16");
+  visitor.field(
+      "precision.router", job.precision.router,
+      Choices<RouterPrecision>{{{"compute", RouterPrecision::compute}, {"fp32", RouterPrecision::fp32}}, {}},
+      "the router's logits and their gradient; compute: as precision.compute, which is what Transformers does");
 
   visitor.section("optimizer", "AdamW");
   visitor.field("optimizer.lr", job.optimizer.lr, more_than(0), "the highest learning rate");
@@ -224,18 +249,20 @@ void describe(AnyJob& job, Visitor&& visitor) {
           {{"cosine", ScheduleKind::cosine}, {"linear", ScheduleKind::linear}, {"constant", ScheduleKind::constant}},
           {}},
       "how the learning rate falls from lr to min_lr after the warm-up");
-  visitor.field("schedule.warmup_steps", job.schedule.warmup_steps, at_least(0),
+  visitor.field("schedule.warmup_steps", job.schedule.warmup_steps, count_from(0),
                 "steps in which it rises from 0 to lr");
   visitor.field("schedule.min_lr", job.schedule.min_lr, at_least(0), "where it ends; not used by kind constant");
 
   visitor.section("checkpoint", "states a job can resume from");
-  visitor.field("checkpoint.every", job.checkpoint.every, at_least(0), "steps between checkpoints; 0: none");
-  visitor.field("checkpoint.keep", job.checkpoint.keep, at_least(1), "newest checkpoints kept");
-  visitor.field("checkpoint.keep_every", job.checkpoint.keep_every, at_least(0),
+  visitor.field("checkpoint.every", job.checkpoint.every, count_from(0), "steps between checkpoints; 0: none by steps");
+  visitor.field("checkpoint.every_minutes", job.checkpoint.every_minutes, NumberRange{0, 1e6},
+                "minutes between checkpoints; 0: none by time; with every: 0 too, nothing is saved");
+  visitor.field("checkpoint.keep", job.checkpoint.keep, count_from(1), "newest checkpoints kept");
+  visitor.field("checkpoint.keep_every", job.checkpoint.keep_every, count_from(0),
                 "checkpoints of every so many steps are kept for good; 0: none");
   visitor.field("checkpoint.async", job.checkpoint.async, Anything{},
                 "true: written from a copy in host memory while the next steps run; false: the step waits");
-  visitor.field("checkpoint.resume", job.checkpoint.resume, NotEmpty{},
+  visitor.field("checkpoint.resume", job.checkpoint.resume, WordOrPath{},
                 "auto: from the newest checkpoint of output_dir, if any; never; or the path of a checkpoint folder");
   visitor.field("checkpoint.verify", job.checkpoint.verify, Anything{},
                 "on loading, all data is compared with its hashes");
@@ -244,18 +271,18 @@ void describe(AnyJob& job, Visitor&& visitor) {
                 "when the newest checkpoint is damaged: go on from the newest that is not, or stop");
   visitor.field("checkpoint.allow_changed", job.checkpoint.allow_changed, Anything{},
                 "keys (section.key, with commas between them) whose change does not stop a resumed run; null: none");
-  visitor.field("checkpoint.export_every", job.checkpoint.export_every, at_least(0),
+  visitor.field("checkpoint.export_every", job.checkpoint.export_every, count_from(0),
                 "steps between exports to a Hugging Face folder in output_dir/export; 0: none");
-  visitor.field("checkpoint.export_keep", job.checkpoint.export_keep, at_least(0), "newest exports kept; 0: all");
+  visitor.field("checkpoint.export_keep", job.checkpoint.export_keep, count_from(0), "newest exports kept; 0: all");
 
   visitor.section("validation", "loss on the held-back data");
-  visitor.field("validation.every", job.validation.every, at_least(0), "steps between validations; 0: none");
-  visitor.field("validation.batches", job.validation.batches, at_least(0),
-                "micro-steps of one validation; 0: the whole validation set");
+  visitor.field("validation.every", job.validation.every, count_from(0), "steps between validations; 0: none");
+  visitor.field("validation.samples", job.validation.samples, count_from(0),
+                "samples of one validation: the first of the set, the same on every layout; 0: the whole set");
 
   visitor.section("metrics", "what is reported");
   visitor.field("metrics.tensorboard", job.metrics.tensorboard, Anything{}, "writes TensorBoard files");
-  visitor.field("metrics.log_every", job.metrics.log_every, at_least(1),
+  visitor.field("metrics.log_every", job.metrics.log_every, count_from(1),
                 "steps between progress lines; metrics.jsonl has every step");
 }
 

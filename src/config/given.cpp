@@ -4,15 +4,13 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <map>
 #include <optional>
 #include <sstream>
-#include <system_error>
+#include <string_view>
 
 #include "base/error.h"
+#include "config/job_text.h"
 #include "config/mistake.h"
 #include "config/nearest_name.h"
 
@@ -36,19 +34,24 @@ GivenValue value_of(const YAML::Node& node) {
   }
 }
 
-std::string read_whole_file(const std::filesystem::path& file, const std::string& what) {
-  const auto refuse = [&](const std::string& reason) {
-    throw UserError(mistake(fmt::format("the {} {} cannot be read: {}.", what, file.string(), reason),
-                            "Give the path of a YAML or JSON file.", ""));
-  };
-  std::error_code unreadable;
-  if (std::filesystem::is_directory(file, unreadable)) refuse("it is a folder");
-  errno = 0;
-  std::ifstream stream(file, std::ios::binary);
-  std::ostringstream content;
-  if (stream.is_open() && stream.peek() != std::ifstream::traits_type::eof()) content << stream.rdbuf();
-  if (!stream.is_open() || stream.bad()) refuse(errno != 0 ? std::strerror(errno) : "unknown reason");
-  return content.str();
+// The number of the first line that is indented with a tab, which YAML's own message does not say; 0: none.
+int line_indented_with_tab(const std::string& text) {
+  std::istringstream lines(text);
+  int number = 1;
+  for (std::string line; std::getline(lines, line); ++number) {
+    const std::string indent = line.substr(0, line.find_first_not_of(" \t"));
+    if (indent.size() < line.size() && indent.find('\t') != std::string::npos) return number;
+  }
+  return 0;
+}
+
+[[noreturn]] void refuse_yaml(const YAML::Exception& error, const std::string& text, const std::string& name,
+                              const std::string& what) {
+  if (const int line = line_indented_with_tab(text))
+    throw UserError(mistake(fmt::format("the {} is not valid YAML: a line begins with a tab.", what),
+                            "Indent with spaces.", fmt::format("{}, line {}", name, line)));
+  throw UserError(mistake(fmt::format("the {} is not valid YAML: {}.", what, error.msg), "",
+                          fmt::format("{}, line {}, column {}", name, error.mark.line + 1, error.mark.column + 1)));
 }
 
 // Walks the two levels of a job file.
@@ -121,6 +124,59 @@ class FileWalk {
 
 constexpr int after_every_line = 1 << 30;
 
+// Where a quoted text at the beginning ends, in YAML's two ways of writing one; npos: nowhere.
+size_t end_of_quoted(std::string_view text) {
+  const char quote = text[0];
+  for (size_t at = 1; at < text.size(); ++at) {
+    if (text[at] == '\\' && quote == '"') {
+      ++at;
+    } else if (text[at] == quote) {
+      if (quote == '"' || text.substr(at + 1, 1) != "'") return at + 1;
+      ++at;
+    }
+  }
+  return std::string_view::npos;
+}
+
+std::string_view trimmed(std::string_view text) {
+  const size_t first = text.find_first_not_of(" \t");
+  if (first == std::string_view::npos) return "";
+  return text.substr(first, text.find_last_not_of(" \t") - first + 1);
+}
+
+// The value of an override. It is YAML but for comments, of which a command line has none: what stands there without
+// quotes is the value as a whole.
+GivenValue value_of_override(std::string_view text) {
+  const std::string_view whole = trimmed(text);
+  const GivenValue value = value_of(YAML::Load(std::string(whole)));
+  if (whole.starts_with('"') || whole.starts_with('\'')) {
+    if (end_of_quoted(whole) != whole.size()) throw YAML::Exception(YAML::Mark(), "something follows the quotes");
+    return value;
+  }
+  const bool is_null = whole.empty() || whole == "~" || whole == "null" || whole == "Null" || whole == "NULL";
+  const bool is_part =
+      value.kind == GivenValue::Kind::null ? !is_null : value.kind == GivenValue::Kind::plain && value.text != whole;
+  return is_part ? GivenValue{GivenValue::Kind::plain, std::string(whole)} : value;
+}
+
+// The keys of these names: an override may have forgotten the section.
+std::vector<std::string> keys_named(std::string_view name, const std::vector<std::string>& keys) {
+  std::vector<std::string> found;
+  for (const std::string& key : keys)
+    if (key.substr(key.find('.') + 1) == name) found.push_back(key);
+  return found;
+}
+
+std::string remedy_for_override(const std::string& key, const std::string& rest, const std::vector<std::string>& keys) {
+  std::vector<std::string> names;
+  for (const std::string& one : keys) names.push_back(one.substr(one.find('.') + 1));
+  std::vector<std::string> meant;
+  if (const auto near = nearest_name(key, names)) meant = keys_named(*near, keys);
+  if (meant.empty()) return "Write it like --set run.steps=100.";
+  for (std::string& name : meant) name = fmt::format("--set {}{}", name, rest.empty() ? "=..." : rest);
+  return fmt::format("Did you mean {}?", any_of(meant));
+}
+
 }  // namespace
 
 std::string shown(const GivenValue& value) {
@@ -141,14 +197,13 @@ std::string shown(const GivenValue& value) {
 
 GivenJob read_given_file(const std::filesystem::path& file, const std::vector<std::string>& sections,
                          const std::vector<std::string>& keys, const std::string& what) {
-  const std::string content = read_whole_file(file, what);
-  const std::string name = file.string();
+  const std::string content = read_job_text(file, what);
+  const std::string name = file == "-" ? "standard input" : file.string();
   std::vector<YAML::Node> documents;
   try {
     documents = YAML::LoadAll(content);
   } catch (const YAML::Exception& error) {
-    throw UserError(mistake(fmt::format("the {} is not valid YAML: {}.", what, error.msg), "",
-                            fmt::format("{}, line {}, column {}", name, error.mark.line + 1, error.mark.column + 1)));
+    refuse_yaml(error, content, name, what);
   }
   if (documents.size() > 1)
     throw UserError(mistake(fmt::format("the {} holds {} YAML documents, but it must be one.", what, documents.size()),
@@ -161,7 +216,7 @@ GivenJob read_given_file(const std::filesystem::path& file, const std::vector<st
   return FileWalk(name, sections, keys).read(documents[0]);
 }
 
-GivenJob read_given_overrides(const std::vector<std::string>& overrides) {
+GivenJob read_given_overrides(const std::vector<std::string>& overrides, const std::vector<std::string>& keys) {
   GivenJob found;
   int order = after_every_line;
   for (const std::string& text : overrides) {
@@ -172,11 +227,11 @@ GivenJob read_given_overrides(const std::vector<std::string>& overrides) {
     const size_t dot = key.find('.');
     if (equals == std::string::npos || dot == std::string::npos || dot == 0 || dot + 1 == key.size()) {
       found.mistakes.push_back({order, mistake(fmt::format("{} is not of the form section.key=value.", place),
-                                               "Write it like --set run.steps=100.", "")});
+                                               remedy_for_override(key, text.substr(key.size()), keys), "")});
       continue;
     }
     try {
-      Given given{key, value_of(YAML::Load(text.substr(equals + 1))), place, order};
+      Given given{key, value_of_override(text.substr(equals + 1)), place, order};
       std::erase_if(found.keys, [&](const Given& earlier) { return earlier.key == key; });
       found.keys.push_back(std::move(given));
     } catch (const YAML::Exception& error) {

@@ -47,7 +47,8 @@ struct GivenJob {
 GivenJob read_given_file(const std::filesystem::path& file, const std::vector<std::string>& sections,
                          const std::vector<std::string>& keys, const std::string& what = "job file");
 
-// Overrides of the form section.key=value, the value in YAML. The last one of the same key wins.
-GivenJob read_given_overrides(const std::vector<std::string>& overrides);
+// Overrides of the form section.key=value, the value in YAML without comments. The last one of the same key wins.
+// `keys`: those that there are, for what may have been meant.
+GivenJob read_given_overrides(const std::vector<std::string>& overrides, const std::vector<std::string>& keys);
 
 }  // namespace conclave

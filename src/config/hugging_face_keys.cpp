@@ -2,13 +2,15 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <iterator>
 #include <limits>
-#include <system_error>
 
 #include "base/error.h"
+#include "base/shown_path.h"
+#include "base/strict_json.h"
+#include "base/text_file.h"
+#include "config/ignored_keys.h"
 #include "config/mistake.h"
 
 namespace conclave {
@@ -16,19 +18,13 @@ namespace {
 
 using nlohmann::json;
 
+constexpr uint64_t most_config_bytes = 10'000'000;
 constexpr int64_t largest_size = std::numeric_limits<int32_t>::max();  // so that products of two sizes cannot overflow
 
 json parse_object(const ConfigText& config) {
-  try {
-    json content = json::parse(config.text);
-    if (content.is_object()) return content;
-  } catch (const json::exception& error) {
-    const std::string_view reason = error.what();  // begins with "[json.exception....] "
-    throw UserError(
-        mistake(fmt::format("the model config is not valid JSON: {}.", reason.substr(reason.find("] ") + 2)), "",
-                config.origin));
-  }
-  throw UserError(mistake("the model config is not a JSON object.", "", config.origin));
+  json content = parse_strict_json(config.text, config.origin);
+  if (!content.is_object()) throw UserError(mistake("the model config is not a JSON object.", "", config.origin));
+  return content;
 }
 
 bool is_size(const json& value) {
@@ -39,20 +35,18 @@ bool is_size(const json& value) {
 
 ConfigText read_config_text(const std::filesystem::path& file_or_folder, const std::string& model) {
   const std::string remedy = fmt::format("Give a Hugging Face config.json of {}, or a folder that holds one.", model);
-  std::error_code unreadable;
   std::filesystem::path file = file_or_folder;
-  if (std::filesystem::is_directory(file_or_folder, unreadable)) {
+  if (is_folder(file_or_folder)) {
     file /= "config.json";
-    if (!std::filesystem::exists(file, unreadable))
-      throw UserError(mistake(fmt::format("the folder {} holds no config.json.", file_or_folder.string()), remedy, ""));
+    if (!has_name(file))
+      throw UserError(
+          mistake(fmt::format("the folder {} holds no config.json.", shown_path(file_or_folder)), remedy, ""));
   }
-  std::ifstream stream(file);
-  if (!stream.is_open() || stream.peek() == std::ifstream::traits_type::eof())
-    throw UserError(
-        mistake(fmt::format("the model config {} {}.", file.string(),
-                            stream.is_open() ? "is empty or cannot be read" : "does not exist or cannot be read"),
-                remedy, ""));
-  return {{std::istreambuf_iterator<char>(stream), {}}, file.string()};
+  try {
+    return {read_text_file(file, most_config_bytes), file.string()};
+  } catch (const UserError& error) {
+    throw UserError(mistake(fmt::format("the model config is of no use: {}", error.what()), remedy, ""));
+  }
 }
 
 HuggingFaceKeys::HuggingFaceKeys(const ConfigText& config) : content_(parse_object(config)), place_(config.origin) {}
@@ -123,36 +117,6 @@ void HuggingFaceKeys::read_token(const char* key, std::optional<int64_t>& token)
   }
 }
 
-// Transformers 4 writes rope_theta and rope_scaling, 5 writes rope_parameters with both; files with all of them exist.
-void HuggingFaceKeys::read_rope(double& theta) {
-  read_number("rope_theta", theta, 0, false);
-  if (!missing("rope_scaling"))
-    refuse(fmt::format("rope_scaling is {}, but this version scales no rotary embedding.", at("rope_scaling").dump()),
-           "Set it to null, or remove it, if the model was trained without.");
-  if (missing("rope_parameters")) return;
-  const json& parameters = at("rope_parameters");
-  if (!parameters.is_object()) {
-    refuse(fmt::format("rope_parameters is {}, but it must be an object.", parameters.dump()), "");
-    return;
-  }
-  const json type = parameters.value("rope_type", json("default"));
-  if (type != "default")
-    refuse(fmt::format("rope_parameters.rope_type is {}, but this version has the default rotary embedding only.",
-                       type.dump()),
-           "Use a model whose rope_type is \"default\".");
-  if (!parameters.contains("rope_theta")) return;
-  const json& inner = parameters["rope_theta"];
-  if (!inner.is_number() || inner <= 0) {
-    refuse(fmt::format("rope_parameters.rope_theta is {}, but it must be a number above 0.", inner.dump()), "");
-  } else if (!missing("rope_theta") && at("rope_theta") != inner) {
-    refuse(
-        fmt::format("rope_theta is {}, but rope_parameters.rope_theta is {}.", at("rope_theta").dump(), inner.dump()),
-        "Keep one of them, or make them equal.");
-  } else {
-    theta = inner.get<double>();
-  }
-}
-
 void HuggingFaceKeys::only(const char* key, const json& wanted, bool may_be_missing, const std::string& reason) {
   if (missing(key)) {
     if (!may_be_missing) refuse(fmt::format("{} is missing, and {}.", key, reason), "");
@@ -162,12 +126,14 @@ void HuggingFaceKeys::only(const char* key, const json& wanted, bool may_be_miss
   }
 }
 
-void HuggingFaceKeys::check_supported() {
-  only("hidden_act", "silu", true, "this version has experts with silu only");
-  only("attention_dropout", 0, true, "this version has no attention dropout");
-  if (!missing("quantization_config"))
-    refuse("quantization_config is given, but this version does not read quantized models.",
-           "Use the model's unquantized form.");
+void HuggingFaceKeys::only_for_each_layer(const char* key, int64_t layers, const std::string& wanted) {
+  if (missing(key)) return;
+  const json& found = at(key);
+  const bool alike = found.is_array() && static_cast<int64_t>(found.size()) == layers &&
+                     std::all_of(found.begin(), found.end(), [&](const json& layer) { return layer == wanted; });
+  if (!alike)
+    refuse(fmt::format("{} is {}, but this version's {} layers are all \"{}\".", key, found.dump(), layers, wanted),
+           "Remove the key if the model was trained so: Transformers' Mixtral computes all layers alike.");
 }
 
 void HuggingFaceKeys::refuse(const std::string& problem, const std::string& remedy) {
@@ -176,6 +142,13 @@ void HuggingFaceKeys::refuse(const std::string& problem, const std::string& reme
 
 void HuggingFaceKeys::finish() const {
   refuse_if_any(mistakes_);
+}
+
+std::vector<std::string> HuggingFaceKeys::unknown() const {
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : content_.items())
+    if (!asked_for_.contains(key) && !is_ignored_on_purpose(key)) keys.push_back(key);
+  return keys;
 }
 
 }  // namespace conclave

@@ -1,11 +1,13 @@
 // The keys of a Hugging Face config.json: values are taken out, and what is wrong with them is collected, so that one
-// refusal holds all mistakes. A value that is refused keeps the caller's default.
+// refusal holds all mistakes. A value that is refused keeps the caller's default. It is remembered which keys were
+// asked for, so that a key that means nothing is noticed.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -20,12 +22,15 @@ ConfigText read_config_text(const std::filesystem::path& file_or_folder, const s
 
 class HuggingFaceKeys {
  public:
-  // UserError when the text is not a JSON object.
+  // UserError when the text is not JSON (see strict_json.h), or no object.
   explicit HuggingFaceKeys(const ConfigText& config);
 
-  bool absent(const char* key) const { return !content_.contains(key); }
+  bool absent(const char* key) const {
+    asked_for_.insert(key);
+    return !content_.contains(key);
+  }
   // Null or absent.
-  bool missing(const char* key) const { return !content_.contains(key) || content_[key].is_null(); }
+  bool missing(const char* key) const { return absent(key) || content_[key].is_null(); }
   const nlohmann::json& at(const char* key) const { return content_.at(key); }
 
   void read_required_size(const char* key, int64_t& value);
@@ -35,21 +40,22 @@ class HuggingFaceKeys {
   // One token, several, or none. An absent key leaves the default; null means none.
   void read_tokens(const char* key, std::vector<int64_t>& tokens);
   void read_token(const char* key, std::optional<int64_t>& token);
-  // rope_theta, wherever Transformers 4 or 5 writes it. Refuses scaled rotary embeddings.
-  void read_rope(double& theta);
-
   // Refuses every other value of the key, and its absence unless it may be missing. `reason` follows "but".
   void only(const char* key, const nlohmann::json& wanted, bool may_be_missing, const std::string& reason);
-  // Refuses what no model here has: another activation than silu, attention dropout, quantized weights.
-  void check_supported();
+  // The same for a key that says one word for each of `layers` layers, where all are alike here.
+  void only_for_each_layer(const char* key, int64_t layers, const std::string& wanted);
 
   void refuse(const std::string& problem, const std::string& remedy);
   // Throws a UserError if anything was refused.
   void finish() const;
 
+  // Keys that nobody asked for, and that do not mean nothing on purpose (ignored_keys.h).
+  std::vector<std::string> unknown() const;
+
  private:
   nlohmann::json content_;
   std::string place_;
+  mutable std::set<std::string, std::less<>> asked_for_;
   std::vector<std::string> mistakes_;
 };
 

@@ -7,12 +7,13 @@
 #include <optional>
 #include <string>
 
+#include "config/duration.h"
 #include "config/mistake.h"
 #include "config/reshard_rule.h"
 
 namespace conclave {
 
-enum class Device { automatic, cpu, cuda };
+enum class WantedDevice { automatic, cpu, cuda };
 enum class ActivationCheckpointing { none, selective, full };
 enum class LoadBalancing { none, aux_loss, sinkhorn, balanced, bias };
 enum class AuxLossTokens { all_ranks, rank };
@@ -22,6 +23,7 @@ enum class DropPolicy { probability, position };
 enum class OverloadPolicy { none, chunk, spill };
 enum class Precision { automatic, fp32, bf16 };
 enum class ExpertPrecision { compute, fp8 };
+enum class RouterPrecision { compute, fp32 };
 enum class ScheduleKind { cosine, linear, constant };
 enum class OnDamage { fall_back, stop };
 
@@ -30,9 +32,10 @@ struct RunConfig {
   std::filesystem::path output_dir;  // required
   int64_t steps = 1000;
   int64_t seed = 1234;
-  Device device = Device::automatic;
-  bool deterministic = true;      // only true: every path of this version is deterministic
-  int64_t timeout_seconds = 300;  // a collective that takes longer means a lost or hung rank
+  WantedDevice device = WantedDevice::automatic;
+  bool deterministic = true;                // only true: every path of this version is deterministic
+  int64_t timeout_seconds = 300;            // a collective that takes longer means a lost or hung rank
+  std::optional<Duration> stop_after = {};  // the run has saved and ended when its process is so old
 };
 
 struct ModelSource {
@@ -42,7 +45,9 @@ struct ModelSource {
   std::optional<std::filesystem::path>
       upcycle_from;            // a folder of a dense Mistral or Llama, whose MLP each expert starts as
   double upcycle_noise = 0.0;  // added to each expert, relative to the standard deviation of the dense weights
-  double upcycle_reinit_fraction = 0.0;  // of each expert's intermediate units, drawn anew
+  double upcycle_reinit_fraction = 0.0;      // of each expert's intermediate units, drawn anew
+  std::optional<int64_t> resize_vocabulary;  // ids of the model, whatever the source's; null: as model.config says
+  bool shrink_vocabulary = false;            // resize_vocabulary may drop the source's last ids
 };
 
 struct DataConfig {
@@ -56,7 +61,7 @@ struct DataConfig {
 
 struct ParallelConfig {
   int64_t expert_parallel_degree = 1;
-  int64_t hybrid_shard_degree = 0;    // 0: the whole world
+  int64_t hybrid_shard_degree = 0;    // shards beside the expert axis; 0: as many as there are ranks for
   bool elastic = false;               // the degrees above are the most: on another world the nearest that fit are taken
   int64_t prefetch_units = 1;         // units gathered ahead of the one that computes; 0: none
   ReshardRule reshard_after_forward;  // which units do not stay gathered from forward to backward
@@ -75,17 +80,17 @@ struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
   std::optional<double> moe_aux_loss_coeff = {};            // default: the model's own router_aux_loss_coef
   AuxLossTokens aux_loss_scope = AuxLossTokens::all_ranks;  // whose tokens of a micro-step aux_loss is taken over
-  AuxLossRows aux_loss_layers = AuxLossRows::together;      // over which layers' rows at once
+  std::optional<AuxLossRows> aux_loss_layers = {};          // over which layers' rows at once; default: checked_job.h
   double moe_z_loss_coeff = 0.0;
   double sinkhorn_tolerance = 0.01;  // of an expert's demand, relative to the mean
   int64_t sinkhorn_iterations = 50;  // at most
   double bias_update_rate = 0.001;   // by which a step changes an expert's selection bias
   DispatcherKind dispatcher = DispatcherKind::all_to_all;
-  std::optional<int64_t> dispatch_chunks = {};  // default: 2 where an expert group spans hosts, else 1
-  bool global_token_shuffle = false;            // tokens change ranks at random before they are dispatched
-  std::optional<double> capacity_factor = {};   // default: no token is dropped
-  std::optional<DropPolicy> drop_policy = {};   // default: probability, where there is a capacity
-  OverloadPolicy overload = OverloadPolicy::none;
+  std::optional<int64_t> dispatch_chunks = {};     // default: 2 where an expert group spans hosts, else 1
+  bool global_token_shuffle = false;               // tokens change ranks at random before they are dispatched
+  std::optional<double> capacity_factor = {};      // default: no token is dropped
+  std::optional<DropPolicy> drop_policy = {};      // default: probability, where there is a capacity
+  std::optional<OverloadPolicy> overload = {};     // default: checked_job.h
   double max_tokens_per_rank_factor = 1.5;         // of chunk: the most rows at once on a rank, over the mean
   double spill_threshold = 1.3;                    // of spill: rows of the busiest rank over the mean; above: lends
   std::optional<int64_t> spill_least_rows = {};    // of spill: the fewest rows an expert's weights travel for; default:
@@ -97,6 +102,7 @@ struct PrecisionConfig {
   Precision compute = Precision::automatic;  // automatic: bf16 where the hardware has it, else fp32
   Precision reduce = Precision::fp32;        // gradients are reduced in fp32 or, for half the traffic, in bf16
   ExpertPrecision experts = ExpertPrecision::compute;  // of the experts' products: as `compute`, or fp8 by blocks
+  RouterPrecision router = RouterPrecision::fp32;      // of the router's logits and their gradient
 };
 
 struct OptimizerConfig {
@@ -117,7 +123,8 @@ struct ScheduleConfig {
 };
 
 struct CheckpointConfig {
-  int64_t every = 0;            // steps between checkpoints; 0 saves nothing
+  int64_t every = 0;            // steps between checkpoints; 0: none by steps
+  double every_minutes = 30;    // minutes between checkpoints; 0: none by time
   int64_t keep = 2;             // newest checkpoints kept
   int64_t keep_every = 0;       // checkpoints of every so many steps are kept for good; 0: none
   bool async = true;            // written while the next steps run
@@ -127,11 +134,14 @@ struct CheckpointConfig {
   std::optional<std::string> allow_changed;  // keys, with commas between them, whose change does not stop a resumed run
   int64_t export_every = 0;                  // steps between exports to a Hugging Face folder; 0: none
   int64_t export_keep = 0;                   // newest exports kept; 0: all
+
+  // Where one of the two says when to save, the last step is saved too; else nothing is.
+  bool saves() const { return every > 0 || every_minutes > 0; }
 };
 
 struct ValidationConfig {
-  int64_t every = 0;    // steps between validations; 0: none
-  int64_t batches = 8;  // micro-steps of a validation; 0: the whole set
+  int64_t every = 0;      // steps between validations; 0: none
+  int64_t samples = 128;  // of the set, from its beginning, whatever the layout; 0: the whole set
 };
 
 struct MetricsConfig {

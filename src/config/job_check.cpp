@@ -4,6 +4,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/shown_path.h"
 #include "config/field_values.h"
 #include "config/fields.h"
 #include "config/job_difference.h"
@@ -117,6 +118,14 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   };
   refuse_without_dense_model("model.upcycle_noise", model.upcycle_noise);
   refuse_without_dense_model("model.upcycle_reinit_fraction", model.upcycle_reinit_fraction);
+  refuse_if(model.resize_vocabulary && !model.init_from && !model.upcycle_from,
+            {"model.resize_vocabulary", "model.init_from", "model.upcycle_from"},
+            fmt::format("model.resize_vocabulary is {}, but there is neither model.init_from nor model.upcycle_from.",
+                        model.resize_vocabulary.value_or(0)),
+            "Set vocab_size in model.config, or give the folder whose vocabulary is to be resized.");
+  refuse_if(model.shrink_vocabulary && !model.resize_vocabulary, {"model.shrink_vocabulary", "model.resize_vocabulary"},
+            "model.shrink_vocabulary is true, but there is no model.resize_vocabulary, and without it nothing uses it.",
+            "Give model.resize_vocabulary, or set model.shrink_vocabulary to false.");
   const MoeConfig& moe = job.moe;
   // A key that only one balancing rule uses, given beside another rule.
   const auto refuse_unless_rule = [&](LoadBalancing rule, const char* rule_word, const char* key, bool given,
@@ -133,7 +142,7 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_scope",
                      moe.aux_loss_scope != defaults.aux_loss_scope, "rank", "all_ranks");
   refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_layers",
-                     moe.aux_loss_layers != defaults.aux_loss_layers, "each", "together");
+                     moe.aux_loss_layers == AuxLossRows::each, "each", "null");
   refuse_unless_rule(LoadBalancing::sinkhorn, "sinkhorn", "moe.sinkhorn_tolerance",
                      moe.sinkhorn_tolerance != defaults.sinkhorn_tolerance, fmt::format("{}", moe.sinkhorn_tolerance),
                      "its default, 0.01");
@@ -147,10 +156,12 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
             fmt::format("moe.drop_policy is {}, but moe.capacity_factor is null: no token is dropped.",
                         values_of(job).at("moe.drop_policy")),
             "Set moe.drop_policy to null, or give moe.capacity_factor, for example 1.25.");
-  // A key that only one answer to overload uses, given beside another.
+  // A key that only one answer to overload uses, given beside another. Null can become spill.
+  const bool may_spill = moe.dispatcher == DispatcherKind::all_to_all && moe.dispatch_chunks.value_or(1) == 1;
+  const OverloadPolicy overload = moe.overload.value_or(may_spill ? OverloadPolicy::spill : OverloadPolicy::none);
   const auto refuse_unless_overload = [&](OverloadPolicy policy, const char* word, const char* key, bool given,
                                           const char* neutral) {
-    refuse_if(given && moe.overload != policy, {key, "moe.overload"},
+    refuse_if(given && overload != policy, {key, "moe.overload"},
               fmt::format("{} is {}, but moe.overload is {}, which does not use it.", key, values_of(job).at(key),
                           values_of(job).at("moe.overload")),
               fmt::format("Set {} to its default, {}, or moe.overload to {}.", key, neutral, word));
@@ -161,12 +172,12 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
                          moe.spill_threshold != defaults.spill_threshold, "1.3");
   refuse_unless_overload(OverloadPolicy::spill, "spill", "moe.spill_least_rows", moe.spill_least_rows.has_value(),
                          "null");
-  refuse_if(moe.overload != OverloadPolicy::none && moe.dispatcher == DispatcherKind::all_gather,
+  refuse_if(overload != OverloadPolicy::none && moe.dispatcher == DispatcherKind::all_gather,
             {"moe.overload", "moe.dispatcher"},
             fmt::format("moe.overload is {}, but moe.dispatcher is all_gather, with which every rank gets all tokens.",
                         values_of(job).at("moe.overload")),
             "Set moe.dispatcher to all_to_all, or moe.overload to none.");
-  refuse_if(moe.overload != OverloadPolicy::none && moe.dispatch_chunks.value_or(1) > 1,
+  refuse_if(overload != OverloadPolicy::none && moe.dispatch_chunks.value_or(1) > 1,
             {"moe.dispatch_chunks", "moe.overload"},
             fmt::format("moe.dispatch_chunks is {}, but moe.overload is {}, which divides a layer's work by itself.",
                         moe.dispatch_chunks.value_or(1), values_of(job).at("moe.overload")),
@@ -175,16 +186,19 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   refuse_if(fp8 && job.precision.compute == Precision::fp32, {"precision.experts", "precision.compute"},
             "precision.experts is fp8, but precision.compute is fp32, and fp8 products begin and end in bf16.",
             "Set precision.compute to bf16 or auto, or precision.experts to compute.");
-  refuse_if(fp8 && job.run.device == Device::cpu, {"precision.experts", "run.device"},
+  refuse_if(fp8 && job.run.device == WantedDevice::cpu, {"precision.experts", "run.device"},
             "precision.experts is fp8, but run.device is cpu, and no CPU has fp8 products.",
             "Set precision.experts to compute, or run on an H100 or H200.");
   refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
             fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
             "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");
+  // A path may be gone when a run that went on from it is started again (train/resume_choice.h); a word never was one.
   const std::string& resume = job.checkpoint.resume;
   std::error_code unreadable;
-  refuse_if(resume != "auto" && resume != "never" && !std::filesystem::is_directory(resume, unreadable),
-            {"checkpoint.resume"}, fmt::format("checkpoint.resume is {}, but there is no such folder.", resume),
+  refuse_if(resume != "auto" && resume != "never" && resume.find('/') == std::string::npos &&
+                !std::filesystem::is_directory(resume, unreadable),
+            {"checkpoint.resume"},
+            fmt::format("checkpoint.resume is {}, but there is no such folder.", shown_path(resume)),
             "Use auto, never or the path of a checkpoint folder.");
   if (known("checkpoint.allow_changed")) {
     if (const std::string mistake = mistake_in_allowed_keys(job); !mistake.empty()) mistakes.push_back(mistake);

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "base/strict_json.h"
 #include "config/field_values.h"
 #include "config/fields.h"
 #include "config/nearest_name.h"
@@ -23,6 +23,14 @@ struct ValueCollector {
   }
 };
 
+struct PlacelessCollector : ValueCollector {
+  template <class T, class Rule>
+  void field(const char* key, const T& value, const Rule& rule, const char* help) {
+    if constexpr (!std::is_same_v<T, std::filesystem::path> && !std::is_same_v<T, std::optional<std::filesystem::path>>)
+      ValueCollector::field(key, value, rule, help);
+  }
+};
+
 constexpr const char* model_prefix = "model.config: ";
 
 // ---- the table: a key, or with a point or blank at its end all keys that begin so
@@ -36,11 +44,14 @@ constexpr Free free_keys[] = {
     {"run.output_dir", "a place"},
     {"run.device", "results are equal up to rounding; precision.compute is compared as it was resolved"},
     {"run.timeout_seconds", "when to give up"},
+    {"run.stop_after", "when to stop; the same run goes on later"},
     {"model.config", "a place; what is in it is compared"},
     {"model.init_from", "a checkpoint holds the weights"},
     {"model.upcycle_from", "a checkpoint holds the weights"},
     {"model.upcycle_noise", "a checkpoint holds the weights"},
     {"model.upcycle_reinit_fraction", "a checkpoint holds the weights"},
+    {"model.resize_vocabulary", "compared as the model's vocab_size"},
+    {"model.shrink_vocabulary", "a checkpoint holds the weights"},
     {"data.train", "a place; the data's fingerprint is compared"},
     {"data.validation", "nothing is learned from it"},
     {"data.micro_batch_size",
@@ -93,9 +104,16 @@ KeyValues values_of(const Job& job) {
   return std::move(collector.values);
 }
 
+KeyValues values_but_places_of(const Job& job) {
+  PlacelessCollector collector;
+  describe(job, collector);
+  return std::move(collector.values);
+}
+
 KeyValues values_of_model(const std::string& config_json) {
   KeyValues values;
-  const nlohmann::json config = nlohmann::json::parse(config_json, nullptr, /*allow_exceptions=*/false);
+  if (config_json.empty()) return values;  // a checkpoint that does not say what model it is of
+  const nlohmann::json config = parse_strict_json(config_json, "the checkpoint's model config");
   if (!config.is_object()) return values;
   for (const auto& [key, value] : config.items()) values.emplace(model_prefix + key, value.dump());
   return values;

@@ -15,6 +15,8 @@ using KeyValues = std::map<std::string, std::string>;
 
 // Every key of the job.
 KeyValues values_of(const Job& job);
+// But for the paths of files and folders, which hosts may call otherwise.
+KeyValues values_but_places_of(const Job& job);
 // The keys of a config.json, as "model.config: hidden_size".
 KeyValues values_of_model(const std::string& config_json);
 

@@ -102,11 +102,13 @@ struct HelpWriter {
 Job read_job(const std::filesystem::path& file, const std::vector<std::string>& overrides) {
   const NameCollector names = names_of_a_job();
   const std::string place = file.string();
-  return resolve(read_given_file(file, names.sections, names.keys), read_given_overrides(overrides), names, &place);
+  return resolve(read_given_file(file, names.sections, names.keys), read_given_overrides(overrides, names.keys), names,
+                 &place);
 }
 
 Job job_from_overrides(const std::vector<std::string>& overrides) {
-  return resolve({}, read_given_overrides(overrides), names_of_a_job(), nullptr);
+  const NameCollector names = names_of_a_job();
+  return resolve({}, read_given_overrides(overrides, names.keys), names, nullptr);
 }
 
 std::string print_job(const Job& job) {

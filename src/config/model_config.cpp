@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "config/hugging_face_keys.h"
+#include "config/unsupported_keys.h"
 
 namespace conclave {
 namespace {
@@ -34,17 +35,30 @@ void check_fit(HuggingFaceKeys& keys, const ModelConfig& config, bool has_head_d
     keys.refuse(fmt::format("router_jitter_noise is {}, but it must be less than 1.", config.router_jitter_noise), "");
 }
 
-}  // namespace
-
-ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
-  const ConfigText config = read_config_text(file_or_folder, "a Mixtral");
-  return parse_model_config(config.text, config.origin);
+// Transformers' newer name of num_local_experts, which goes before it.
+void read_experts(HuggingFaceKeys& keys, int64_t& experts) {
+  if (keys.missing("num_experts")) {
+    keys.read_required_size("num_local_experts", experts);
+  } else {
+    keys.read_size("num_local_experts", experts);
+    keys.read_size("num_experts", experts);
+  }
 }
 
-ModelConfig parse_model_config(const std::string& text, const std::string& origin) {
-  HuggingFaceKeys keys({text, origin});
+// Null means as many as there are heads. An absent key means 8 to Transformers; where 8 does not divide the heads, no
+// such model can be computed, and it means null.
+void read_key_value_heads(HuggingFaceKeys& keys, ModelConfig& config) {
+  const int64_t heads = config.num_attention_heads;
+  const int64_t by_default = ModelConfig().num_key_value_heads;
+  config.num_key_value_heads = keys.absent("num_key_value_heads") && heads % by_default == 0 ? by_default : heads;
+  keys.read_size("num_key_value_heads", config.num_key_value_heads);
+}
+
+}  // namespace
+
+ModelConfig parse_model_config(HuggingFaceKeys& keys) {
   keys.only("model_type", "mixtral", false, "this version trains Mixtral models only");
-  keys.check_supported();
+  check_supported(keys);
   keys.finish();  // of another architecture nothing else means what it says
 
   ModelConfig config;
@@ -53,13 +67,9 @@ ModelConfig parse_model_config(const std::string& text, const std::string& origi
   keys.read_required_size("intermediate_size", config.intermediate_size);
   keys.read_required_size("num_hidden_layers", config.num_hidden_layers);
   keys.read_required_size("num_attention_heads", config.num_attention_heads);
-  keys.read_required_size("num_local_experts", config.num_local_experts);
+  read_experts(keys, config.num_local_experts);
   keys.read_required_size("num_experts_per_tok", config.num_experts_per_tok);
-  if (!keys.absent("num_key_value_heads") && keys.missing("num_key_value_heads")) {
-    config.num_key_value_heads = config.num_attention_heads;  // what null means to Transformers
-  } else {
-    keys.read_required_size("num_key_value_heads", config.num_key_value_heads);
-  }
+  read_key_value_heads(keys, config);
   config.head_dim = config.hidden_size / config.num_attention_heads;
   keys.read_size("head_dim", config.head_dim);
   keys.read_size("max_position_embeddings", config.max_position_embeddings);
@@ -72,11 +82,28 @@ ModelConfig parse_model_config(const std::string& text, const std::string& origi
   keys.read_token("bos_token_id", config.bos_token_id);
   keys.read_tokens("eos_token_id", config.eos_token_ids);
   keys.read_token("pad_token_id", config.pad_token_id);
-  keys.read_rope(config.rope_theta);
+  read_rope(keys, config.rope_theta);
+  check_layers_are_alike(keys, config);
   keys.finish();
   check_fit(keys, config, !keys.missing("head_dim"));
   keys.finish();
   return config;
+}
+
+ModelConfig read_model_config(const std::filesystem::path& file_or_folder) {
+  const ConfigText config = read_config_text(file_or_folder, "a Mixtral");
+  return parse_model_config(config.text, config.origin);
+}
+
+std::vector<std::string> unknown_keys(const std::filesystem::path& file_or_folder) {
+  HuggingFaceKeys keys(read_config_text(file_or_folder, "a Mixtral"));
+  parse_model_config(keys);
+  return keys.unknown();
+}
+
+ModelConfig parse_model_config(const std::string& text, const std::string& origin) {
+  HuggingFaceKeys keys({text, origin});
+  return parse_model_config(keys);
 }
 
 namespace {

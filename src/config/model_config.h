@@ -11,6 +11,8 @@
 
 namespace conclave {
 
+class HuggingFaceKeys;
+
 struct ModelConfig {
   int64_t vocab_size = 32000;
   int64_t hidden_size = 4096;
@@ -36,14 +38,20 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 };
 
-// Reads a config.json, or the one in a folder. Refuses, with a UserError that names file, key and remedy: no such file,
-// not JSON, another model_type, an activation other than silu, a rope type other than default, attention_dropout > 0,
-// values that do not fit each other.
-// One error holds all the mistakes. Keys that say nothing of the model's arithmetic are not looked at.
+// Reads a config.json, or the one in a folder, as Transformers 5.17 reads it. Refuses, with a UserError that names
+// file, key and remedy: no such file, not JSON, another model_type, keys that make Transformers compute what this
+// engine does not (unsupported_keys.h), values that do not fit each other. One error holds all the mistakes. Keys that
+// say nothing of the model's arithmetic are not looked at (ignored_keys.h).
 ModelConfig read_model_config(const std::filesystem::path& file_or_folder);
+
+// The keys of the same file that neither Transformers nor this version knows.
+std::vector<std::string> unknown_keys(const std::filesystem::path& file_or_folder);
 
 // The same of the text of a config.json; `origin` names it in refusals.
 ModelConfig parse_model_config(const std::string& text, const std::string& origin);
+
+// The same of keys whose other mistakes are to be in the same refusal; finishes them.
+ModelConfig parse_model_config(HuggingFaceKeys& keys);
 
 // A complete config.json of a MixtralForCausalLM that Transformers 4 and 5 read, and read_model_config reads back
 // equal. `dtype`: that of the weights beside it, as Transformers names it ("float32", "bfloat16").

@@ -6,6 +6,7 @@
 
 #include "base/cuda_rules.h"
 #include "base/error.h"
+#include "cuda/flash_attention.h"
 #include "cuda/launches.h"
 #include "cuda/library_products.h"
 #include "cuda/two_streams.h"
@@ -134,7 +135,8 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
 }
 
 // The rows are as many as the counts say: the host waits for these.
-ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
+ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts,
+                            const at::Tensor& /*assumed_count_E*/) {
   const int64_t choices = expert_of_choice_TK.numel();
   const auto int32 = expert_of_choice_TK.options();
   ExpertOrder order{at::empty({choices}, int32), at::empty_like(expert_of_choice_TK),
@@ -255,37 +257,54 @@ Fp8Matrix quantize_weight(const at::Tensor& w_NM, bool transposed) {
   return matrix;
 }
 
+// Where out lacks rows of a, or begins where a device does not write, the product comes to lie beside it first.
+void fp8_product_into(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate) {
+  const int64_t rows = a.value_XS.size(0);
+  const bool aligned = reinterpret_cast<uintptr_t>(out_XY.data_ptr()) % 16 == 0;
+  if (rows == out_XY.size(0) && aligned) return fp8_product(out_XY, a, b, accumulate);
+  const at::Tensor beside_XY = at::empty({rows, out_XY.size(1)}, out_XY.options());
+  fp8_product(beside_XY, a, b, /*accumulate=*/false);
+  const at::Tensor product_XY = beside_XY.narrow(0, 0, out_XY.size(0));
+  accumulate ? out_XY.add_(product_XY) : out_XY.copy_(product_XY);
+}
+
+Kernels make_table() {
+  Kernels table = reference_kernels;
+  table.swiglu_forward = swiglu_forward;
+  table.swiglu_backward = swiglu_backward;
+  table.rms_norm_forward = rms_norm_forward;
+  table.rms_norm_repeat = rms_norm_repeat;
+  table.rms_norm_backward = rms_norm_backward;
+  table.rotary_ = rotary_;
+  table.cross_entropy = cross_entropy;
+  table.cross_entropy_with_gradient_ = cross_entropy_with_gradient_;
+  table.adamw_step = adamw_step;
+  table.sum_of_squares = sum_of_squares;
+  table.gather_rows = gather_rows;
+  table.pack_rows = pack_rows;
+  table.unpack_rows = unpack_rows;
+  table.combine_rows = combine_rows;
+  table.combine_messages = combine_messages;
+  table.order_by_expert = order_by_expert;
+  table.route = route;
+  table.route_to = route_to;
+  table.routing_statistics = routing_statistics;
+  table.route_backward = route_backward;
+  table.embedding_forward = embedding_forward;
+  table.embedding_backward = embedding_backward;
+  table.quantize_rows = quantize_rows;
+  table.quantize_columns = quantize_columns;
+  table.quantize_weight = quantize_weight;
+  table.fp8_product = fp8_product_into;
+  table.weight_gradient = weight_gradient;
+  table.overlapping = on_two_streams;
+  table.attention_forward = attention_forward;
+  table.attention_backward = attention_backward;
+  return table;
+}
+
 }  // namespace
 
-const CudaKernels kernel_table{
-    .swiglu_forward = swiglu_forward,
-    .swiglu_backward = swiglu_backward,
-    .rms_norm_forward = rms_norm_forward,
-    .rms_norm_repeat = rms_norm_repeat,
-    .rms_norm_backward = rms_norm_backward,
-    .rotary_ = rotary_,
-    .cross_entropy = cross_entropy,
-    .cross_entropy_with_gradient_ = cross_entropy_with_gradient_,
-    .adamw_step = adamw_step,
-    .sum_of_squares = sum_of_squares,
-    .gather_rows = gather_rows,
-    .pack_rows = pack_rows,
-    .unpack_rows = unpack_rows,
-    .combine_rows = combine_rows,
-    .combine_messages = combine_messages,
-    .order_by_expert = order_by_expert,
-    .route = route,
-    .route_to = route_to,
-    .routing_statistics = routing_statistics,
-    .route_backward = route_backward,
-    .embedding_forward = embedding_forward,
-    .embedding_backward = embedding_backward,
-    .quantize_rows = quantize_rows,
-    .quantize_columns = quantize_columns,
-    .quantize_weight = quantize_weight,
-    .fp8_product = fp8_product,
-    .weight_gradient = weight_gradient,
-    .overlapping = on_two_streams,
-};
+const Kernels kernel_table = make_table();
 
 }  // namespace conclave::cuda

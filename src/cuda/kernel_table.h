@@ -1,10 +1,10 @@
 // Our own kernels as the entries of src/kernels call them.
 #pragma once
 
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave::cuda {
 
-extern const CudaKernels kernel_table;
+extern const Kernels kernel_table;
 
 }  // namespace conclave::cuda

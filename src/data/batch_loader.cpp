@@ -7,16 +7,12 @@
 
 namespace conclave {
 
-BatchLoader::BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_step,
+BatchLoader::BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_sample,
                          int64_t end_sample)
-    : stream_(std::move(stream)),
-      shape_(shape),
-      end_sample_(end_sample),
-      next_micro_step_(first_step * shape.micro_steps) {
-  check_invariant(shape.micro_batch_size >= 1 && shape.micro_steps >= 1 && shape.rank >= 0 &&
-                      shape.rank < shape.world_size && first_step >= 0,
-                  "micro-batch size {}, micro-steps {}, rank {} of {}, first step {}", shape.micro_batch_size,
-                  shape.micro_steps, shape.rank, shape.world_size, first_step);
+    : stream_(std::move(stream)), shape_(shape), first_sample_(first_sample), end_sample_(end_sample) {
+  check_invariant(shape.micro_batch_size >= 1 && shape.rank >= 0 && shape.rank < shape.world_size && first_sample >= 0,
+                  "micro-batch size {}, rank {} of {}, first sample {}", shape.micro_batch_size, shape.rank,
+                  shape.world_size, first_sample);
   for (LoadedBatch& batch : buffers_) {
     const auto places = static_cast<size_t>(shape_.micro_batch_size * stream_->sequence_length());
     batch.inputs_BS.resize(places);
@@ -62,7 +58,7 @@ void BatchLoader::read_ahead(const std::stop_token& stop) {
 
 void BatchLoader::fill(LoadedBatch& batch, int64_t micro_step) const {
   const int64_t length = stream_->sequence_length();
-  batch.first_sample = (micro_step * shape_.world_size + shape_.rank) * shape_.micro_batch_size;
+  batch.first_sample = first_sample_ + (micro_step * shape_.world_size + shape_.rank) * shape_.micro_batch_size;
   batch.samples = std::clamp<int64_t>(end_sample_ - batch.first_sample, 0, shape_.micro_batch_size);
   std::vector<int64_t> sample(static_cast<size_t>(length + 1));
   for (int64_t b = 0; b < batch.samples; ++b) {

@@ -1,8 +1,8 @@
 // A rank's micro-batches, one after the other, each read by a background thread while the one before it is computed
-// with, so that reading never stalls a step. Row b of a micro-batch is sample
-//     ((step * micro_steps + micro_step) * world_size + rank) * micro_batch_size + b
+// with, so that reading never stalls a step. Row b of the n-th micro-batch is sample
+//     first_sample + (n * world_size + rank) * micro_batch_size + b
 // of the stream. So all layouts with the same product world_size * micro_batch_size see the same samples in the same
-// micro-step.
+// micro-step, and the next sample after a step is all that another shape needs to go on.
 #pragma once
 
 #include <condition_variable>
@@ -22,7 +22,6 @@ namespace conclave {
 
 struct BatchShape {
   int64_t micro_batch_size = 1;  // B, sequences of this rank
-  int64_t micro_steps = 1;       // micro-steps of a step
   int64_t world_size = 1;
   int64_t rank = 0;
 };
@@ -40,10 +39,10 @@ class BatchLoader {
  public:
   static constexpr int64_t endless = std::numeric_limits<int64_t>::max();
 
-  // Begins with the first micro-batch of `first_step`, and starts to read it. `end_sample`: samples from this global
+  // Begins with the global sample `first_sample`, and starts to read it. `end_sample`: samples from this global
   // index on do not exist; rows that would hold one are filled with input 0 and ignored targets (a validation set that
   // the rows do not divide).
-  BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_step = 0,
+  BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_sample = 0,
               int64_t end_sample = endless);
   // Stops the thread; waits for a read in flight.
   ~BatchLoader();
@@ -60,6 +59,7 @@ class BatchLoader {
 
   const std::shared_ptr<const SampleStream> stream_;
   const BatchShape shape_;
+  const int64_t first_sample_;
   const int64_t end_sample_;
 
   // Two buffers: the caller holds buffers_[1 - filled_next_] while the thread fills buffers_[filled_next_].
@@ -69,7 +69,7 @@ class BatchLoader {
   int filled_next_ = 0;
   bool ready_ = false;           // buffers_[filled_next_] is complete, or error_ is set
   std::exception_ptr error_;     // why it could not be filled
-  int64_t next_micro_step_ = 0;  // counted over all steps; the one to fill
+  int64_t next_micro_step_ = 0;  // counted since the beginning of this loader; the one to fill
   std::jthread thread_;          // last: started when all else is there, joined before any of it goes
 };
 

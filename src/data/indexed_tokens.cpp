@@ -51,8 +51,8 @@ MappedFile open_data_file(const std::filesystem::path& path) {
     return MappedFile(path);
   } catch (const std::system_error& error) {
     user_error(
-        "{}.\n       A data set is a pair PREFIX.bin and PREFIX.idx, given by its prefix. Make one with: python -m "
-        "conclave.data build INPUT --tokenizer tokenizer.json --output PREFIX",
+        "{}.\n       A data set is a pair PREFIX.bin and PREFIX.idx, given by its prefix. Make one with: "
+        "conclave data build INPUT --tokenizer tokenizer.json --output PREFIX",
         error.what());
   }
 }

@@ -90,8 +90,12 @@ std::string inspect_text(const IndexedTokens& set, int64_t sequence_length) {
   line("tokens a document", fmt::format("shortest {}, median {}, mean {:.1f}, longest {}", lengths.shortest,
                                         lengths.median, lengths.mean, lengths.longest));
   const int64_t samples = (set.tokens() - 1) / sequence_length;
-  line("samples an epoch", fmt::format("{} at sequence length {}{}", samples, sequence_length,
-                                       samples > 0 ? "" : " (too few tokens: it cannot be used at this length)"));
+  const int64_t unread = set.tokens() - 1 - samples * sequence_length;
+  line("samples an epoch",
+       fmt::format("{} at sequence length {}{}", samples, sequence_length,
+                   samples == 0 ? " (too few tokens: it cannot be used at this length)"
+                   : unread > 0 ? fmt::format(" (tokens at the end that fill none and are not read: {})", unread)
+                                : ""));
   line("highest token id", fmt::format("{} (the model's vocab_size must be at least {}; {} different ids occur)",
                                        counts.highest, counts.highest + 1, different));
   line("unigram entropy", fmt::format("{:.4f} nats a token", entropy));

@@ -11,7 +11,7 @@ namespace conclave {
 
 class MappedFile {
  public:
-  // Throws std::system_error, naming the file and the reason, if it is no readable regular file.
+  // Throws std::system_error, naming the file and the reason, if it cannot be read; UserError if it is no regular file.
   explicit MappedFile(const std::filesystem::path& path);
   ~MappedFile();
   MappedFile(const MappedFile&) = delete;

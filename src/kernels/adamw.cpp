@@ -1,10 +1,8 @@
 #include "kernels/adamw.h"
 
-#include <ATen/ops/scalar_tensor.h>
-
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
+#include "kernels/values.h"
 
 namespace conclave {
 
@@ -18,22 +16,17 @@ void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq,
   check_tensor(op, "exp_avg", exp_avg, parameter.sizes(), dtype);
   check_tensor(op, "exp_avg_sq", exp_avg_sq, parameter.sizes(), dtype);
   check_tensor(op, "grad", grad, parameter.sizes(), dtype);
-  if (const CudaKernels* cuda = cuda_kernels(parameter))
-    return cuda->adamw_step(parameter, exp_avg, exp_avg_sq, grad, step);
-  if (has_cpu_path(parameter)) return cpu::adamw_step(parameter, exp_avg, exp_avg_sq, grad, step);
-  reference::adamw_step(parameter, exp_avg, exp_avg_sq, grad, step);
+  kernels_of(parameter).adamw_step(parameter, exp_avg, exp_avg_sq, grad, step);
 }
 
 at::Tensor sum_of_squares_tensor(const at::Tensor& x) {
   check_dims("sum_of_squares", "x", x, 1);
   check_tensor("sum_of_squares", "x", x, x.sizes(), wide_dtype(x.scalar_type()));
-  if (const CudaKernels* cuda = cuda_kernels(x)) return cuda->sum_of_squares(x);
-  const auto compute = has_cpu_path(x) ? cpu::sum_of_squares : reference::sum_of_squares;
-  return at::scalar_tensor(compute(x), at::kDouble);
+  return kernels_of(x).sum_of_squares(x);
 }
 
 double sum_of_squares(const at::Tensor& x) {
-  return sum_of_squares_tensor(x).item<double>();
+  return value_of(sum_of_squares_tensor(x));
 }
 
 }  // namespace conclave

@@ -1,5 +1,7 @@
 #include "kernels/adamw.h"
 
+#include <ATen/ops/scalar_tensor.h>
+
 #include <numeric>
 #include <vector>
 
@@ -77,7 +79,7 @@ void cpu::adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_av
   });
 }
 
-double cpu::sum_of_squares(const at::Tensor& x) {
+at::Tensor cpu::sum_of_squares(const at::Tensor& x) {
   constexpr int64_t block = 1 << 15;
   const int64_t count = x.numel();
   std::vector<double> partial((count + block - 1) / block);
@@ -87,7 +89,7 @@ double cpu::sum_of_squares(const at::Tensor& x) {
           HWY_DYNAMIC_DISPATCH(squares_of_elements)(data<float>(x) + b * block, std::min(block, count - b * block));
     }
   });
-  return std::accumulate(partial.begin(), partial.end(), 0.0);
+  return at::scalar_tensor(std::accumulate(partial.begin(), partial.end(), 0.0), at::kDouble);
 }
 
 }  // namespace conclave

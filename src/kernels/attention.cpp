@@ -2,9 +2,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -25,19 +23,13 @@ void check_attention(const char* op, const at::Tensor& out_TN, const at::Tensor&
   check_tensor(op, "logsumexp", logsumexp_BNS, {shape.batch, shape.heads, shape.sequence}, wide_dtype(dtype));
 }
 
-bool has_cpu_attention(const at::Tensor& qkv_TM) {
-  return has_cpu_path(qkv_TM) && !computes_as_cuda(qkv_TM);
-}
-
 }  // namespace
 
 void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
                        const AttentionShape& shape) {
   const KernelScope timed(Phase::attention);
   check_attention("attention_forward", out_TN, logsumexp_BNS, qkv_TM, shape);
-  if (has_cpu_attention(qkv_TM)) return cpu::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
-  if (cuda::has_flash_attention(qkv_TM, shape)) return cuda::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
-  reference::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
+  kernels_of(qkv_TM).attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
 }
 
 void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
@@ -47,11 +39,7 @@ void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, c
   check_attention(op, out_TN, logsumexp_BNS, qkv_TM, shape);
   check_tensor(op, "grad_out", grad_out_TN, out_TN.sizes(), out_TN.scalar_type());
   check_tensor(op, "grad_qkv", grad_qkv_TM, qkv_TM.sizes(), qkv_TM.scalar_type());
-  if (has_cpu_attention(qkv_TM))
-    return cpu::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
-  if (cuda::has_flash_attention(qkv_TM, shape))
-    return cuda::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
-  reference::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
+  kernels_of(qkv_TM).attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
 }
 
 }  // namespace conclave

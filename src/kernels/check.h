@@ -14,11 +14,6 @@ void check_tensor(const char* op, const char* name, const at::Tensor& tensor, at
 // Defined, with this number of dims, contiguous; the first tensor of an op, from which the sizes of the others follow.
 void check_dims(const char* op, const char* name, const at::Tensor& tensor, int64_t dims);
 
-// The fast paths of the CPU cover fp32 and bf16; every other device and dtype takes the reference.
-inline bool has_cpu_path(const at::Tensor& tensor) {
-  return tensor.is_cpu() && (tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16);
-}
-
 // The dtype that sums, weights and statistics beside a tensor of `dtype` have: fp32, or double for double (references
 // in tests).
 inline at::ScalarType wide_dtype(at::ScalarType dtype) {

@@ -7,56 +7,24 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
-#include "kernels/adamw.h"
-#include "kernels/attention.h"
-#include "kernels/permute.h"
-#include "kernels/rotary.h"
-#include "kernels/router.h"
+#include <type_traits>
+
+#include "kernels/kernels.h"
 
 namespace conclave::cpu {
 
-void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R);
-void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
-                     const at::Tensor& grad_out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R);
-
-void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor& weight_H,
-                      double eps);
-void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H);
-void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
-                       const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H);
-
-double cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C);
-double cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale);
-
-void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq, const at::Tensor& grad,
-                const AdamwStep& step);
-double sum_of_squares(const at::Tensor& x);
-
-void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor& index_R);
-void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tensor& row_index_R,
-               const at::Tensor& weights, const at::Tensor& weight_index_R);
-void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& messages_NM, const at::Tensor& index_R);
-void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Tensor& rows_RH,
-                  const at::Tensor& row_of_choice_TK);
-void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor& messages_RM,
-                      const at::Tensor& row_of_choice_TK);
-ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts);
-
-void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse);
-
-Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& selection_bias_E);
-Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK);
-RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options);
-void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
-                    const at::Tensor& grad_weight_TK, const at::Tensor& probability_gradient_E, double z_coefficient);
-
-void embedding_forward(at::Tensor out_TH, const at::Tensor& table_VH, const at::Tensor& tokens_T);
-void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH, const at::Tensor& tokens_T);
-
-void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
-                       const AttentionShape& shape);
-void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
-                        const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape);
+// What cpu_kernels() has that is not the reference's; each is of the type that the table gives it.
+// clang-format off
+#define CONCLAVE_FOR_EACH_CPU_KERNEL(X) \
+  X(multiply) X(weight_gradient) X(attention_forward) X(attention_backward) X(rotary_) X(swiglu_forward) \
+  X(swiglu_backward) X(rms_norm_forward) X(rms_norm_repeat) X(rms_norm_backward) X(cross_entropy) \
+  X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) X(gather_rows) X(pack_rows) X(unpack_rows) \
+  X(combine_rows) X(combine_messages) X(order_by_expert) X(route) X(route_to) X(routing_statistics) \
+  X(route_backward) X(embedding_forward) X(embedding_backward)
+// clang-format on
+#define CONCLAVE_DECLARE(op) std::remove_pointer_t<decltype(Kernels::op)> op;
+CONCLAVE_FOR_EACH_CPU_KERNEL(CONCLAVE_DECLARE)
+#undef CONCLAVE_DECLARE
 
 // f(begin, end) over ranges of rows, in parallel where there is enough to do. f must treat every row alone: the ranges
 // depend on the threads.

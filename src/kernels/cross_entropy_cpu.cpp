@@ -1,5 +1,7 @@
 #include "kernels/cross_entropy.h"
 
+#include <ATen/ops/scalar_tensor.h>
+
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -146,22 +148,22 @@ const int64_t* checked_targets(const at::Tensor& logits_CV, const at::Tensor& ta
 
 }  // namespace
 
-double cpu::cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
+at::Tensor cpu::cross_entropy(const at::Tensor& logits_CV, const at::Tensor& targets_C) {
   const int64_t* targets = checked_targets(logits_CV, targets_C);
   std::vector<double> loss(logits_CV.size(0));
   for_rows(logits_CV.size(0), logits_CV.size(1), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(cross_entropy_loss_rows)(loss.data(), logits_CV, targets, begin, end);
   });
-  return std::accumulate(loss.begin(), loss.end(), 0.0);
+  return at::scalar_tensor(std::accumulate(loss.begin(), loss.end(), 0.0), at::kDouble);
 }
 
-double cpu::cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
+at::Tensor cpu::cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor& targets_C, double scale) {
   const int64_t* targets = checked_targets(logits_CV, targets_C);
   std::vector<double> loss(logits_CV.size(0));
   for_rows(logits_CV.size(0), logits_CV.size(1), [&](int64_t begin, int64_t end) {
     HWY_DYNAMIC_DISPATCH(cross_entropy_gradient_rows)(loss.data(), logits_CV, targets, scale, begin, end);
   });
-  return std::accumulate(loss.begin(), loss.end(), 0.0);
+  return at::scalar_tensor(std::accumulate(loss.begin(), loss.end(), 0.0), at::kDouble);
 }
 
 }  // namespace conclave

@@ -2,8 +2,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -13,9 +12,7 @@ void embedding_forward(at::Tensor out_TH, const at::Tensor& table_VH, const at::
   check_dims(op, "table", table_VH, 2);
   check_tensor(op, "tokens", tokens_T, {tokens_T.numel()}, at::kLong);
   check_tensor(op, "out", out_TH, {tokens_T.numel(), table_VH.size(1)}, table_VH.scalar_type());
-  if (const CudaKernels* cuda = cuda_kernels(table_VH)) return cuda->embedding_forward(out_TH, table_VH, tokens_T);
-  if (has_cpu_path(table_VH)) return cpu::embedding_forward(out_TH, table_VH, tokens_T);
-  reference::embedding_forward(out_TH, table_VH, tokens_T);
+  kernels_of(table_VH).embedding_forward(out_TH, table_VH, tokens_T);
 }
 
 void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH, const at::Tensor& tokens_T) {
@@ -26,10 +23,7 @@ void embedding_backward(at::Tensor grad_table_VH, const at::Tensor& grad_out_TH,
   check_tensor(op, "tokens", tokens_T, {grad_out_TH.size(0)}, at::kLong);
   check_tensor(op, "grad_table", grad_table_VH, {grad_table_VH.size(0), grad_out_TH.size(1)},
                wide_dtype(grad_out_TH.scalar_type()));
-  if (const CudaKernels* cuda = cuda_kernels(grad_out_TH))
-    return cuda->embedding_backward(grad_table_VH, grad_out_TH, tokens_T);
-  if (has_cpu_path(grad_out_TH)) return cpu::embedding_backward(grad_table_VH, grad_out_TH, tokens_T);
-  reference::embedding_backward(grad_table_VH, grad_out_TH, tokens_T);
+  kernels_of(grad_out_TH).embedding_backward(grad_table_VH, grad_out_TH, tokens_T);
 }
 
 }  // namespace conclave

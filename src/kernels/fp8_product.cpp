@@ -4,25 +4,9 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
-namespace {
-
-// Where out lacks rows of a, or begins where a device does not write, the product comes to lie beside it first.
-void multiply_on_device(const CudaKernels& cuda, at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b,
-                        bool accumulate) {
-  const int64_t rows = a.value_XS.size(0);
-  const bool aligned = reinterpret_cast<uintptr_t>(out_XY.data_ptr()) % 16 == 0;
-  if (rows == out_XY.size(0) && aligned) return cuda.fp8_product(out_XY, a, b, accumulate);
-  const at::Tensor beside_XY = at::empty({rows, out_XY.size(1)}, out_XY.options());
-  cuda.fp8_product(beside_XY, a, b, /*accumulate=*/false);
-  const at::Tensor product_XY = beside_XY.narrow(0, 0, out_XY.size(0));
-  accumulate ? out_XY.add_(product_XY) : out_XY.copy_(product_XY);
-}
-
-}  // namespace
-
 void fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate) {
   const KernelScope timed(Phase::products);
   constexpr auto op = "fp8_product";
@@ -39,8 +23,7 @@ void fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool
     if (!accumulate) out_XY.zero_();
     return;
   }
-  if (const CudaKernels* cuda = cuda_kernels(out_XY)) return multiply_on_device(*cuda, out_XY, a, b, accumulate);
-  reference::fp8_product(out_XY, a, b, accumulate);
+  kernels_of(out_XY).fp8_product(out_XY, a, b, accumulate);
 }
 
 void reference::fp8_product(at::Tensor out_XY, const Fp8Matrix& a, const Fp8Matrix& b, bool accumulate) {

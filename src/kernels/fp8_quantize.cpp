@@ -2,7 +2,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 namespace {
@@ -19,8 +19,7 @@ Fp8Matrix quantize_rows(const at::Tensor& x_RM, at::ScalarType format) {
   constexpr auto op = "quantize_rows";
   check_dims(op, "x", x_RM, 2);
   check_format(op, format);
-  if (const CudaKernels* cuda = cuda_kernels(x_RM)) return cuda->quantize_rows(x_RM, format);
-  return reference::quantize_rows(x_RM, format);
+  return kernels_of(x_RM).quantize_rows(x_RM, format);
 }
 
 Fp8Matrix quantize_columns(const at::Tensor& x_RM, at::ScalarType format) {
@@ -28,22 +27,19 @@ Fp8Matrix quantize_columns(const at::Tensor& x_RM, at::ScalarType format) {
   constexpr auto op = "quantize_columns";
   check_dims(op, "x", x_RM, 2);
   check_format(op, format);
-  if (const CudaKernels* cuda = cuda_kernels(x_RM)) return cuda->quantize_columns(x_RM, format);
-  return reference::quantize_columns(x_RM, format);
+  return kernels_of(x_RM).quantize_columns(x_RM, format);
 }
 
 Fp8Matrix quantize_weight(const at::Tensor& w_NM) {
   const KernelScope timed(Phase::kernels);
   check_dims("quantize_weight", "w", w_NM, 2);
-  if (const CudaKernels* cuda = cuda_kernels(w_NM)) return cuda->quantize_weight(w_NM, /*transposed=*/false);
-  return reference::quantize_weight(w_NM);
+  return kernels_of(w_NM).quantize_weight(w_NM, /*transposed=*/false);
 }
 
 Fp8Matrix quantize_transposed_weight(const at::Tensor& w_NM) {
   const KernelScope timed(Phase::kernels);
   check_dims("quantize_transposed_weight", "w", w_NM, 2);
-  if (const CudaKernels* cuda = cuda_kernels(w_NM)) return cuda->quantize_weight(w_NM, /*transposed=*/true);
-  return reference::quantize_transposed_weight(w_NM);
+  return kernels_of(w_NM).quantize_weight(w_NM, /*transposed=*/true);
 }
 
 }  // namespace conclave

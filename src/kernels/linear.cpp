@@ -3,11 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "base/step_clock.h"
-#include "kernels/blocked_product.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
-#include "kernels/product.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -40,82 +37,34 @@ void check_forward(const char* op, const at::Tensor& y_RN, const at::Tensor& x_R
   check_same_dtype(op, x_RM, y_RN);
 }
 
-// f(tile of out, its rows of a, its columns of b) over out = a b. On the CPU in tiles of a fixed size, each multiplied
-// by one thread: a library that divides a product among threads itself rounds differently for each number of them. A
-// tile is large enough to run at the speed of the whole. A thread alone takes few rows in longer tiles, because MKL
-// packs the rows anew for each (up to 8 % of a step's products); an element is the same sum either way.
-enum class Tiles { square, long_for_few_rows };
-template <class F>
-void for_tiles(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, Tiles tiles, const F& f) {
-  if (!out.is_cpu() || computes_as_cuda(out)) return f(out, a, b);
-  constexpr int64_t side = 512, few_rows = 512, long_side = 4096;
-  const int64_t rows = out.size(0), columns = out.size(1);
-  const bool is_long = tiles == Tiles::long_for_few_rows && rows <= few_rows && at::get_num_threads() == 1;
-  const int64_t across = is_long ? long_side : side;
-  const int64_t tiles_down = (rows + side - 1) / side, tiles_across = (columns + across - 1) / across;
-  cpu::for_tasks(tiles_down * tiles_across, [&](int64_t tile) {
-    const int64_t top = tile / tiles_across * side, left = tile % tiles_across * across;
-    const int64_t height = std::min(side, rows - top), width = std::min(across, columns - left);
-    f(out.narrow(0, top, height).narrow(1, left, width), a.narrow(0, top, height), b.narrow(1, left, width));
-  });
-}
-
-bool in_blocks(const at::Tensor& a) {
-  return a.is_cpu() && !computes_as_cuda(a) && cpu::multiplies_in_blocks(a.scalar_type());
-}
-
-// out = a b, or out += a b.
-void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
-  if (in_blocks(a)) return cpu::blocked_product(out, a, b, accumulate);
-  for_tiles(out, a, b.to(a.scalar_type()), Tiles::long_for_few_rows,
-            [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
-              product(tile, rows, columns, accumulate);
-            });
-}
-
-// grad_w in fp32 of bf16. A library that does not mix the two rounds each tile's product to bf16 once.
-void add_wider_weight_gradient(const at::Tensor& grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
-                               bool accumulate) {
-  if (const CudaKernels* cuda = cuda_kernels(x_RM))
-    return cuda->weight_gradient(grad_w_NM, grad_y_RN, x_RM, accumulate);
-  const at::Tensor grad_y_NR = grad_y_RN.t();
-  if (in_blocks(x_RM)) return cpu::blocked_product(grad_w_NM, grad_y_NR, x_RM, accumulate);
-  for_tiles(grad_w_NM, grad_y_NR, x_RM, Tiles::square,
-            [&](const at::Tensor& tile, const at::Tensor& rows, const at::Tensor& columns) {
-              const at::Tensor rounded = at::empty(tile.sizes(), rows.options());
-              product(rounded, rows, columns, /*accumulate=*/false);
-              accumulate ? tile.add_(rounded) : tile.copy_(rounded);
-            });
-}
-
 }  // namespace
 
 void linear_forward(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_forward", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
-  multiply(y_RN, x_RM, w_NM.t(), false);
+  kernels_of(y_RN.device().type()).multiply(y_RN, x_RM, w_NM.t(), false);
 }
 
 void linear_forward_add(at::Tensor y_RN, const at::Tensor& x_RM, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_forward_add", y_RN, x_RM, w_NM);
   if (x_RM.size(0) == 0) return;
-  multiply(y_RN, x_RM, w_NM.t(), true);
+  kernels_of(y_RN.device().type()).multiply(y_RN, x_RM, w_NM.t(), true);
 }
 
 void linear_backward_input(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_backward_input", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
-  multiply(grad_x_RM, grad_y_RN, w_NM, false);
+  kernels_of(grad_x_RM.device().type()).multiply(grad_x_RM, grad_y_RN, w_NM, false);
 }
 
 void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN, const at::Tensor& w_NM) {
   const KernelScope timed(Phase::products);
   check_forward("linear_backward_input_add", grad_y_RN, grad_x_RM, w_NM);
   if (grad_y_RN.size(0) == 0) return;
-  multiply(grad_x_RM, grad_y_RN, w_NM, true);
+  kernels_of(grad_x_RM.device().type()).multiply(grad_x_RM, grad_y_RN, w_NM, true);
 }
 
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
@@ -132,10 +81,35 @@ void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, c
   if (x_RM.size(0) == 0) {
     if (!accumulate) grad_w_NM.zero_();
   } else if (x_RM.scalar_type() != grad_w_NM.scalar_type()) {
-    add_wider_weight_gradient(grad_w_NM, grad_y_RN, x_RM, accumulate);
+    kernels_of(x_RM.device().type()).weight_gradient(grad_w_NM, grad_y_RN, x_RM, accumulate);
   } else {
-    multiply(grad_w_NM, grad_y_RN.t(), x_RM, accumulate);
+    kernels_of(grad_w_NM.device().type()).multiply(grad_w_NM, grad_y_RN.t(), x_RM, accumulate);
   }
+}
+
+at::Tensor grouped_product(const at::Tensor& row_RM, const at::Tensor& matrix_LMN, const at::Tensor& ends_L) {
+  const KernelScope timed(Phase::products);
+  return kernels_of(row_RM.device().type()).grouped_product(row_RM, matrix_LMN, ends_L);
+}
+
+void reference::multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) {
+  at::Tensor written = out;
+  if (accumulate)
+    at::addmm_out(written, written, a, b.to(a.scalar_type()));
+  else
+    at::mm_out(written, a, b.to(a.scalar_type()));
+}
+
+// A library that does not mix the two dtypes rounds the product to bf16 once.
+void reference::weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
+                                bool accumulate) {
+  const at::Tensor rounded = at::mm(grad_y_RN.t(), x_RM);
+  accumulate ? grad_w_NM.add_(rounded) : grad_w_NM.copy_(rounded);
+}
+
+at::Tensor reference::grouped_product(const at::Tensor& row_RM, const at::Tensor& matrix_LMN,
+                                      const at::Tensor& ends_L) {
+  return at::_grouped_mm(row_RM, matrix_LMN, ends_L);
 }
 
 }  // namespace conclave

@@ -30,4 +30,13 @@ void linear_backward_input_add(at::Tensor grad_x_RM, const at::Tensor& grad_y_RN
 // zeroed, or left as it is with `accumulate`.
 void linear_backward_weight(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate);
 
+// [R,N]: rows [R,M] times the matrix [M,N] of their expert; ends [L] int32: where the rows of each expert end.
+at::Tensor grouped_product(const at::Tensor& row_RM, const at::Tensor& matrix_LMN, const at::Tensor& ends_L);
+
+namespace reference {
+void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate);
+void weight_gradient(at::Tensor grad_w_NM, const at::Tensor& grad_y_RN, const at::Tensor& x_RM, bool accumulate);
+at::Tensor grouped_product(const at::Tensor& row_RM, const at::Tensor& matrix_LMN, const at::Tensor& ends_L);
+}  // namespace reference
+
 }  // namespace conclave

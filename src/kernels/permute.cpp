@@ -3,8 +3,7 @@
 #include "base/row_message.h"
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -18,9 +17,7 @@ void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor&
   check_dims(op, "rows", rows_NH, 2);
   check_tensor(op, "index", index_R, {index_R.numel()}, at::kInt);
   check_tensor(op, "out", out_RH, {index_R.numel(), rows_NH.size(1)}, rows_NH.scalar_type());
-  if (const CudaKernels* cuda = cuda_kernels(rows_NH)) return cuda->gather_rows(out_RH, rows_NH, index_R);
-  if (has_cpu_path(rows_NH)) return cpu::gather_rows(out_RH, rows_NH, index_R);
-  reference::gather_rows(out_RH, rows_NH, index_R);
+  kernels_of(rows_NH).gather_rows(out_RH, rows_NH, index_R);
 }
 
 void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tensor& row_index_R,
@@ -33,10 +30,7 @@ void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tens
   check_tensor(op, "weight_index", weight_index_R, {count}, at::kInt);
   check_tensor(op, "weights", weights, weights.sizes(), at::kFloat);
   check_tensor(op, "messages", messages_RM, {count, message_bytes(rows_NH.size(1), rows_NH.scalar_type())}, at::kByte);
-  if (const CudaKernels* cuda = cuda_kernels(rows_NH))
-    return cuda->pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
-  if (has_cpu_path(rows_NH)) return cpu::pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
-  reference::pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
+  kernels_of(rows_NH).pack_rows(messages_RM, rows_NH, row_index_R, weights, weight_index_R);
 }
 
 void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& messages_NM, const at::Tensor& index_R) {
@@ -49,10 +43,7 @@ void unpack_rows(at::Tensor rows_RH, at::Tensor weight_R, const at::Tensor& mess
   check_tensor(op, "weight", weight_R, {count}, at::kFloat);
   check_tensor(op, "messages", messages_NM,
                {messages_NM.size(0), message_bytes(rows_RH.size(1), rows_RH.scalar_type())}, at::kByte);
-  if (const CudaKernels* cuda = cuda_kernels(rows_RH))
-    return cuda->unpack_rows(rows_RH, weight_R, messages_NM, index_R);
-  if (has_cpu_path(rows_RH)) return cpu::unpack_rows(rows_RH, weight_R, messages_NM, index_R);
-  reference::unpack_rows(rows_RH, weight_R, messages_NM, index_R);
+  kernels_of(rows_RH).unpack_rows(rows_RH, weight_R, messages_NM, index_R);
 }
 
 void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Tensor& rows_RH,
@@ -65,10 +56,7 @@ void combine_rows(at::Tensor out_TH, const at::Tensor& residual_TH, const at::Te
   check_tensor(op, "row_of_choice", row_of_choice_TK, row_of_choice_TK.sizes(), at::kInt);
   check_tensor(op, "out", out_TH, {tokens, rows_RH.size(1)}, rows_RH.scalar_type());
   if (residual_TH.defined()) check_tensor(op, "residual", residual_TH, out_TH.sizes(), rows_RH.scalar_type());
-  if (const CudaKernels* cuda = cuda_kernels(out_TH))
-    return cuda->combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
-  if (has_cpu_path(out_TH)) return cpu::combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
-  reference::combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
+  kernels_of(out_TH).combine_rows(out_TH, residual_TH, rows_RH, row_of_choice_TK);
 }
 
 void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor& messages_RM,
@@ -81,21 +69,20 @@ void combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Tensor&
   check_tensor(op, "weight", weight_TK, row_of_choice_TK.sizes(), at::kFloat);
   check_tensor(op, "messages", messages_RM, {messages_RM.size(0), message_bytes(out_TH.size(1), out_TH.scalar_type())},
                at::kByte);
-  if (const CudaKernels* cuda = cuda_kernels(out_TH))
-    return cuda->combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
-  if (has_cpu_path(out_TH)) return cpu::combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
-  reference::combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
+  kernels_of(out_TH).combine_messages(out_TH, weight_TK, messages_RM, row_of_choice_TK);
 }
 
-ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
+ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts, const at::Tensor& assumed_count_E) {
   const KernelScope timed(Phase::permute);
   constexpr auto op = "order_by_expert";
   check_dims(op, "expert_of_choice", expert_of_choice_TK, 2);
   check_tensor(op, "expert_of_choice", expert_of_choice_TK, expert_of_choice_TK.sizes(), at::kInt);
-  if (const CudaKernels* cuda = cuda_kernels(expert_of_choice_TK.device().type()))
-    return cuda->order_by_expert(expert_of_choice_TK, experts);
-  if (expert_of_choice_TK.is_cpu()) return cpu::order_by_expert(expert_of_choice_TK, experts);
-  return reference::order_by_expert(expert_of_choice_TK, experts);
+  return kernels_of(expert_of_choice_TK.device().type()).order_by_expert(expert_of_choice_TK, experts, assumed_count_E);
+}
+
+ArrivalOrder order_arrivals(const std::vector<int64_t>& received, int64_t sources, at::Device device) {
+  const KernelScope timed(Phase::permute);
+  return kernels_of(device.type()).order_arrivals(received, sources, device);
 }
 
 }  // namespace conclave

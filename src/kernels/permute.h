@@ -6,6 +6,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 namespace conclave {
 
 int64_t message_bytes(int64_t hidden, at::ScalarType dtype);
@@ -38,9 +40,20 @@ struct ExpertOrder {
   at::Tensor row_of_choice_TK;
   at::Tensor count_E;
 };
-ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts);
+// `assumed_count_E`: what stands for the counts on paper, where nobody has chosen.
+ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts,
+                            const at::Tensor& assumed_count_E = {});
+
+// Rows arrive by (source, slot); experts want (slot, source). received[source * slots + slot]: the rows of each. Both
+// int32 [R] on `device`.
+struct ArrivalOrder {
+  at::Tensor arrival_of_row_R;  // in expert order: where the row lies among those that arrived
+  at::Tensor row_of_arrival_R;  // its inverse
+};
+ArrivalOrder order_arrivals(const std::vector<int64_t>& received, int64_t sources, at::Device device);
 
 namespace reference {
+ArrivalOrder order_arrivals(const std::vector<int64_t>& received, int64_t sources, at::Device device);
 void gather_rows(at::Tensor out_RH, const at::Tensor& rows_NH, const at::Tensor& index_R);
 void pack_rows(at::Tensor messages_RM, const at::Tensor& rows_NH, const at::Tensor& row_index_R,
                const at::Tensor& weights, const at::Tensor& weight_index_R);

@@ -153,7 +153,8 @@ void cpu::combine_messages(at::Tensor out_TH, at::Tensor weight_TK, const at::Te
   });
 }
 
-ExpertOrder cpu::order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts) {
+ExpertOrder cpu::order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t experts,
+                                 const at::Tensor& /*assumed_count_E*/) {
   check_index("order_by_expert", expert_of_choice_TK, -1, experts);
   const int64_t choices = expert_of_choice_TK.numel();
   const auto int32 = at::TensorOptions().dtype(at::kInt);

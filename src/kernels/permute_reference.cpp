@@ -79,4 +79,24 @@ ExpertOrder order_by_expert(const at::Tensor& expert_of_choice_TK, int64_t exper
           at::bincount(expert.index_select(0, order), /*weights=*/{}, experts).to(at::kCPU)};
 }
 
+ArrivalOrder order_arrivals(const std::vector<int64_t>& received, int64_t sources, at::Device device) {
+  const auto slots = static_cast<int64_t>(received.size()) / sources;
+  std::vector<int64_t> begin(received.size());
+  std::exclusive_scan(received.begin(), received.end(), begin.begin(), int64_t{0});
+  const int64_t rows = std::accumulate(received.begin(), received.end(), int64_t{0});
+  at::Tensor arrival_of_row = at::empty({rows}, at::kInt), row_of_arrival = at::empty({rows}, at::kInt);
+  auto* arrival = arrival_of_row.data_ptr<int32_t>();
+  auto* row = row_of_arrival.data_ptr<int32_t>();
+  int32_t next = 0;
+  for (int64_t slot = 0; slot < slots; ++slot)
+    for (int64_t source = 0; source < sources; ++source)
+      for (int64_t i = 0; i < received[source * slots + slot]; ++i, ++next) {
+        const int64_t place = begin[source * slots + slot] + i;
+        arrival[next] = static_cast<int32_t>(place);
+        row[place] = next;
+      }
+  // Not waited for: what is copied from ordinary memory has left it when the call returns.
+  return {arrival_of_row.to(device, /*non_blocking=*/true), row_of_arrival.to(device, /*non_blocking=*/true)};
+}
+
 }  // namespace conclave::reference

@@ -2,8 +2,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -24,17 +23,13 @@ void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH
                       double eps) {
   const KernelScope timed(Phase::kernels);
   check_norm("rms_norm_forward", y_TH, rstd_T, x_TH, weight_H);
-  if (const CudaKernels* cuda = cuda_kernels(x_TH)) return cuda->rms_norm_forward(y_TH, rstd_T, x_TH, weight_H, eps);
-  if (has_cpu_path(x_TH)) return cpu::rms_norm_forward(y_TH, rstd_T, x_TH, weight_H, eps);
-  reference::rms_norm_forward(y_TH, rstd_T, x_TH, weight_H, eps);
+  kernels_of(x_TH).rms_norm_forward(y_TH, rstd_T, x_TH, weight_H, eps);
 }
 
 void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
   const KernelScope timed(Phase::kernels);
   check_norm("rms_norm_repeat", y_TH, rstd_T, x_TH, weight_H);
-  if (const CudaKernels* cuda = cuda_kernels(x_TH)) return cuda->rms_norm_repeat(y_TH, x_TH, rstd_T, weight_H);
-  if (has_cpu_path(x_TH)) return cpu::rms_norm_repeat(y_TH, x_TH, rstd_T, weight_H);
-  reference::rms_norm_repeat(y_TH, x_TH, rstd_T, weight_H);
+  kernels_of(x_TH).rms_norm_repeat(y_TH, x_TH, rstd_T, weight_H);
 }
 
 void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
@@ -44,10 +39,7 @@ void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at:
   check_norm(op, grad_y_TH, rstd_T, x_TH, weight_H);
   check_tensor(op, "grad_x", grad_x_TH, x_TH.sizes(), x_TH.scalar_type());
   check_tensor(op, "grad_weight", grad_weight_H, weight_H.sizes(), wide_dtype(x_TH.scalar_type()));
-  if (const CudaKernels* cuda = cuda_kernels(x_TH))
-    return cuda->rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H);
-  if (has_cpu_path(x_TH)) return cpu::rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H);
-  reference::rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H);
+  kernels_of(x_TH).rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H);
 }
 
 }  // namespace conclave

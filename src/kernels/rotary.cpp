@@ -4,8 +4,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -29,6 +28,10 @@ void check_rotary(const char* op, const at::Tensor& qkv_TN, int64_t heads, int64
 RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta, at::Device device) {
   const KernelScope timed(Phase::kernels);
   check_invariant(head_dim > 0 && head_dim % 2 == 0, "rotary_table: head_dim {} is not even", head_dim);
+  return kernels_of(device.type()).rotary_table(sequence_length, head_dim, theta, device);
+}
+
+RotaryTable reference::rotary_table(int64_t sequence_length, int64_t head_dim, double theta, at::Device device) {
   const auto fp32 = at::TensorOptions().dtype(at::kFloat);
   const at::Tensor exponent = at::arange(0, head_dim, 2, fp32) / static_cast<double>(head_dim);
   const at::Tensor inverse_frequency = at::reciprocal(at::pow(theta, exponent));
@@ -39,18 +42,13 @@ RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta
 void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
   const KernelScope timed(Phase::kernels);
   check_rotary("rotary_forward_", qkv_TN, heads, head_dim, table);
-  if (const CudaKernels* cuda = cuda_kernels(qkv_TN)) return cuda->rotary_(qkv_TN, heads, table, /*inverse=*/false);
-  if (has_cpu_path(qkv_TN)) return cpu::rotary_(qkv_TN, heads, table, /*inverse=*/false);
-  reference::rotary_forward_(qkv_TN, heads, head_dim, table);
+  kernels_of(qkv_TN).rotary_(qkv_TN, heads, table, /*inverse=*/false);
 }
 
 void rotary_backward_(at::Tensor grad_qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table) {
   const KernelScope timed(Phase::kernels);
   check_rotary("rotary_backward_", grad_qkv_TN, heads, head_dim, table);
-  if (const CudaKernels* cuda = cuda_kernels(grad_qkv_TN))
-    return cuda->rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
-  if (has_cpu_path(grad_qkv_TN)) return cpu::rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
-  reference::rotary_backward_(grad_qkv_TN, heads, head_dim, table);
+  kernels_of(grad_qkv_TN).rotary_(grad_qkv_TN, heads, table, /*inverse=*/true);
 }
 
 }  // namespace conclave

@@ -23,6 +23,7 @@ void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const R
 void rotary_backward_(at::Tensor grad_qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table);
 
 namespace reference {
+RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double theta, at::Device device);
 void rotary_forward_(at::Tensor qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table);
 void rotary_backward_(at::Tensor grad_qkv_TN, int64_t heads, int64_t head_dim, const RotaryTable& table);
 }  // namespace reference

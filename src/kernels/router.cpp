@@ -2,8 +2,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -40,9 +39,7 @@ Routing route(const at::Tensor& logits_TE, const RouterOptions& options, const a
   check_options(op, options, logits_TE.size(1));
   if (selection_bias_E.defined())
     check_tensor(op, "selection_bias", selection_bias_E, {logits_TE.size(1)}, wide_dtype(logits_TE.scalar_type()));
-  if (const CudaKernels* cuda = cuda_kernels(logits_TE)) return cuda->route(logits_TE, options, selection_bias_E);
-  if (has_cpu_path(logits_TE)) return cpu::route(logits_TE, options, selection_bias_E);
-  return reference::route(logits_TE, options, selection_bias_E);
+  return kernels_of(logits_TE).route(logits_TE, options, selection_bias_E);
 }
 
 Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& expert_of_choice_TK) {
@@ -51,17 +48,13 @@ Routing route_to(const at::Tensor& logits_TE, const RouterOptions& options, cons
   check_dims(op, "logits", logits_TE, 2);
   check_options(op, options, logits_TE.size(1));
   check_tensor(op, "expert_of_choice", expert_of_choice_TK, {logits_TE.size(0), options.top_k}, at::kInt);
-  if (const CudaKernels* cuda = cuda_kernels(logits_TE)) return cuda->route_to(logits_TE, options, expert_of_choice_TK);
-  if (has_cpu_path(logits_TE)) return cpu::route_to(logits_TE, options, expert_of_choice_TK);
-  return reference::route_to(logits_TE, options, expert_of_choice_TK);
+  return kernels_of(logits_TE).route_to(logits_TE, options, expert_of_choice_TK);
 }
 
 RoutingStatistics routing_statistics(const Routing& routing, const RouterOptions& options) {
   const KernelScope timed(Phase::kernels);
   check_routing("routing_statistics", routing, options);
-  if (const CudaKernels* cuda = cuda_kernels(routing.score_TE)) return cuda->routing_statistics(routing, options);
-  if (has_cpu_path(routing.score_TE)) return cpu::routing_statistics(routing, options);
-  return reference::routing_statistics(routing, options);
+  return kernels_of(routing.score_TE).routing_statistics(routing, options);
 }
 
 void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const RouterOptions& options,
@@ -77,11 +70,8 @@ void route_backward(at::Tensor grad_logits_TE, const Routing& routing, const Rou
     check_tensor(op, "probability_gradient", probability_gradient_E, {routing.score_TE.size(1)}, wide);
   }
   check_invariant(options.scores == RouterScores::softmax || z_coefficient == 0, "{}: a z-loss of sigmoid scores", op);
-  const CudaKernels* cuda = cuda_kernels(routing.score_TE);
-  const auto backward = cuda != nullptr                  ? cuda->route_backward
-                        : has_cpu_path(routing.score_TE) ? cpu::route_backward
-                                                         : reference::route_backward;
-  backward(grad_logits_TE, routing, options, grad_weight_TK, probability_gradient_E, z_coefficient);
+  kernels_of(routing.score_TE)
+      .route_backward(grad_logits_TE, routing, options, grad_weight_TK, probability_gradient_E, z_coefficient);
 }
 
 }  // namespace conclave

@@ -2,8 +2,7 @@
 
 #include "base/step_clock.h"
 #include "kernels/check.h"
-#include "kernels/cpu.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -15,9 +14,7 @@ void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::T
   const at::ScalarType dtype = out_RI.scalar_type();
   check_tensor(op, "gate_up", gate_up_RJ, {rows, 2 * intermediate}, dtype);
   check_tensor(op, "weight", weight_R, {rows}, wide_dtype(dtype));
-  if (const CudaKernels* cuda = cuda_kernels(gate_up_RJ)) return cuda->swiglu_forward(out_RI, gate_up_RJ, weight_R);
-  if (has_cpu_path(gate_up_RJ)) return cpu::swiglu_forward(out_RI, gate_up_RJ, weight_R);
-  reference::swiglu_forward(out_RI, gate_up_RJ, weight_R);
+  kernels_of(gate_up_RJ).swiglu_forward(out_RI, gate_up_RJ, weight_R);
 }
 
 void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
@@ -32,11 +29,8 @@ void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::T
   check_tensor(op, "grad_weight", grad_weight_R, {rows}, wide_dtype(dtype));
   check_tensor(op, "gate_up", gate_up_RJ, {rows, 2 * intermediate}, dtype);
   check_tensor(op, "weight", weight_R, {rows}, wide_dtype(dtype));
-  if (const CudaKernels* cuda = cuda_kernels(gate_up_RJ))
-    return cuda->swiglu_backward(grad_gate_up_RJ, activation_RI, grad_weight_R, grad_out_RI, gate_up_RJ, weight_R);
-  if (has_cpu_path(gate_up_RJ))
-    return cpu::swiglu_backward(grad_gate_up_RJ, activation_RI, grad_weight_R, grad_out_RI, gate_up_RJ, weight_R);
-  reference::swiglu_backward(grad_gate_up_RJ, activation_RI, grad_weight_R, grad_out_RI, gate_up_RJ, weight_R);
+  kernels_of(gate_up_RJ)
+      .swiglu_backward(grad_gate_up_RJ, activation_RI, grad_weight_R, grad_out_RI, gate_up_RJ, weight_R);
 }
 
 }  // namespace conclave

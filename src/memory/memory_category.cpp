@@ -7,10 +7,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <new>
 
 #include "memory/block_pool.h"
+#include "memory/memory_account.h"
 
 namespace conclave {
 namespace {
@@ -23,41 +23,9 @@ constexpr size_t least_pooled_bytes = size_t{256} << 10;
 
 thread_local MemoryCategory current_category = MemoryCategory::workspace;
 
-class Account {
- public:
-  void add(int64_t bytes, size_t fresh, MemoryCategory category) {
-    const auto index = static_cast<int>(category);
-    std::lock_guard lock(mutex_);
-    report_.now.total += bytes;
-    report_.now.of[index] += bytes;
-    if (fresh >= size_t{1} << 20) ++report_.large_allocations;
-    report_.peak_of.of[index] = std::max(report_.peak_of.of[index], report_.now.of[index]);
-    if (report_.now.total > report_.at_peak.total) report_.at_peak = report_.now;
-    report_.peak_of.total = report_.at_peak.total;
-  }
-  void remove(int64_t bytes, MemoryCategory category) {
-    std::lock_guard lock(mutex_);
-    report_.now.total -= bytes;
-    report_.now.of[static_cast<int>(category)] -= bytes;
-  }
-  MemoryReport report() {
-    std::lock_guard lock(mutex_);
-    return report_;
-  }
-  void reset() {
-    std::lock_guard lock(mutex_);
-    report_.at_peak = report_.peak_of = report_.now;
-    report_.large_allocations = 0;
-  }
-
- private:
-  std::mutex mutex_;
-  MemoryReport report_;
-};
-
 // Never destroyed: tensors with static lifetime are freed after main.
-Account& account() {
-  static auto* const instance = new Account;
+MemoryAccount& account() {
+  static auto* const instance = new MemoryAccount;
   return *instance;
 }
 
@@ -117,6 +85,10 @@ MemoryScope::MemoryScope(MemoryCategory category) : outer_(current_category) {
 }
 MemoryScope::~MemoryScope() {
   current_category = outer_;
+}
+
+MemoryCategory current_memory_category() {
+  return current_category;
 }
 
 void install_counting_allocator() {

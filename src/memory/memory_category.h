@@ -20,6 +20,8 @@ class MemoryScope {
   MemoryCategory outer_;
 };
 
+MemoryCategory current_memory_category();
+
 struct MemoryReport {
   MemoryUse now;
   MemoryUse at_peak;              // the categories at the moment of the highest total

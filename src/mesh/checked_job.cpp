@@ -1,5 +1,10 @@
 #include "mesh/checked_job.h"
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <limits>
+
 #include "base/cuda_rules.h"
 #include "base/error.h"
 #include "config/job_check.h"
@@ -18,6 +23,20 @@ void check_reshard_rule(const Job& job, const ModelConfig& model) {
   if (const auto found = mistake_in(rule, units, used_once))
     refuse_if_any({mistake(fmt::format("parallel.reshard_after_forward is {}, but {}.", rule.text(), found->problem),
                            found->remedy, job.origins.of("parallel.reshard_after_forward"))});
+}
+
+// Rows are counted in 32 bits.
+void check_rows(const Job& job, const ModelConfig& model) {
+  constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
+  const int64_t rows_of_sequence = job.data.sequence_length * model.num_experts_per_tok;
+  if (job.data.micro_batch_size <= most_rows / rows_of_sequence) return;
+  refuse_if_any({mistake(
+      fmt::format("data.micro_batch_size is {}, but with data.sequence_length {} and {} experts a token a rank would "
+                  "route more than {} rows in a micro-step.",
+                  job.data.micro_batch_size, job.data.sequence_length, model.num_experts_per_tok, most_rows),
+      fmt::format("Use at most {}, and data.global_batch_size for more sequences in a step.",
+                  std::max<int64_t>(most_rows / rows_of_sequence, 1)),
+      job.origins.of("data.micro_batch_size"))});
 }
 
 // What the products' scales and libraries want: whole blocks.
@@ -58,17 +77,57 @@ std::vector<std::string> fit_to_world(Job& job, int world_size, int64_t num_expe
   return changes;
 }
 
+// Keys that only spill uses, given without it.
+bool asks_for_spill(const MoeConfig& moe) {
+  return moe.spill_least_rows || moe.spill_threshold != MoeConfig().spill_threshold;
+}
+
 }  // namespace
 
-int64_t dispatch_chunks(const CheckedJob& job, int64_t ranks_per_host) {
-  if (job.job.moe.dispatch_chunks) return *job.job.moe.dispatch_chunks;
-  const bool spans_hosts = ranks_per_host % job.layout.degree(Axis::expert) != 0;
-  return spans_hosts && job.job.moe.overload == OverloadPolicy::none ? 2 : 1;
+bool spans_hosts(const CheckedJob& job, int64_t ranks_per_host) {
+  return ranks_per_host % job.layout.degree(Axis::expert) != 0;
+}
+
+bool spans_hosts(const CheckedJob& job, const std::vector<int>& host_of_rank) {
+  // An expert group's ranks are neighbours.
+  for (int rank = 1; rank < job.layout.world_size(); ++rank)
+    if (job.layout.index(Axis::expert, rank) > 0 && host_of_rank.at(rank) != host_of_rank.at(rank - 1)) return true;
+  return false;
+}
+
+double CheckedJob::aux_coefficient() const {
+  if (job.moe.moe_load_balancing != LoadBalancing::aux_loss) return 0.0;
+  return job.moe.moe_aux_loss_coeff.value_or(model.router_aux_loss_coef);
+}
+
+std::string choose_dispatch(CheckedJob& job, bool spans_hosts) {
+  MoeConfig& moe = job.job.moe;
+  std::string because;
+  if (!moe.overload) {
+    if (moe.dispatcher == DispatcherKind::all_gather)
+      because = "moe.dispatcher is all_gather";
+    else if (moe.dispatch_chunks.value_or(1) > 1)
+      because = fmt::format("moe.dispatch_chunks is {}", *moe.dispatch_chunks);
+    else if (spans_hosts && !asks_for_spill(moe))
+      because = "an expert group spans hosts";
+    const bool travels = job.layout.degree(Axis::expert) > 1;
+    moe.overload = because.empty() && travels ? OverloadPolicy::spill : OverloadPolicy::none;
+    if (!travels) because.clear();
+  }
+  if (!moe.dispatch_chunks) moe.dispatch_chunks = spans_hosts && moe.overload == OverloadPolicy::none ? 2 : 1;
+  return because;
 }
 
 CheckedJob check_job(Job job, int world_size) {
-  const ModelConfig model = read_model_config(job.model.config);
-  return check_job(std::move(job), model, world_size);
+  ModelConfig model = read_model_config(job.model.config);
+  if (job.model.resize_vocabulary) model.vocab_size = *job.model.resize_vocabulary;
+  std::vector<std::string> unknown = unknown_keys(job.model.config);
+  CheckedJob checked = check_job(std::move(job), model, world_size);
+  if (!unknown.empty())
+    checked.warnings.push_back(
+        fmt::format("{} has keys that neither Transformers nor this version reads for a Mixtral: {}",
+                    checked.job.model.config.string(), fmt::join(unknown, ", ")));
+  return checked;
 }
 
 CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
@@ -80,9 +139,12 @@ CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
     user_error("data.sequence_length is {}, but the model ends at max_position_embeddings {} ({}). Use at most {}.",
                job.data.sequence_length, model.max_position_embeddings, job.model.config.string(),
                model.max_position_embeddings);
+  check_rows(job, model);
   check_reshard_rule(job, model);
   check_fp8_sizes(job, model);
-  return {std::move(job), model, layout, micro_steps, std::move(fitted)};
+  if (!job.moe.aux_loss_layers && job.moe.moe_load_balancing == LoadBalancing::aux_loss)
+    job.moe.aux_loss_layers = job.model.init_from ? AuxLossRows::together : AuxLossRows::each;
+  return {std::move(job), model, layout, micro_steps, std::move(fitted), {}};
 }
 
 }  // namespace conclave

@@ -13,18 +13,33 @@ struct CheckedJob {
   ModelConfig model;
   Layout layout;
   int64_t micro_steps = 1;
-  std::vector<std::string> fitted;  // what parallel.elastic changed, in words
+  std::vector<std::string> fitted;    // what parallel.elastic changed, in words
+  std::vector<std::string> warnings;  // what is odd in what was read, and no mistake
 
   // Of one micro-step and one rank.
   int64_t tokens_per_rank() const { return job.data.micro_batch_size * job.data.sequence_length; }
-  int64_t tokens_per_step() const { return tokens_per_rank() * layout.world_size() * micro_steps; }
+  // Of all ranks.
+  int64_t sequences_per_micro_step() const { return job.data.micro_batch_size * layout.world_size(); }
+  int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps; }
+  int64_t tokens_per_step() const { return sequences_per_step() * job.data.sequence_length; }
+
+  // A balancing coefficient: the job's, or the model's own.
+  double aux_coefficient() const;
 };
 
-// moe.dispatch_chunks, or where it is null what is chosen on hosts (nodes) of so many ranks: rows that cross a network
-// travel beside the experts' computation in a second part; within a host there is little to hide (docs/dispatch.md).
-int64_t dispatch_chunks(const CheckedJob& job, int64_t ranks_per_host);
+// Whether an expert group lies on more than one host (node) of so many ranks.
+bool spans_hosts(const CheckedJob& job, int64_t ranks_per_host);
+// `host_of_rank`: the number of each rank's host. The same on all ranks, however many each host has.
+bool spans_hosts(const CheckedJob& job, const std::vector<int>& host_of_rank);
 
-// Reads the model's config. Throws UserError.
+// Puts values for the nulls of moe.overload and moe.dispatch_chunks. Within a host experts are lent (spill): its links
+// bring their weights for few rows. Rows that cross a network travel in a second part instead, beside the experts'
+// computation (docs/dispatch.md). All ranks of an expert group give one `spans_hosts`. Returns why no experts are
+// lent, in words; empty: they are, or the job says what to do, or nothing travels.
+std::string choose_dispatch(CheckedJob& job, bool spans_hosts);
+
+// Reads the model's config, and puts a value for the null of moe.aux_loss_layers: a published model goes on as
+// Transformers trains it, any other evens out each layer. Throws UserError.
 CheckedJob check_job(Job job, int world_size);
 // For a model that was read before.
 CheckedJob check_job(Job job, const ModelConfig& model, int world_size);

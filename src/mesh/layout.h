@@ -1,6 +1,7 @@
-// One mesh of ranks, two views. Dense parameters see world = replica x shard; experts see world = expert_replica x
-// expert_shard x expert, with the expert axis over adjacent ranks. Pure arithmetic: no process is needed to ask it
-// anything.
+// One mesh of ranks, two views. Experts see world = expert_replica x expert_shard x expert, with the expert axis over
+// adjacent ranks; expert_shard is `hybrid_shard_degree`. Dense parameters see world = replica x shard, where shard =
+// expert_shard x expert: the ranks that hold one copy of the experts hold one copy of everything else. Pure arithmetic:
+// no process is needed to ask it anything.
 #pragma once
 
 #include <cstdint>
@@ -36,13 +37,14 @@ class Layout {
   int index(Axis axis, int rank) const { return rank / stride(axis) % degree(axis); }
   // The group of `axis` that `rank` belongs to.
   AxisGroup group(Axis axis, int rank) const;
+  // How many of that group are among the ranks from `begin` to before `end`.
+  int members_between(Axis axis, int rank, int begin, int end) const;
 
  private:
   // Ranks between neighbours of an axis's group: a rank's index on the axis is (rank / stride) % degree.
   int stride(Axis axis) const;
 
   int world_size_;
-  int shard_;
   int expert_;
   int expert_shard_;
 };

@@ -5,6 +5,7 @@
 #include "kernels/cross_entropy.h"
 #include "kernels/linear.h"
 #include "kernels/rms_norm.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -40,7 +41,7 @@ double MixtralHead::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& 
     hidden_CH.copy_(grad_CH);
     begin += count;
   } while (begin < hidden_TH.size(0));
-  return sum.item<double>();
+  return value_of(sum);
 }
 
 double MixtralHead::loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const {

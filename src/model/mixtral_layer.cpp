@@ -1,8 +1,11 @@
 #include "model/mixtral_layer.h"
 
 #include "base/random.h"
+#include "kernels/check.h"
+#include "kernels/jitter.h"
 #include "kernels/linear.h"
 #include "kernels/rms_norm.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -36,20 +39,16 @@ void MixtralLayer::compute_attention(const LayerWeights& weights, const MicroBat
   state.attention_TN = at::empty({tokens, weights.output_HN.size(1)}, input_TH.options());
   state.logsumexp_BNS = at::empty({batch.batch, config_.num_attention_heads, batch.sequence}, fp32);
   attention_forward(state.attention_TN, state.logsumexp_BNS, state.qkv_TM, attention_shape(batch));
-  state.hidden_TH = input_TH.clone();
+  state.hidden_TH = at::empty_like(input_TH);
+  copy_values(state.hidden_TH, input_TH);
   linear_forward_add(state.hidden_TH, state.attention_TN, weights.output_HN);
 }
 
 void MixtralLayer::apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const {
   if (options_.jitter_noise == 0.0) return;
-  const int64_t elements = batch.sequence * normed_TH.size(1);  // of one sample
-  at::Tensor noise = at::empty({batch.batch, elements}, at::kFloat);
-  const uint64_t stream = random_stream("router_jitter." + std::to_string(index_));
-  for (int64_t b = 0; b < batch.batch; ++b)
-    fill_uniform({noise[b].data_ptr<float>(), static_cast<size_t>(elements)}, options_.seed, stream,
-                 static_cast<uint64_t>(batch.sample_of_B.at(b)) * elements,
-                 static_cast<float>(1.0 - options_.jitter_noise), static_cast<float>(1.0 + options_.jitter_noise));
-  normed_TH.mul_(noise.view(normed_TH.sizes()).to(normed_TH.options()));
+  jitter_(std::move(normed_TH),
+          {options_.jitter_noise, options_.seed, random_stream("router_jitter." + std::to_string(index_)),
+           batch.sequence, batch.sample_of_B});
 }
 
 at::Tensor MixtralLayer::normed_expert_input(Mode mode, const LayerWeights& weights, const MicroBatch& batch,
@@ -66,10 +65,28 @@ at::Tensor MixtralLayer::normed_expert_input(Mode mode, const LayerWeights& weig
   return normed_TH;
 }
 
+at::Tensor MixtralLayer::in_router_precision(const at::Tensor& operand) const {
+  return options_.router == RouterPrecision::fp32 ? operand.to(wide_dtype(operand.scalar_type())) : operand;
+}
+
+at::Tensor MixtralLayer::router_logits(const at::Tensor& normed_TH, const at::Tensor& router_EH) const {
+  const at::Tensor input_TH = in_router_precision(normed_TH);
+  at::Tensor logits_TE = at::empty({input_TH.size(0), router_EH.size(0)}, input_TH.options());
+  linear_forward(logits_TE, input_TH, in_router_precision(router_EH));
+  return logits_TE;
+}
+
+void MixtralLayer::router_backward(const at::Tensor& grad_logits_TE, const at::Tensor& input_TH,
+                                   const at::Tensor& router_EH, const Gradient& gradient_EH, at::Tensor grad_TH) const {
+  linear_backward_weight(gradient_EH.tensor, grad_logits_TE, input_TH, gradient_EH.accumulate);
+  at::Tensor sum_TH = in_router_precision(grad_TH);
+  linear_backward_input_add(sum_TH, grad_logits_TE, in_router_precision(router_EH));
+  if (!sum_TH.is_same(grad_TH)) grad_TH.copy_(sum_TH);
+}
+
 void MixtralLayer::compute_routing(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH,
                                    const MicroBatch& batch, LayerState& state) const {
-  at::Tensor logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
-  linear_forward(logits_TE, normed_TH, weights.router_EH);
+  const at::Tensor logits_TE = router_logits(normed_TH, weights.router_EH);
   MemoryScope scope(MemoryCategory::activations);
   const at::Tensor& kept_choice_TK = state.routing.expert_of_choice_TK;
   if (kept_choice_TK.defined()) {
@@ -84,6 +101,10 @@ void MixtralLayer::compute_routing(Mode mode, const LayerWeights& weights, const
       training && capacity_ != nullptr ? capacity_->apply(state.routing, numbers) : state.routing.expert_of_choice_TK;
 }
 
+Choices MixtralLayer::choices_of(const LayerState& state) const {
+  return {state.dispatched_choice_TK, options_.assumed != nullptr ? options_.assumed->of_layer(index_) : nullptr};
+}
+
 at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                              LayerState& state) const {
   compute_attention(weights, batch, rotary, state);
@@ -95,7 +116,7 @@ at::Tensor MixtralLayer::run(Mode mode, const LayerWeights& weights, const Micro
   }
   at::Tensor normed_TH = normed_expert_input(mode, weights, batch, state);
   compute_routing(mode, weights, normed_TH, batch, state);
-  return experts_.forward({std::move(normed_TH), state.routing.weight_TK, state.dispatched_choice_TK}, state.hidden_TH,
+  return experts_.forward({std::move(normed_TH), state.routing.weight_TK, choices_of(state)}, state.hidden_TH,
                           {weights.gate_up_LJH, weights.down_LHI}, keep ? PreActivation::kept : PreActivation::repeated,
                           state.parts);
 }
@@ -143,17 +164,19 @@ at::Tensor MixtralLayer::backward(const LayerWeights& weights, LayerGradients gr
       if (!state.routing.weight_TK.defined()) compute_routing(Mode::training, weights, tokens.token_TH, batch, state);
     }
     tokens.weight_TK = state.routing.weight_TK;
-    tokens.expert_of_choice_TK = state.dispatched_choice_TK;
+    tokens.choices = choices_of(state);
     ExpertGradients expert_gradients{gradients.gate_up_LJH, gradients.down_LHI};
     grad_dispatch = experts_.backward(std::move(tokens), grad_TH, {weights.gate_up_LJH, weights.down_LHI},
                                       expert_gradients, std::move(state.parts));
   }
   at::Tensor normed_TH = normed_expert_input(Mode::training, weights, batch, state);
-  at::Tensor grad_logits_TE = at::empty({normed_TH.size(0), weights.router_EH.size(0)}, normed_TH.options());
-  route_backward(grad_logits_TE, state.routing, selection_.options(), grad_dispatch.weight_TK,
-                 router_loss.probability_E, router_loss.logsumexp_square);
-  linear_backward_weight(gradients.router_EH.tensor, grad_logits_TE, normed_TH, gradients.router_EH.accumulate);
-  linear_backward_input_add(grad_dispatch.token_TH, grad_logits_TE, weights.router_EH);
+  {
+    const at::Tensor input_TH = in_router_precision(normed_TH);
+    at::Tensor grad_logits_TE = at::empty(state.routing.score_TE.sizes(), input_TH.options());
+    route_backward(grad_logits_TE, state.routing, selection_.options(), grad_dispatch.weight_TK,
+                   router_loss.probability_E, router_loss.logsumexp_square);
+    router_backward(grad_logits_TE, input_TH, weights.router_EH, gradients.router_EH, grad_dispatch.token_TH);
+  }
   apply_jitter(grad_dispatch.token_TH, batch);
   rms_norm_backward(grad_TH, gradients.post_attention_norm_H.zeroed(), grad_dispatch.token_TH, state.hidden_TH,
                     state.hidden_rstd_T, weights.post_attention_norm_H);

@@ -45,8 +45,10 @@ struct RouterLossGradient {
 // What is the same for all layers of a run.
 struct LayerOptions {
   ActivationCheckpointing checkpointing = ActivationCheckpointing::none;
+  RouterPrecision router = RouterPrecision::fp32;
   double jitter_noise = 0;  // in training only
   uint64_t seed = 0;
+  const AssumedChoices* assumed = nullptr;  // on paper, where nobody chooses; outlives the layers
 };
 
 class MixtralLayer {
@@ -75,8 +77,16 @@ class MixtralLayer {
   // What router and experts see: hidden normalized, with jitter in training. The same bits every time.
   at::Tensor normed_expert_input(Mode mode, const LayerWeights& weights, const MicroBatch& batch,
                                  LayerState& state) const;
+  // The operands of the router's products: rounded to the compute dtype already, so that fp32 only keeps from rounding
+  // what they give.
+  at::Tensor in_router_precision(const at::Tensor& operand) const;
+  at::Tensor router_logits(const at::Tensor& normed_TH, const at::Tensor& router_EH) const;
+  // Adds the input's gradient to grad_TH.
+  void router_backward(const at::Tensor& grad_logits_TE, const at::Tensor& input_TH, const at::Tensor& router_EH,
+                       const Gradient& gradient_EH, at::Tensor grad_TH) const;
   void compute_routing(Mode mode, const LayerWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
                        LayerState& state) const;
+  Choices choices_of(const LayerState& state) const;
   void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
   AttentionShape attention_shape(const MicroBatch& batch) const;
 

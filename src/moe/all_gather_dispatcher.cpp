@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "kernels/permute.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 #include "moe/local_dispatcher.h"
 #include "moe/send_order.h"
@@ -33,18 +34,19 @@ std::shared_ptr<RowsInFlight> AllGatherDispatcher::reduce(int64_t places, at::Te
   return std::make_shared<RowsInFlight>(std::move(sum), std::move(all), std::move(pending), clock_);
 }
 
-DispatchPlan AllGatherDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
-  const at::Device device = expert_of_choice_TK.device();
-  const int64_t tokens = expert_of_choice_TK.size(0), top_k = expert_of_choice_TK.size(1);
+DispatchPlan AllGatherDispatcher::plan(const Choices& choices) {
+  const at::Device device = choices.expert_TK.device();
+  const int64_t tokens = choices.tokens(), top_k = choices.top_k();
   const at::Tensor most = at::full({1}, tokens, at::device(device).dtype(at::kLong));
   RowsInFlight(most, most, expert_.all_reduce(most, Reduction::max), clock_).take();
-  const auto places = most.item<int64_t>();
+  const auto places = to_host(most, at::full({1}, tokens, at::kLong)).item<int64_t>();
 
   // Counted from 1, so that the zeros of places without a token, like what was dropped, are nobody's.
-  at::Tensor choice = gather(places, expert_of_choice_TK + 1)->take().to(at::kCPU) - 1;
+  at::Tensor choice = to_host(gather(places, choices.expert_TK + 1)->take()) - 1;
   const int64_t local = experts_ / expert_.size(), first = local * expert_.rank();
   choice = at::where(choice.ge(first).logical_and(choice.lt(first + local)), choice - first, -1).to(at::kInt);
-  SendOrder order = make_send_order(choice.view({places * expert_.size(), top_k}).to(device), {local});
+  SendOrder order = make_send_order(choice.view({places * expert_.size(), top_k}).to(device), {local},
+                                    choices.assumed_rows_to(first, local));
   DispatchPlan plan = std::move(order.plan);
   plan.tokens = tokens;
   plan.places_per_rank = places;

@@ -17,7 +17,7 @@ class AllGatherDispatcher final : public Dispatcher {
   AllGatherDispatcher(Communicator& expert, int64_t experts, StepClock& clock)
       : expert_(expert), experts_(experts), clock_(clock) {}
 
-  DispatchPlan plan(const at::Tensor& expert_of_choice_TK) override;
+  DispatchPlan plan(const Choices& choices) override;
   Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
                                         const at::Tensor& weight_TK) override;
   Combined begin_combine(const DispatchPlan& plan, at::Tensor row_RH) override;

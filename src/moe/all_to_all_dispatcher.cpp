@@ -3,75 +3,60 @@
 #include <ATen/ATen.h>
 
 #include "kernels/permute.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 #include "moe/send_order.h"
 
 namespace conclave {
 namespace {
 
-// Received rows lie by (source rank, slot); experts want (slot, source rank). received[p * S + s]: rows of slot s, one
-// of this rank's `slots`, from rank p.
-void order_arrivals(DispatchPlan& plan, const int64_t* received, int ranks, int64_t slots, at::Device device) {
-  for (int rank = 0; rank < ranks; ++rank)
-    plan.received_per_rank.push_back(
-        std::accumulate(received + rank * slots, received + (rank + 1) * slots, int64_t{0}));
-  const int64_t rows = plan.received_rows();
-  std::vector<int64_t> arrival_begin(static_cast<size_t>(ranks * slots));
-  for (int64_t i = 0, sum = 0; i < ranks * slots; ++i) {
-    arrival_begin[i] = sum;
-    sum += received[i];
-  }
-  at::Tensor arrival_of_row = at::empty({rows}, at::kInt);
-  at::Tensor row_of_arrival = at::empty({rows}, at::kInt);
-  auto* arrival = arrival_of_row.data_ptr<int32_t>();
-  auto* row = row_of_arrival.data_ptr<int32_t>();
+// received[p * S + s]: rows of slot s, one of this rank's S, from rank p.
+void receive(DispatchPlan& plan, const std::vector<int64_t>& received, int ranks, at::Device device) {
+  const auto slots = static_cast<int64_t>(received.size()) / ranks;
+  plan.received_per_rank.assign(ranks, 0);
   plan.rows_per_expert.assign(slots, 0);
-  int32_t next = 0;
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    for (int rank = 0; rank < ranks; ++rank) {
-      const int64_t count = received[rank * slots + slot];
-      const int64_t begin = arrival_begin[rank * slots + slot];
-      plan.rows_per_expert[slot] += count;
-      for (int64_t i = 0; i < count; ++i, ++next) {
-        arrival[next] = static_cast<int32_t>(begin + i);
-        row[begin + i] = next;
-      }
+  for (int rank = 0; rank < ranks; ++rank)
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      plan.received_per_rank[rank] += received[rank * slots + slot];
+      plan.rows_per_expert[slot] += received[rank * slots + slot];
     }
-  }
-  // Not waited for: what is copied from ordinary memory has left it when the call returns.
-  plan.arrival_of_row_R = arrival_of_row.to(device, /*non_blocking=*/true);
-  plan.row_of_arrival_R = row_of_arrival.to(device, /*non_blocking=*/true);
+  ArrivalOrder order = order_arrivals(received, ranks, device);
+  plan.arrival_of_row_R = std::move(order.arrival_of_row_R);
+  plan.row_of_arrival_R = std::move(order.row_of_arrival_R);
 }
 
 }  // namespace
 
-DispatchPlan AllToAllDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
-  return spill_ ? plan_with_helpers(expert_of_choice_TK, *spill_) : plan_at_home(expert_of_choice_TK);
+DispatchPlan AllToAllDispatcher::plan(const Choices& choices) {
+  return spill_ ? plan_with_helpers(choices, *spill_) : plan_at_home(choices);
 }
 
-DispatchPlan AllToAllDispatcher::plan_at_home(const at::Tensor& expert_of_choice_TK) {
+DispatchPlan AllToAllDispatcher::plan_at_home(const Choices& choices) {
   const int ranks = expert_.size();
   const int64_t local = experts_ / ranks;
   const std::vector<int64_t> splits(static_cast<size_t>(ranks), local);
-  SendOrder order = make_send_order(expert_of_choice_TK, splits);
+  SendOrder order = make_send_order(choices.expert_TK, splits, choices.assumed_rows_of(expert_.rank()));
   DispatchPlan plan = std::move(order.plan);
 
-  const at::Device device = expert_of_choice_TK.device();
+  const at::Device device = choices.expert_TK.device();
   at::Tensor sent = order.count_S.to(device, /*non_blocking=*/true);
   at::Tensor received = at::empty_like(sent);
   received = RowsInFlight(received, sent, expert_.all_to_all(received, sent, splits, splits), clock_).take();
-  received = received.to(at::kCPU);
-  order_arrivals(plan, received.const_data_ptr<int64_t>(), ranks, local, device);
+  received = to_host(received, choices.assumed_rows_by_source(expert_.rank() * local, local));
+  const auto* count = received.const_data_ptr<int64_t>();
+  receive(plan, {count, count + received.numel()}, ranks, device);
   return plan;
 }
 
-DispatchPlan AllToAllDispatcher::plan_with_helpers(const at::Tensor& expert_of_choice_TK, const SpillOptions& options) {
+DispatchPlan AllToAllDispatcher::plan_with_helpers(const Choices& choices, const SpillOptions& options) {
   const int ranks = expert_.size();
-  const at::Device device = expert_of_choice_TK.device();
+  const at::Device device = choices.expert_TK.device();
   const at::Tensor own =
-      order_by_expert(expert_of_choice_TK.contiguous(), experts_).count_E.to(device, /*non_blocking=*/true);
+      order_by_expert(choices.expert_TK.contiguous(), experts_, choices.assumed_rows_of(expert_.rank()))
+          .count_E.to(device, /*non_blocking=*/true);
   at::Tensor all = at::empty({ranks, experts_}, own.options());
-  all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take().to(at::kCPU);
+  all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take();
+  all = to_host(all, choices.assumed_rows_by_source(0, experts_));
 
   const auto* count = all.const_data_ptr<int64_t>();
   std::vector<std::vector<int64_t>> by_source;
@@ -88,9 +73,12 @@ DispatchPlan AllToAllDispatcher::plan_with_helpers(const at::Tensor& expert_of_c
   for (int rank = 0; rank < ranks; ++rank)
     slots_per_rank.push_back(spill->experts_per_rank + static_cast<int64_t>(spill->guests_of(rank).size()));
   DispatchPlan plan =
-      make_send_order(slots_of_choices(expert_of_choice_TK, *spill, before, ranks), slots_per_rank).plan;
-  const std::vector<int64_t> received = rows_of_slots(by_source, *spill, expert_.rank());
-  order_arrivals(plan, received.data(), ranks, slots_per_rank[expert_.rank()], device);
+      choices.assumed
+          ? make_send_order(at::empty_like(choices.expert_TK), slots_per_rank,
+                            rows_to_slots(by_source, *spill, expert_.rank()))
+                .plan
+          : make_send_order(slots_of_choices(choices.expert_TK, *spill, before, ranks), slots_per_rank).plan;
+  receive(plan, rows_of_slots(by_source, *spill, expert_.rank()), ranks, device);
   if (spill->lends()) plan.spill = spill;
   return plan;
 }

@@ -17,7 +17,7 @@ class AllToAllDispatcher final : public Dispatcher {
   AllToAllDispatcher(Communicator& expert, int64_t experts, StepClock& clock, std::optional<SpillOptions> spill = {})
       : expert_(expert), experts_(experts), clock_(clock), spill_(spill) {}
 
-  DispatchPlan plan(const at::Tensor& expert_of_choice_TK) override;
+  DispatchPlan plan(const Choices& choices) override;
   Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
                                         const at::Tensor& weight_TK) override;
   Combined begin_combine(const DispatchPlan& plan, at::Tensor row_RH) override;
@@ -28,8 +28,8 @@ class AllToAllDispatcher final : public Dispatcher {
   enum class Direction { to_experts, from_experts };
   // Sends all rows of `rows` (dim 0); those that arrive come out of it.
   std::shared_ptr<RowsInFlight> exchange(const DispatchPlan& plan, Direction direction, at::Tensor rows);
-  DispatchPlan plan_at_home(const at::Tensor& expert_of_choice_TK);
-  DispatchPlan plan_with_helpers(const at::Tensor& expert_of_choice_TK, const SpillOptions& options);
+  DispatchPlan plan_at_home(const Choices& choices);
+  DispatchPlan plan_with_helpers(const Choices& choices, const SpillOptions& options);
 
   Communicator& expert_;
   int64_t experts_;

@@ -4,6 +4,7 @@
 
 #include "base/balance_message.h"
 #include "base/error.h"
+#include "kernels/values.h"
 
 namespace conclave {
 namespace {
@@ -88,14 +89,14 @@ BalanceReduction::BalanceReduction(Communicator& world, const std::vector<Routin
 
 Balance BalanceReduction::finish() {
   pending_.wait();
-  const Sums sums(sums_.to(at::kCPU), layers_, experts_);
+  const Sums sums(to_host(sums_), layers_, experts_);
   Balance balance;
   balance.count_LE = sums.count_LE;
   balance.tokens = static_cast<int64_t>(sums.tokens.item<double>());
   check_invariant(balance.tokens > 0, "a micro-step has {} tokens", balance.tokens);
   ModelAuxLoss aux = options_.scope == AuxLossScope::all_ranks
                          ? aux_loss_of(sums, options_.layers)
-                         : aux_loss_of(Sums(own_.to(at::kCPU), layers_, experts_), options_.layers);
+                         : aux_loss_of(Sums(to_host(own_), layers_, experts_), options_.layers);
   if (options_.scope == AuxLossScope::each_rank) {
     aux.value = sums.aux_loss.item<double>() / ranks_;
     aux.gradient_LE = aux.gradient_LE / ranks_;

@@ -8,17 +8,25 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/values.h"
+
 namespace conclave {
 namespace {
 
 // This rank's choices, on the host.
-struct Choices {
-  at::Tensor expert_TK, weight_TK;
+struct HostChoices {
+  at::Tensor expert_TK, score_TK;
   int64_t count() const { return expert_TK.numel(); }
   int32_t expert(int64_t i) const { return expert_TK.const_data_ptr<int32_t>()[i]; }
-  // Weights are not negative, so their bits are ordered as they are.
-  uint32_t weight_bits(int64_t i) const { return std::bit_cast<uint32_t>(weight_TK.const_data_ptr<float>()[i]); }
+  // Scores are not negative, so their bits are ordered as they are.
+  uint32_t score_bits(int64_t i) const { return std::bit_cast<uint32_t>(score_TK.const_data_ptr<float>()[i]); }
 };
+
+HostChoices choices_of(const Routing& routing) {
+  const at::Tensor& expert_TK = routing.expert_of_choice_TK;
+  return {to_host(expert_TK, at::zeros({}, at::kInt).expand(expert_TK.sizes())).contiguous(),
+          to_host(routing.score_TE.gather(1, expert_TK.to(at::kLong)))};
+}
 
 using Counts = std::vector<int64_t>;
 
@@ -26,8 +34,9 @@ at::Tensor to_tensor(const Counts& counts, at::Device device) {
   return at::tensor(at::IntArrayRef(counts), at::kLong).to(device);
 }
 
+// `tensor`: of the host.
 Counts to_counts(const at::Tensor& tensor) {
-  const at::Tensor host = tensor.to(at::kCPU).contiguous();
+  const at::Tensor host = tensor.contiguous();
   return {host.const_data_ptr<int64_t>(), host.const_data_ptr<int64_t>() + host.numel()};
 }
 
@@ -35,7 +44,7 @@ Counts to_counts(const at::Tensor& tensor) {
 Counts gather(Communicator& world, const Counts& own, at::Device device) {
   at::Tensor all = at::empty({world.size() * static_cast<int64_t>(own.size())}, at::device(device).dtype(at::kLong));
   world.all_gather(all, to_tensor(own, device)).wait();
-  return to_counts(all);
+  return to_counts(to_host(all, to_tensor(own, at::kCPU).repeat(world.size())));
 }
 
 // What all ranks know of each other's choices.
@@ -64,14 +73,14 @@ Census take_census(Communicator& world, const Counts& count_E, int64_t tokens, i
   return census;
 }
 
-// The weights above which an expert keeps all, and how many it keeps of those that are equal.
+// The scores above which an expert keeps all, and how many it keeps of those that are equal.
 struct Thresholds {
   std::vector<uint32_t> bits_E;
   Counts equal_E;
 };
 
 // Digit by digit, the highest first: the value of which there are no `capacity` higher ones, but with it there are.
-Thresholds find_thresholds(const Choices& choices, const Census& census, int64_t capacity, Communicator& world,
+Thresholds find_thresholds(const HostChoices& choices, const Census& census, int64_t capacity, Communicator& world,
                            at::Device device) {
   constexpr int64_t digits = 256;
   const size_t experts = census.total_E.size();
@@ -82,13 +91,13 @@ Thresholds find_thresholds(const Choices& choices, const Census& census, int64_t
     const uint32_t known = shift == 24 ? 0 : ~uint32_t{0} << (shift + 8);
     Counts histogram(experts * digits);
     for (int64_t i = 0; i < choices.count(); ++i) {
-      const uint32_t bits = choices.weight_bits(i);
+      const uint32_t bits = choices.score_bits(i);
       const int32_t expert = choices.expert(i);
       if ((bits & known) == thresholds.bits_E[expert]) ++histogram[expert * digits + (bits >> shift & 255)];
     }
     at::Tensor sum = to_tensor(histogram, device);
     world.all_reduce(sum).wait();
-    histogram = to_counts(sum);
+    histogram = to_counts(to_host(sum, to_tensor(histogram, at::kCPU)));
     for (size_t expert = 0; expert < experts; ++expert) {
       int64_t digit = digits - 1;
       int64_t& left = thresholds.equal_E[expert];
@@ -120,8 +129,7 @@ double drop_rate(const at::Tensor& count_LE, int64_t capacity) {
 
 at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tokens) const {
   const at::Device device = routing.expert_of_choice_TK.device();
-  const Choices choices{routing.expert_of_choice_TK.to(at::kCPU).contiguous(),
-                        routing.weight_TK.to(at::kCPU).contiguous()};
+  const HostChoices choices = choices_of(routing);
   const int64_t experts = routing.score_TE.size(1), top_k = choices.expert_TK.size(1);
   Counts count_E(static_cast<size_t>(experts));
   for (int64_t i = 0; i < choices.count(); ++i) ++count_E[choices.expert(i)];
@@ -130,14 +138,14 @@ at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tok
   const Census census = take_census(world_, count_E, choices.expert_TK.size(0), first_sample, device);
   const int64_t capacity = expert_capacity(options_.factor, census.tokens, top_k, experts);
 
-  // Where the weight is below the threshold nothing is kept, above it everything; at it the earliest, up to a quota.
+  // Where the score is below the threshold nothing is kept, above it everything; at it the earliest, up to a quota.
   Thresholds thresholds;
   Counts quota_E;
   if (options_.kept == KeptChoices::most_probable) {
     thresholds = find_thresholds(choices, census, capacity, world_, device);
     Counts equal_E(static_cast<size_t>(experts));
     for (int64_t i = 0; i < choices.count(); ++i)
-      equal_E[choices.expert(i)] += choices.weight_bits(i) == thresholds.bits_E[choices.expert(i)];
+      equal_E[choices.expert(i)] += choices.score_bits(i) == thresholds.bits_E[choices.expert(i)];
     quota_E = left_after(thresholds.equal_E, gather(world_, equal_E, device), census.earlier);
   } else {
     quota_E = left_after(Counts(static_cast<size_t>(experts), capacity), census.all_E, census.earlier);
@@ -146,7 +154,7 @@ at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tok
   auto* kept = kept_TK.data_ptr<int32_t>();
   for (int64_t i = 0; i < choices.count(); ++i) {
     const int32_t expert = choices.expert(i);
-    const uint32_t bits = choices.weight_bits(i);
+    const uint32_t bits = choices.score_bits(i);
     if (options_.kept == KeptChoices::most_probable && bits != thresholds.bits_E[expert]) {
       if (bits < thresholds.bits_E[expert]) kept[i] = -1;
     } else if (quota_E[expert]-- <= 0) {
@@ -154,23 +162,6 @@ at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tok
     }
   }
   return kept_TK.to(device);
-}
-
-at::Tensor reference::apply_capacity(const at::Tensor& expert_of_choice_TK, const at::Tensor& weight_TK,
-                                     int64_t experts, const CapacityOptions& options) {
-  const int64_t tokens = expert_of_choice_TK.size(0), top_k = expert_of_choice_TK.size(1);
-  const int64_t capacity = expert_capacity(options.factor, tokens, top_k, experts);
-  at::Tensor kept = at::full({tokens * top_k}, -1, at::kInt);
-  for (int64_t expert = 0; expert < experts; ++expert) {
-    at::Tensor choice = expert_of_choice_TK.flatten().eq(expert).nonzero().flatten();
-    if (options.kept == KeptChoices::most_probable) {
-      const at::Tensor order = std::get<1>(
-          at::sort(weight_TK.flatten().index_select(0, choice), /*stable=*/true, /*dim=*/0, /*descending=*/true));
-      choice = choice.index_select(0, order);
-    }
-    kept.index_fill_(0, choice.narrow(0, 0, std::min(capacity, choice.size(0))), expert);
-  }
-  return kept.view({tokens, top_k});
 }
 
 }  // namespace conclave

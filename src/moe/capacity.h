@@ -4,6 +4,8 @@
 //
 // Capacity of an expert = ceil(factor x T x K / E), T the tokens of ALL ranks in the micro-step, and who is kept is
 // decided among all of them, so that the layout changes nothing. (Others count over the tokens of each rank.)
+// Choices are ranked by the router's score, not by the weight: renormalized weights say how a token divides itself, and
+// with top-1 they are all 1.
 #pragma once
 
 #include "comm/communicator.h"
@@ -13,7 +15,7 @@
 namespace conclave {
 
 enum class KeptChoices {
-  most_probable,  // those of the highest routing weight, of equal ones the earlier token
+  most_probable,  // those of the highest score, of equal ones the earlier token
   earliest,       // in the order of the data's stream
 };
 
@@ -40,11 +42,5 @@ class ExpertCapacity {
   CapacityOptions options_;
   Communicator& world_;
 };
-
-namespace reference {
-// The same of all tokens in one process, by sorting: choices and weights [T,K] in the order of the data's stream.
-at::Tensor apply_capacity(const at::Tensor& expert_of_choice_TK, const at::Tensor& weight_TK, int64_t experts,
-                          const CapacityOptions& options);
-}  // namespace reference
 
 }  // namespace conclave

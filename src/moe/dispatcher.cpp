@@ -43,10 +43,6 @@ void Dispatcher::put(const at::Tensor& sum_TH, at::Tensor out_TH, const at::Tens
     out_TH.copy_(sum_TH);
 }
 
-int64_t default_spill_rows(at::Device device) {
-  return device.is_cuda() ? 2048 : SpillOptions{}.least_rows;
-}
-
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,
                                             const DispatcherOptions& options) {
   if (expert.size() == 1) return std::make_unique<LocalDispatcher>(experts);

@@ -12,6 +12,7 @@
 #include "base/step_clock.h"
 #include "comm/communicator.h"
 #include "moe/arriving.h"
+#include "moe/choices.h"
 #include "moe/dispatch_plan.h"
 
 namespace conclave {
@@ -32,8 +33,7 @@ class Dispatcher {
  public:
   virtual ~Dispatcher() = default;
 
-  // expert_of_choice [T,K] int32: global expert numbers; -1: the choice is dropped, no row is made of it.
-  virtual DispatchPlan plan(const at::Tensor& expert_of_choice_TK) = 0;
+  virtual DispatchPlan plan(const Choices& choices) = 0;
 
   // token [T,H] in the compute dtype, weight [T,K] fp32.
   virtual Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
@@ -67,10 +67,6 @@ struct DispatcherOptions {
       {};  // of the global token shuffle; none: tokens are dispatched from where they are
   std::optional<SpillOptions> spill = {};  // with all_to_all only; none: an expert is computed where it lives
 };
-
-// Rows from which lending an expert is worth while when nobody says: about the break-even (spill_plan.h) of a CPU core
-// behind a link of a few GB/s with room for what it does not count, and that of an H100 behind NVLink.
-int64_t default_spill_rows(at::Device device);
 
 // `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive the dispatcher. `experts`: of
 // the whole layer.

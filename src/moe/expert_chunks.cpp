@@ -4,13 +4,13 @@
 
 #include <algorithm>
 
-#include "kernels/cuda_kernels.h"
+#include "device/device.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
 
 std::vector<ExpertChunk> chunks_of(const at::Tensor& row_RH, const std::vector<int64_t>& rows_per_expert) {
-  const int64_t most = computes_as_cuda(row_RH) ? expert_chunk_rows_on_cuda : expert_chunk_rows;
+  const int64_t most = device_of(row_RH.device()).facts().expert_chunk_rows;
   std::vector<ExpertChunk> chunks;
   int64_t begin = 0;
   for (size_t expert = 0; expert < rows_per_expert.size(); ++expert) {

@@ -8,7 +8,8 @@
 
 namespace conclave {
 
-// On CUDA, without guests, where the sizes allow it and it pays (groups_products in base/cuda_rules.h).
+// Where the device groups them, without guests, where the sizes allow it and it pays (groups_products in
+// base/cuda_rules.h).
 bool takes_grouped_products(const ExpertRows& rows, const ExpertWeights& weights);
 
 ExpertOutput grouped_experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,

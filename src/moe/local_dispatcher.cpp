@@ -1,6 +1,7 @@
 #include "moe/local_dispatcher.h"
 
 #include "kernels/permute.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 #include "moe/send_order.h"
 
@@ -10,7 +11,7 @@ ExpertRows gather_expert_rows(const DispatchPlan& plan, const at::Tensor& token_
   MemoryScope scope(MemoryCategory::dispatch);
   ExpertRows rows{at::empty({plan.token_of_row_R.size(0), token_NH.size(1)}, token_NH.options()), {}};
   gather_rows(rows.row_RH, token_NH, plan.token_of_row_R);
-  rows.weight_R = weight_NK.flatten().index_select(0, plan.choice_of_row_R);
+  rows.weight_R = take_values(weight_NK, plan.choice_of_row_R);
   return rows;
 }
 
@@ -19,8 +20,8 @@ void gather_weight_gradient(at::Tensor grad_NK, const DispatchPlan& plan, const 
   grad_NK.view(-1).index_copy_(0, plan.choice_of_row_R.to(at::kLong), grad_weight_R);
 }
 
-DispatchPlan LocalDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
-  SendOrder order = make_send_order(expert_of_choice_TK, {experts_});
+DispatchPlan LocalDispatcher::plan(const Choices& choices) {
+  SendOrder order = make_send_order(choices.expert_TK, {experts_}, choices.assumed_rows_of(0));
   DispatchPlan plan = std::move(order.plan);
   plan.received_per_rank = plan.sent_per_rank;
   const auto* count = order.count_S.const_data_ptr<int64_t>();

@@ -9,7 +9,7 @@ class LocalDispatcher final : public Dispatcher {
  public:
   explicit LocalDispatcher(int64_t experts) : experts_(experts) {}
 
-  DispatchPlan plan(const at::Tensor& expert_of_choice_TK) override;
+  DispatchPlan plan(const Choices& choices) override;
   Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
                                         const at::Tensor& weight_TK) override;
   Combined begin_combine(const DispatchPlan& plan, at::Tensor row_RH) override;

@@ -30,17 +30,16 @@ RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64
                   "{} overlapping parts, and parts that follow each other", options.overlapping);
 }
 
-RoutedExperts::Parts RoutedExperts::plan_parts(const at::Tensor& expert_of_choice_TK) const {
+RoutedExperts::Parts RoutedExperts::plan_parts(const Choices& choices) const {
   const RangeScope range(clock_, "plan");
   MemoryScope scope(MemoryCategory::activations);
   const bool travels = expert_.size() > 1;
   const bool bounded = options_.most_rows_factor && travels;
   const std::vector<TokenPart> divided =
-      bounded ? parts_within(*options_.most_rows_factor, expert_of_choice_TK, experts_, expert_)
-              : equal_parts(expert_of_choice_TK.size(0), travels ? options_.overlapping : 1);
+      bounded ? parts_within(*options_.most_rows_factor, choices, experts_, expert_)
+              : equal_parts(choices.expert_TK.size(0), travels ? options_.overlapping : 1);
   Parts parts;
-  for (const TokenPart& tokens : divided)
-    parts.push_back({tokens, dispatcher_.plan(part_of(expert_of_choice_TK, tokens)), {}, {}});
+  for (const TokenPart& tokens : divided) parts.push_back({tokens, dispatcher_.plan(choices.part(tokens)), {}, {}});
   return parts;
 }
 
@@ -58,7 +57,7 @@ bool RoutedExperts::needs_tokens(const Parts& parts) {
 
 at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residual_TH, const ExpertWeights& weights,
                                   PreActivation pre_activation, Parts& parts) const {
-  parts = plan_parts(tokens.expert_of_choice_TK);
+  parts = plan_parts(tokens.choices);
   const bool one_by_one = follow_each_other(parts);
   const bool drop_rows = one_by_one && parts.size() > 1;
   const at::Tensor& like_TH = residual_TH.defined() ? residual_TH : tokens.token_TH;
@@ -111,7 +110,7 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
 
 DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& grad_TH, const ExpertWeights& weights,
                                          ExpertGradients& gradients, Parts parts) const {
-  if (parts.empty()) parts = plan_parts(tokens.expert_of_choice_TK);
+  if (parts.empty()) parts = plan_parts(tokens.choices);
   const bool one_by_one = follow_each_other(parts);
   check_invariant(!needs_tokens(parts) || tokens.token_TH.defined(),
                   "rows of {} parts are needed, but there are no tokens", parts.size());

@@ -14,9 +14,9 @@
 namespace conclave {
 
 struct RoutedTokens {
-  at::Tensor token_TH;             // in the compute dtype
-  at::Tensor weight_TK;            // fp32
-  at::Tensor expert_of_choice_TK;  // int32; -1: dropped
+  at::Tensor token_TH;   // in the compute dtype
+  at::Tensor weight_TK;  // fp32
+  Choices choices;
 };
 
 // What backward finds of one part. Plans of all parts are the same number on all ranks of an expert group.
@@ -57,7 +57,7 @@ class RoutedExperts {
                             ExpertGradients& gradients, Parts parts) const;
 
  private:
-  Parts plan_parts(const at::Tensor& expert_of_choice_TK) const;
+  Parts plan_parts(const Choices& choices) const;
   // The functions that compute these rows.
   struct Functions {
     decltype(&experts_forward) forward;

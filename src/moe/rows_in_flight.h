@@ -26,7 +26,7 @@ class RowsInFlight {
   at::Tensor arrived_, sent_;
   Pending pending_;
   StepClock& clock_;
-  StepClock::Time since_ = std::chrono::steady_clock::now();
+  StepClock::Time since_ = clock_.now();
 };
 
 }  // namespace conclave

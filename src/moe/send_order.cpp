@@ -1,14 +1,17 @@
 #include "moe/send_order.h"
 
+#include <ATen/ATen.h>
+
 #include <algorithm>
 
 #include "kernels/permute.h"
 
 namespace conclave {
 
-SendOrder make_send_order(const at::Tensor& slot_of_choice_TK, const std::vector<int64_t>& slots_per_rank) {
+SendOrder make_send_order(const at::Tensor& slot_of_choice_TK, const std::vector<int64_t>& slots_per_rank,
+                          const at::Tensor& assumed_count_S) {
   const int64_t slots = std::accumulate(slots_per_rank.begin(), slots_per_rank.end(), int64_t{0});
-  ExpertOrder order = order_by_expert(slot_of_choice_TK.contiguous(), slots);
+  ExpertOrder order = order_by_expert(slot_of_choice_TK.contiguous(), slots, assumed_count_S);
   SendOrder result;
   DispatchPlan& plan = result.plan;
   plan.tokens = slot_of_choice_TK.size(0);
@@ -88,6 +91,18 @@ std::vector<int64_t> rows_of_slots(const std::vector<std::vector<int64_t>>& rows
     }
   }
   return rows;
+}
+
+at::Tensor rows_to_slots(const std::vector<std::vector<int64_t>>& rows_of_expert_by_source, const SpillPlan& spill,
+                         int source) {
+  std::vector<int64_t> rows;
+  const auto ranks = static_cast<int>(rows_of_expert_by_source.size());
+  for (int rank = 0; rank < ranks; ++rank) {
+    const std::vector<int64_t> of_rank = rows_of_slots(rows_of_expert_by_source, spill, rank);
+    const auto slots = static_cast<int64_t>(of_rank.size()) / ranks;
+    rows.insert(rows.end(), of_rank.begin() + source * slots, of_rank.begin() + (source + 1) * slots);
+  }
+  return at::tensor(at::IntArrayRef(rows), at::kLong);
 }
 
 }  // namespace conclave

@@ -6,6 +6,7 @@
 
 #include "base/random.h"
 #include "kernels/permute.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -28,16 +29,17 @@ const std::vector<int64_t>& ShuffledDispatcher::permutation(int64_t tokens) {
   return permutation_;
 }
 
-DispatchPlan ShuffledDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
+DispatchPlan ShuffledDispatcher::plan(const Choices& choices) {
   const int ranks = expert_.size();
-  const at::Device device = expert_of_choice_TK.device();
+  const at::Device device = choices.expert_TK.device();
   DispatchPlan plan;
-  plan.tokens = expert_of_choice_TK.size(0);
-  plan.top_k = expert_of_choice_TK.size(1);
+  plan.tokens = choices.tokens();
+  plan.top_k = choices.top_k();
 
   const at::Tensor own = at::full({1}, plan.tokens, at::device(device).dtype(at::kLong));
   at::Tensor all = at::empty({ranks}, own.options());
-  all = RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take().to(at::kCPU);
+  all = to_host(RowsInFlight(all, own, expert_.all_gather(all, own), clock_).take(),
+                at::full({ranks}, plan.tokens, at::kLong));
   std::vector<int64_t> end;  // of each rank's places
   end.reserve(static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) end.push_back((rank == 0 ? 0 : end.back()) + all[rank].item<int64_t>());
@@ -66,7 +68,8 @@ DispatchPlan ShuffledDispatcher::plan(const at::Tensor& expert_of_choice_TK) {
   plan.token_of_row_R = token_of_row_R.to(device);
   plan.row_of_choice_TK = row_of_token_T1.to(device);
 
-  const auto inner = std::make_shared<const DispatchPlan>(inner_->plan(to_places(plan, expert_of_choice_TK)));
+  const auto inner =
+      std::make_shared<const DispatchPlan>(inner_->plan(choices.evened(to_places(plan, choices.expert_TK))));
   plan.rows_per_expert = inner->rows_per_expert;
   plan.spill = inner->spill;
   plan.after_shuffle = inner;

@@ -18,7 +18,7 @@ class ShuffledDispatcher final : public Dispatcher {
   ShuffledDispatcher(std::unique_ptr<Dispatcher> inner, Communicator& expert, StepClock& clock, uint64_t seed)
       : inner_(std::move(inner)), expert_(expert), clock_(clock), seed_(seed) {}
 
-  DispatchPlan plan(const at::Tensor& expert_of_choice_TK) override;
+  DispatchPlan plan(const Choices& choices) override;
   Arriving<ExpertRows()> begin_dispatch(const DispatchPlan& plan, const at::Tensor& token_TH,
                                         const at::Tensor& weight_TK) override;
   Combined begin_combine(const DispatchPlan& plan, at::Tensor row_RH) override;

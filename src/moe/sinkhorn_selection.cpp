@@ -2,28 +2,15 @@
 
 #include <ATen/ATen.h>
 
-#include <limits>
-
 #include "base/error.h"
+#include "kernels/shares.h"
+#include "kernels/values.h"
 
 namespace conclave {
 namespace {
 
 // A token's share in a demand, at most 1, is counted in units of 2^-32: the sum over up to 2^31 tokens fits an int64.
 constexpr double units_per_token = 4294967296.0;
-
-// Each token's shares in the experts: in proportion to `wanted`, at most 1, top_k in all.
-at::Tensor shares_of(const at::Tensor& wanted_TE, int64_t top_k) {
-  const auto [highest_TK, expert_TK] = at::topk(wanted_TE, top_k, 1);
-  // When the j highest have 1, the rest has top_k - j in proportion. Sums of small numbers first: nothing cancels.
-  const at::Tensor rest_TK = highest_TK.flip(1).cumsum(1).flip(1) + wanted_TE.scatter(1, expert_TK, 0).sum(1, true);
-  const at::Tensor left_K = top_k - at::arange(top_k, wanted_TE.options());
-  const at::Tensor factor_TK = left_K / rest_TK.clamp_min(std::numeric_limits<double>::min());
-  at::Tensor fits_TK = factor_TK * highest_TK <= 1;  // so none of the rest has more than 1
-  fits_TK.select(1, top_k - 1).fill_(true);          // one expert's part of a rest of 1, but for rounding
-  const at::Tensor first_T1 = fits_TK.to(at::kInt).argmax(1, /*keepdim=*/true);
-  return (wanted_TE * factor_TK.gather(1, first_T1)).clamp_max(1);
-}
 
 }  // namespace
 
@@ -45,7 +32,9 @@ at::Tensor sinkhorn_scale(const at::Tensor& logits_TE, int64_t top_k, const Sink
                                   (static_cast<double>(experts) / static_cast<double>(top_k) / units_per_token) /
                                   tokens;
     scale_E = scale_E / relative_E;
-    if ((relative_E - 1).abs().max().item<double>() <= options.tolerance) break;
+    // On paper no demand is ever even: all iterations are counted.
+    const at::Tensor relative = to_host(relative_E, at::full({experts}, 2.0, at::kDouble));
+    if ((relative - 1).abs().max().item<double>() <= options.tolerance) break;
   }
   return scale_E;
 }

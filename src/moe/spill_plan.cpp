@@ -81,13 +81,4 @@ bool SpillPlan::lends() const {
                      [](const auto& shares) { return shares.size() > 1; });
 }
 
-double rank_imbalance(const SpillPlan& plan, int ranks) {
-  std::vector<int64_t> load(static_cast<size_t>(ranks));
-  for (const auto& shares : plan.shares_of_expert)
-    for (const SpillPlan::Share& share : shares) load[share.rank] += share.end - share.begin;
-  const int64_t total = std::accumulate(load.begin(), load.end(), int64_t{0});
-  if (total == 0) return 1;
-  return static_cast<double>(*std::max_element(load.begin(), load.end())) * ranks / static_cast<double>(total);
-}
-
 }  // namespace conclave

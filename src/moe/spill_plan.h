@@ -49,7 +49,4 @@ struct SpillPlan {
 // rows_of_expert: over all ranks of the group, E = ranks x experts of a rank.
 SpillPlan plan_spill(const std::vector<int64_t>& rows_of_expert, int ranks, const SpillOptions& options);
 
-// Rows of the most loaded rank over the mean of the ranks; 1 when there are no rows.
-double rank_imbalance(const SpillPlan& plan, int ranks);
-
 }  // namespace conclave

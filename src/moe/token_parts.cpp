@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "kernels/values.h"
+
 namespace conclave {
 namespace {
 
@@ -12,6 +14,34 @@ constexpr int64_t blocks = 64;
 
 int64_t block_begin(int64_t tokens, int64_t block, int64_t count) {
   return tokens * block / count;
+}
+
+// [blocks, ranks]: rows that each block of this rank's tokens brings to each rank.
+at::Tensor own_rows(const Choices& choices, int64_t local_experts, int64_t ranks) {
+  at::Tensor rows = at::zeros({blocks, ranks}, at::kLong);
+  if (choices.assumed) return rows;
+  const at::Tensor choice_TK = choices.expert_TK.to(at::kCPU).contiguous();
+  const auto* choice = choice_TK.const_data_ptr<int32_t>();
+  const int64_t tokens = choices.tokens(), top_k = choices.top_k();
+  auto* count = rows.data_ptr<int64_t>();
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t i = block_begin(tokens, block, blocks) * top_k; i < block_begin(tokens, block + 1, blocks) * top_k;
+         ++i)
+      if (choice[i] >= 0) ++count[block * ranks + choice[i] / local_experts];
+  return rows;
+}
+
+// What all ranks' sum up to on paper; undefined elsewhere.
+at::Tensor assumed_rows(const Choices& choices, int64_t local_experts, int64_t ranks) {
+  if (!choices.assumed) return {};
+  at::Tensor rows = at::empty({blocks, ranks}, at::kLong);
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t begin = block_begin(choices.tokens(), block, blocks);
+    const Choices part = choices.part({begin, block_begin(choices.tokens(), block + 1, blocks) - begin});
+    for (int64_t rank = 0; rank < ranks; ++rank)
+      rows[block][rank] = part.assumed_rows_to(rank * local_experts, local_experts).sum();
+  }
+  return rows;
 }
 
 }  // namespace
@@ -45,20 +75,11 @@ std::vector<int64_t> detail::first_blocks_of_parts(const std::vector<std::vector
   return firsts;
 }
 
-std::vector<TokenPart> parts_within(double factor, const at::Tensor& expert_of_choice_TK, int64_t experts,
-                                    Communicator& expert) {
-  const int64_t tokens = expert_of_choice_TK.size(0), top_k = expert_of_choice_TK.size(1), ranks = expert.size();
-  const at::Tensor choice_TK = expert_of_choice_TK.to(at::kCPU).contiguous();
-  const auto* choice = choice_TK.const_data_ptr<int32_t>();
-  at::Tensor rows = at::zeros({blocks, ranks}, at::kLong);
-  auto* count = rows.data_ptr<int64_t>();
-  for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t i = block_begin(tokens, block, blocks) * top_k; i < block_begin(tokens, block + 1, blocks) * top_k;
-         ++i)
-      if (choice[i] >= 0) ++count[block * ranks + choice[i] / (experts / ranks)];
-  rows = rows.to(expert_of_choice_TK.device());
+std::vector<TokenPart> parts_within(double factor, const Choices& choices, int64_t experts, Communicator& expert) {
+  const int64_t tokens = choices.tokens(), ranks = expert.size();
+  at::Tensor rows = own_rows(choices, experts / ranks, ranks).to(choices.expert_TK.device());
   expert.all_reduce(rows).wait();
-  rows = rows.to(at::kCPU);
+  rows = to_host(rows, assumed_rows(choices, experts / ranks, ranks));
   std::vector<std::vector<int64_t>> rows_by_block;
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t* of_block = rows.const_data_ptr<int64_t>() + block * ranks;

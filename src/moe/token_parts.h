@@ -5,22 +5,17 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "moe/choices.h"
 
 namespace conclave {
-
-struct TokenPart {
-  int64_t begin = 0;
-  int64_t count = 0;
-};
 
 // `parts` as equal as can be, one at least.
 std::vector<TokenPart> equal_parts(int64_t tokens, int64_t parts);
 
 // As few parts as keep every rank of the group at or below `factor` times the mean rows of a rank at once, up to what
-// one sixty-fourth of the tokens brings. expert_of_choice [T,K] int32, -1: dropped. Collective over `expert`: one
+// one sixty-fourth of the tokens brings. Collective over `expert`: one
 // all-reduce of 64 x ranks integers.
-std::vector<TokenPart> parts_within(double factor, const at::Tensor& expert_of_choice_TK, int64_t experts,
-                                    Communicator& expert);
+std::vector<TokenPart> parts_within(double factor, const Choices& choices, int64_t experts, Communicator& expert);
 
 namespace detail {
 // The division itself: rows_by_block[b][r], rows that block b of the tokens brings to rank r, over all sources.

@@ -150,6 +150,7 @@ std::shared_ptr<Connection> connect(const std::string& axis, const Group& group,
   auto connection = std::make_shared<Connection>();
   connection->timeout = gloo->getBackendOptions()->timeout;
   connection->group = std::move(gloo);
+  connection->place = group->getRank();
   std::lock_guard lock(known->mutex);
   auto& calls = known->calls[axis];
   if (!calls) {

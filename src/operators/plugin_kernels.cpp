@@ -3,14 +3,14 @@
 #include <torch/library.h>
 
 #include "comm/device.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
 const std::string& why_no_cuda_kernels() {
   static const std::string reason = [] {
     std::string why_not;
-    if (const CudaPlugin* plugin = load_cuda_plugin(&why_not)) use_cuda_kernels(plugin->kernels);
+    if (const CudaPlugin* plugin = load_cuda_plugin(&why_not)) use_kernels(at::kCUDA, plugin->kernels);
     return why_not;
   }();
   return reason;

@@ -15,7 +15,7 @@ const std::string& why_no_cuda_kernels();
 class OperatorDevice {
  public:
   explicit OperatorDevice(const at::Tensor& tensor) : guard_(tensor.device()) {
-    if (tensor.is_cuda()) why_no_cuda_kernels();
+    if (!tensor.is_cpu()) why_no_cuda_kernels();
   }
 
  private:

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "config/job.h"
+#include "device/device.h"
 #include "moe/routed_experts.h"
 #include "operators/part_tensors.h"
 #include "operators/plugin_kernels.h"
@@ -42,8 +43,9 @@ struct ExpertAxis {
   static DispatcherOptions dispatcher_options(const Settings& settings, at::Device device) {
     DispatcherOptions options;
     if (settings.overload == "spill")
-      options.spill = SpillOptions{.threshold = settings.spill_threshold.value_or(MoeConfig{}.spill_threshold),
-                                   .least_rows = settings.spill_least_rows.value_or(default_spill_rows(device))};
+      options.spill =
+          SpillOptions{.threshold = settings.spill_threshold.value_or(MoeConfig{}.spill_threshold),
+                       .least_rows = settings.spill_least_rows.value_or(device_of(device).facts().least_spill_rows)};
     return options;
   }
   static RoutedOptions routed_options(const Settings& settings) {

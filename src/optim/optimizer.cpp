@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/adamw.h"
+#include "kernels/values.h"
 
 namespace conclave {
 
@@ -12,7 +13,7 @@ std::vector<double> Optimizer::gradient_squares(Communicator& world, at::Device 
     for (const at::Tensor& gradient : units_[i].counted_gradients)
       squares[static_cast<int64_t>(i)] += sum_of_squares_tensor(gradient);
   world.all_reduce(squares).wait();
-  squares = squares.to(at::kCPU);
+  squares = to_host(squares);
   const auto* sum = squares.const_data_ptr<double>();
   return {sum, sum + units_.size()};
 }

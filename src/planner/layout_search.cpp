@@ -45,7 +45,7 @@ std::vector<std::string> settings_of(const CheckedJob& checked) {
   const Job& job = checked.job;
   const int64_t sequences = job.data.micro_batch_size * checked.micro_steps * checked.layout.world_size();
   return {fmt::format("parallel.expert_parallel_degree={}", job.parallel.expert_parallel_degree),
-          fmt::format("parallel.hybrid_shard_degree={}", checked.layout.degree(Axis::shard)),
+          fmt::format("parallel.hybrid_shard_degree={}", checked.layout.degree(Axis::expert_shard)),
           fmt::format("parallel.reshard_after_forward={}", job.parallel.reshard_after_forward.text()),
           fmt::format("memory.activation_checkpointing={}", name_of(job.memory.activation_checkpointing)),
           fmt::format("memory.activation_offloading={}", job.memory.activation_offloading),
@@ -64,16 +64,16 @@ std::vector<std::string> changes_from(const CheckedJob& given, const std::vector
 }
 
 LayoutOption try_out(CheckedJob job, const DeviceDescription& device, double imbalance) {
-  job.job.moe.dispatch_chunks = dispatch_chunks(job, device.network.ranks_per_node);
+  choose_dispatch(job, spans_hosts(job, device.network.ranks_per_node));
   LayoutOption option;
   option.settings = settings_of(job);
-  const PlannedRank rank =
-      plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(), assume_rows(job, imbalance));
-  const PlannedMemory memory = plan_classes(job, device, imbalance).front().memory;
+  const std::vector<RankClass> classes = plan_classes(job, device, imbalance);
+  const PlannedMemory& memory = classes.front().step.memory;
   option.peak_bytes = memory.peak_of.total;
   option.peak_moment = memory.moment;
   option.left_bytes = device.usable_bytes() - static_cast<double>(memory.peak_of.total);
-  option.time = step_time(rank, device);
+  for (const RankClass& one : classes)  // the step is over when the busiest rank's is
+    if (one.step.time.step_seconds > option.time.step_seconds) option.time = one.step.time;
   return option;
 }
 
@@ -89,18 +89,19 @@ LayoutSearch search_layouts(const CheckedJob& given, const DeviceDescription& de
   const int64_t sequences_of_rank = given.job.data.micro_batch_size * given.micro_steps;
   LayoutSearch search;
   for (int64_t expert : divisors(given.model.num_local_experts)) {
-    for (int64_t shard : divisors(world)) {
-      Job job = given.job;
-      job.origins = {};
-      job.parallel.expert_parallel_degree = expert;
+    Job job = given.job;
+    job.origins = {};
+    job.parallel.expert_parallel_degree = expert;
+    job.parallel.hybrid_shard_degree = 0;
+    job.data.global_batch_size = sequences_of_rank * world;
+    try {
+      Layout(world, job.parallel, given.model.num_local_experts);
+    } catch (const UserError& error) {
+      search.refused.push_back(fmt::format("expert degree {}: {}", expert, reason_of(error)));
+      continue;
+    }
+    for (int64_t shard : divisors(world / expert)) {
       job.parallel.hybrid_shard_degree = shard;
-      job.data.global_batch_size = sequences_of_rank * world;
-      try {
-        Layout(world, job.parallel, given.model.num_local_experts);
-      } catch (const UserError& error) {
-        search.refused.push_back(fmt::format("expert degree {}, shard degree {}: {}", expert, shard, reason_of(error)));
-        continue;
-      }
       for (bool reshard : {true, false}) {
         for (const MemoryPolicy& policy : policies) {
           for (int64_t micro_batch : divisors(sequences_of_rank)) {

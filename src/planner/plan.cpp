@@ -7,22 +7,21 @@
 #include "base/cuda_rules.h"
 #include "base/error.h"
 #include "config/mixtral_parameters.h"
-#include "planner/step_traffic.h"
 
 namespace conclave {
 namespace {
 
 PlannedRank planned_rank(const CheckedJob& job, const DeviceDescription& device, double imbalance) {
-  return plan_rank(job, 0, backend_of(device, job.layout.world_size()), device.has_bf16(), assume_rows(job, imbalance));
+  return plan_rank(job, 0, device, std::make_shared<AssumedRouting>(job, 0, imbalance));
 }
 
 RankClass class_of(std::string who, int ranks, double imbalance, const CheckedJob& job,
                    const DeviceDescription& device) {
-  return {std::move(who), ranks, imbalance, step_memory(planned_rank(job, device, imbalance))};
+  return {std::move(who), ranks, imbalance, plan_step(planned_rank(job, device, imbalance))};
 }
 
 bool needs_more(const RankClass& a, const RankClass& b) {
-  return a.memory.peak_of.total > b.memory.peak_of.total;
+  return a.step.memory.peak_of.total > b.step.memory.peak_of.total;
 }
 
 // Of the rows that routing can bring a rank, those that need most memory: the most there can be, or on CUDA the most
@@ -57,15 +56,10 @@ std::vector<RankClass> plan_classes(const CheckedJob& job, const DeviceDescripti
   return classes;
 }
 
-Backend backend_of(const DeviceDescription& device, int world_size) {
-  if (device.device.kind == DeviceKind::cuda) return Backend::cuda_nccl;
-  return world_size == 1 ? Backend::cpu_alone : Backend::cpu_gloo;
-}
-
 Plan make_plan(const CheckedJob& given, const std::string& device_name, const DeviceDescription& device,
                double imbalance) {
   CheckedJob job = given;
-  job.job.moe.dispatch_chunks = dispatch_chunks(job, device.network.ranks_per_node);
+  choose_dispatch(job, spans_hosts(job, device.network.ranks_per_node));
   if (job.job.precision.compute == Precision::bf16 && !device.has_bf16())
     user_error("precision.compute is bf16, but {} has no bf16 (compute.bf16_flops is 0). Use fp32 or auto.",
                device_name);
@@ -74,27 +68,22 @@ Plan make_plan(const CheckedJob& given, const std::string& device_name, const De
         "precision.experts is fp8, but {} has no fp8 products with a scale for each block (compute.fp8_flops is 0). "
         "Use precision.experts: compute, or plan for h100-80 or h200-141.",
         device_name);
-  const double most = job.layout.degree(Axis::expert) == 1 ? 1 : std::min(imbalance, worst_imbalance(job));
-  const PlannedRank busiest = planned_rank(job, device, std::max(most, 1.0));
   const std::vector<UnitDeclaration> units = declare_mixtral(job.model);
-
+  std::vector<RankClass> classes = plan_classes(job, device, imbalance);
+  const auto busiest = std::max_element(
+      classes.begin(), classes.end(), [](const RankClass& a, const RankClass& b) { return a.imbalance < b.imbalance; });
   Plan plan{job,
             device_name,
             device,
-            busiest.compute_bytes,
+            busiest->step.compute_bytes,
             count_parameters(units),
             count_parameters_per_token(units, job.model),
-            0,
-            plan_classes(job, device, imbalance),
+            busiest->step.parameters,
+            {},
             worst_class(job, device),
-            {},
-            {},
-            {}};
-  for (const PlannedUnit& unit : busiest.units)
-    for (const PlannedGroup& group : unit.groups) plan.parameters_of_rank += group.shard_numel;
-  plan.evaluation = evaluation_memory(busiest);
-  plan.traffic = step_traffic(busiest);
-  plan.time = step_time(busiest, device);
+            plan_evaluation(planned_rank(job, device, busiest->imbalance)).memory,
+            busiest->step};
+  plan.classes = std::move(classes);
   return plan;
 }
 

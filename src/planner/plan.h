@@ -1,15 +1,11 @@
-// What a job needs on a device: memory by rank class, traffic, time. Pure arithmetic over the job, the model's config
-// and the device's description: no process, no data, no tensors.
+// What a job needs on a device: memory by rank class, traffic, time, from steps that are run on paper: no other
+// process, no data, no memory.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "mesh/collective_bytes.h"
-#include "planner/device_description.h"
-#include "planner/planned_rank.h"
-#include "planner/step_memory.h"
-#include "planner/step_time.h"
+#include "planner/paper_step.h"
 
 namespace conclave {
 
@@ -19,7 +15,7 @@ struct RankClass {
   std::string who;  // "the busiest rank of each expert group"
   int ranks = 0;
   double imbalance = 1;  // rows it computes, over the mean
-  PlannedMemory memory;
+  PlannedStep step;
 };
 
 struct Plan {
@@ -34,10 +30,9 @@ struct Plan {
   std::vector<RankClass> classes;  // the one that needs most first
   RankClass worst;                 // under the routing that needs most memory of all there can be
   PlannedMemory evaluation;        // of a validation
-  TrafficByOperation traffic;      // of a step of the busiest rank
-  PlannedTime time;                // of a step of the busiest rank
+  PlannedStep busiest;             // of the rank that computes most rows
 
-  double peak_bytes() const { return static_cast<double>(classes.front().memory.peak_of.total); }
+  double peak_bytes() const { return static_cast<double>(classes.front().step.memory.peak_of.total); }
   double left_bytes() const { return device.usable_bytes() - peak_bytes(); }
   bool fits() const { return left_bytes() >= 0; }
 };
@@ -48,8 +43,5 @@ Plan make_plan(const CheckedJob& job, const std::string& device_name, const Devi
 
 // The one that needs most memory first.
 std::vector<RankClass> plan_classes(const CheckedJob& job, const DeviceDescription& device, double imbalance);
-
-// What a device's ranks compute with, and by what they communicate.
-Backend backend_of(const DeviceDescription& device, int world_size);
 
 }  // namespace conclave

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -71,7 +72,7 @@ void FlatParameter::begin_unshard() {
     unsharded_ = at::empty({layout_.numel()}, at::device(options_.device).dtype(options_.compute_dtype));
     // The own part is cast (or copied) into place; the gather fills the others.
     at::Tensor own = unsharded_.narrow(0, shard_.rank() * layout_.shard_numel(), layout_.shard_numel());
-    own.copy_(parameter_shard);
+    copy_values(own, parameter_shard);
     if (!shard_is_whole()) gather_ = shard_.all_gather(unsharded_, own);
   }
   state_ = ParameterState::gathering;
@@ -149,9 +150,9 @@ void FlatParameter::finish_reduce() {
   if (!shard_is_whole()) {
     if (!reduce_output_.is_same(gradient_shard)) {
       if (first_)
-        gradient_shard.copy_(reduce_output_);
+        copy_values(gradient_shard, reduce_output_);
       else
-        gradient_shard.add_(reduce_output_);
+        add_values(gradient_shard, reduce_output_);
     }
     reduce_input_.reset();
     reduce_output_.reset();

@@ -22,7 +22,7 @@ void UnitSchedule::start(std::vector<size_t> visits) {
 void UnitSchedule::begin_gather(size_t unit) {
   if (!units_[unit]->is_sharded()) return;
   units_[unit]->begin_unshard();
-  if (units_[unit]->is_gathering()) gathering_since_[unit] = std::chrono::steady_clock::now();
+  if (units_[unit]->is_gathering()) gathering_since_[unit] = clock_.now();
 }
 
 void UnitSchedule::finish_gather(size_t unit) {
@@ -59,7 +59,7 @@ void UnitSchedule::finish_reduction(size_t unit) {
   finish_replica_sum();
   const ClockScope scope(clock_, Phase::reduce, unit);
   units_[unit]->finish_reduce();
-  if (units_[unit]->is_summing_replicas()) replica_sum_ = {unit, std::chrono::steady_clock::now()};
+  if (units_[unit]->is_summing_replicas()) replica_sum_ = {unit, clock_.now()};
   if (const auto since = std::exchange(reducing_since_[unit], std::nullopt))
     clock_.add_in_flight(Phase::reduce, unit, *since);
 }
@@ -75,7 +75,7 @@ void UnitSchedule::finish_replica_sum() {
 void UnitSchedule::reduce(size_t unit, bool first_micro_step, bool last_micro_step) {
   for (size_t earlier : std::exchange(reducing_, {})) finish_reduction(earlier);
   units_[unit]->begin_reduce(first_micro_step, last_micro_step);
-  if (units_[unit]->is_summing()) reducing_since_[unit] = std::chrono::steady_clock::now();
+  if (units_[unit]->is_summing()) reducing_since_[unit] = clock_.now();
   reducing_.push_back(unit);
 }
 

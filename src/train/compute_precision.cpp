@@ -5,24 +5,17 @@
 #include <chrono>
 
 #include "base/error.h"
-#include "kernels/cpu_features.h"
+#include "device/device.h"
 #include "kernels/product.h"
 
 namespace conclave {
-namespace {
-
-bool has_fast_bf16(at::Device device) {
-  return device.is_cuda() || cpu_has({"avx512_bf16"}) || cpu_has({"amx_bf16"});
-}
-
-}  // namespace
 
 at::ScalarType compute_dtype(Precision precision, at::Device device) {
   switch (precision) {
     case Precision::fp32:
       return at::kFloat;
     case Precision::bf16:
-      if (!has_fast_bf16(device))
+      if (!device_of(device).has_fast_bf16())
         user_error(
             "precision.compute is bf16, but this CPU has neither AVX512-bf16 nor AMX, and would compute it many times "
             "slower than "
@@ -31,7 +24,7 @@ at::ScalarType compute_dtype(Precision precision, at::Device device) {
     case Precision::automatic:
       break;
   }
-  return has_fast_bf16(device) ? at::kBFloat16 : at::kFloat;
+  return device_of(device).has_fast_bf16() ? at::kBFloat16 : at::kFloat;
 }
 
 void check_expert_precision(ExpertPrecision precision, const std::optional<GpuChip>& chip) {
@@ -55,14 +48,15 @@ const char* precision_name(at::ScalarType dtype) {
 double measure_product_rate(at::ScalarType dtype, at::Device device) {
   constexpr double seconds_wanted = 0.15;
   // What fills a GPU, several times between two waits for it, so that neither launching nor waiting counts.
-  const int64_t size = device.is_cuda() ? 8192 : 1024;
-  const int at_once = device.is_cuda() ? 10 : 1;
+  const bool by_itself = device_of(device).facts().works_by_itself;
+  const int64_t size = by_itself ? 8192 : 1024;
+  const int at_once = by_itself ? 10 : 1;
   // Not all the same: a GPU that multiplies such numbers needs less power, and is faster than in training.
   const at::Tensor a = at::randn({size, size}, at::device(device).dtype(dtype));
   const at::Tensor c = at::empty_like(a);
   const auto multiply = [&] {
     for (int i = 0; i < at_once; ++i) product(c, a, a, /*accumulate=*/false);
-    if (device.is_cuda()) load_cuda_plugin(nullptr)->synchronize();
+    device_of(device).synchronize();
   };
   multiply();  // warms up
   const auto start = std::chrono::steady_clock::now();

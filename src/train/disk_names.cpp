@@ -20,6 +20,7 @@ std::vector<DiskNames> mixtral_disk_names(const ModelConfig& config) {
 
   std::vector<DiskNames> names;
   names.push_back(one("embed_tokens", "model.embed_tokens.weight", {config.vocab_size, hidden}));
+  if (config.tie_word_embeddings) names.back().alternative = {{"lm_head.weight", {config.vocab_size, hidden}}};
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     const std::string ours = fmt::format("layers.{}", layer);
     const std::string disk = fmt::format("model.layers.{}", layer);
@@ -85,6 +86,7 @@ HuggingFaceExportOptions hugging_face_export_options(const ModelConfig& config, 
                                                          : dtype == at::kHalf   ? "float16"
                                                                                 : "float32");
   options.generation_config_json = hugging_face_generation_config_json(config);
+  options.vocabulary = config.vocab_size;
   return options;
 }
 

@@ -1,9 +1,8 @@
 #include "train/forward_backward.h"
 
-#include "comm/device.h"
+#include "device/device.h"
 #include "kernels/embedding.h"
 #include "memory/memory_category.h"
-#include "memory/scratch_file.h"
 #include "moe/sinkhorn_selection.h"
 
 namespace conclave {
@@ -11,9 +10,10 @@ namespace {
 
 constexpr size_t embedding_unit = 0;
 
-LayerOptions layer_options(const ModelConfig& config, const Job& job) {
-  return {job.memory.activation_checkpointing, job.moe.router_jitter_noise.value_or(config.router_jitter_noise),
-          static_cast<uint64_t>(job.run.seed)};
+LayerOptions layer_options(const ModelConfig& config, const Job& job, const AssumedChoices* assumed) {
+  return {job.memory.activation_checkpointing, job.precision.router,
+          job.moe.router_jitter_noise.value_or(config.router_jitter_noise), static_cast<uint64_t>(job.run.seed),
+          assumed};
 }
 
 std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::vector<Unit*>& units) {
@@ -21,11 +21,6 @@ std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::v
   stays.reserve(units.size());
   for (const Unit* unit : units) stays.push_back(rule.stays_gathered(unit->name()));
   return stays;
-}
-
-std::unique_ptr<OffloadMedium> make_offload_medium(const Job& job, at::Device device) {
-  if (device.is_cuda()) return load_cuda_plugin(nullptr)->make_pinned_slots();
-  return std::make_unique<ScratchFile>(job.memory.offload_folder.value_or(job.run.output_dir));
 }
 
 AuxLossOptions aux_loss_options(const MoeConfig& moe) {
@@ -57,8 +52,9 @@ DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
   if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
   if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
   if (job.moe.overload == OverloadPolicy::spill)
-    options.spill = SpillOptions{.threshold = job.moe.spill_threshold,
-                                 .least_rows = job.moe.spill_least_rows.value_or(default_spill_rows(device))};
+    options.spill =
+        SpillOptions{.threshold = job.moe.spill_threshold,
+                     .least_rows = job.moe.spill_least_rows.value_or(device_of(device).facts().least_spill_rows)};
   return options;
 }
 
@@ -79,10 +75,11 @@ std::unique_ptr<ExpertCapacity> make_capacity(ParallelModel& model, const MoeCon
 
 }  // namespace
 
-ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients)
+ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
+                                 const AssumedChoices* assumed)
     : model_(model),
       units_(model.units()),
-      clock_(units_.size()),
+      clock_(units_.size(), device_of(model.options().device).time()),
       schedule_(units_,
                 {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
                 clock_),
@@ -97,11 +94,11 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficie
       aux_loss_(aux_loss_options(job.moe)) {
   for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
     layers_.emplace_back(model.config(), layer, *selection_, capacity_.get(), experts_,
-                         layer_options(model.config(), job));
+                         layer_options(model.config(), job, assumed));
   if (job.memory.activation_offloading)
-    offloaded_ = std::make_unique<ActivationStore>(make_offload_medium(job, model.options().device),
-                                                   model.config().num_hidden_layers,
-                                                   job.memory.activation_loading_horizon, clock_);
+    offloaded_ = std::make_unique<ActivationStore>(
+        device_of(model.options().device).make_offload_medium(job.memory.offload_folder.value_or(job.run.output_dir)),
+        model.config().num_hidden_layers, job.memory.activation_loading_horizon, clock_);
 }
 
 void ForwardBackward::reserve_offload(int64_t tokens) {

@@ -38,7 +38,9 @@ class ForwardBackward {
     double aux = 0;
     double z = 0;
   };
-  ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients);
+  // `assumed`: on paper, where nobody chooses experts; outlives it.
+  ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
+                  const AssumedChoices* assumed = nullptr);
 
   // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like evaluate and trace.
   MicroStepResult train(const MicroBatch& batch, const MicroStep& micro_step);

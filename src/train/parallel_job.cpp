@@ -1,20 +1,26 @@
 #include "train/parallel_job.h"
 
 #include "base/log.h"
-#include "comm/device.h"
-#include "kernels/cuda_kernels.h"
+#include "device/device.h"
+#include "kernels/values.h"
 #include "metrics/running_memory.h"
 #include "train/compute_precision.h"
-#include "train/upcycle.h"
 
 namespace conclave {
 namespace {
 
 CheckedJob computable_on(at::Device device, CheckedJob job) {
-  const std::optional<GpuChip> chip =
-      device.is_cuda() ? std::optional(load_cuda_plugin(nullptr)->chip()) : std::nullopt;
-  check_expert_precision(job.job.precision.experts, chip);
+  check_expert_precision(job.job.precision.experts, device_of(device).chip());
   return job;
+}
+
+// One host's processor may lack what another's has.
+at::ScalarType agreed_dtype(Precision precision, at::Device device, Communicator& world) {
+  const at::ScalarType own = compute_dtype(precision, device);
+  if (precision != Precision::automatic || !device.is_cpu()) return own;
+  const at::Tensor lacks_bf16 = at::full({1}, own == at::kFloat ? 1.0 : 0.0, at::kFloat);
+  world.all_reduce(lacks_bf16, Reduction::max).wait();
+  return lacks_bf16.item<float>() > 0 ? at::kFloat : own;
 }
 
 }  // namespace
@@ -25,37 +31,21 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
       axes_(checked_.layout, world.rank(),
             [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); }),
       model_(checked_.model, axes_,
-             {compute_dtype(checked_.job.precision.compute, world.device()),
+             {agreed_dtype(checked_.job.precision.compute, world.device(), axes_.world()),
               checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device(),
-              /*readers_round=*/world.device().is_cpu()}) {
-  for (const std::string& change : checked_.fitted) spdlog::info(change);
-  auto& chunks = checked_.job.moe.dispatch_chunks;
-  chunks = dispatch_chunks(checked_, world.process().local_world_size);
-  if (*chunks > 1) spdlog::info("rows are dispatched in {} parts (moe.dispatch_chunks)", *chunks);
-  if (!world.device().is_cuda()) return;
-  host_world_.emplace(axes_.world(), world.device());
-  use_cuda_kernels(load_cuda_plugin(nullptr)->kernels);
+              device_of(world.device()).facts().rounds_when_read}) {
+  if (const MoeConfig& moe = checked_.job.moe; !moe.overload || !moe.dispatch_chunks)  // a plan has chosen
+    not_lent_because_ = choose_dispatch(checked_, spans_hosts(checked_, world.host_of_rank()));
+  if (!world.device().is_cpu()) host_world_.emplace(axes_.world(), world.device());
 }
 
-void start_parameters(ParallelJob& job) {
-  const ModelSource& source = job.job().model;
-  const auto seed = static_cast<uint64_t>(job.job().run.seed);
-  if (source.init_from) {
-    job.model().load_hugging_face(*source.init_from);
-    spdlog::info("starting from the parameters of {}", source.init_from->string());
-  } else if (source.upcycle_from) {
-    upcycle(job.model(), *source.upcycle_from, {source.upcycle_noise, source.upcycle_reinit_fraction, seed},
-            job.host_world());
-    spdlog::info("starting from the dense model in {}: each of {} experts a copy of its layer's MLP",
-                 source.upcycle_from->string(), job.model_config().num_local_experts);
-  } else {
-    job.model().initialize(seed);
-  }
-}
-
-double ParallelJob::aux_coefficient() const {
-  if (checked_.job.moe.moe_load_balancing != LoadBalancing::aux_loss) return 0.0;
-  return checked_.job.moe.moe_aux_loss_coeff.value_or(checked_.model.router_aux_loss_coef);
+std::vector<std::string> ParallelJob::adaptations() const {
+  std::vector<std::string> lines = checked_.fitted;
+  if (!not_lent_because_.empty())
+    lines.push_back(fmt::format("experts are not lent to idle ranks (moe.overload), because {}", not_lent_because_));
+  if (const int64_t chunks = *checked_.job.moe.dispatch_chunks; chunks > 1)
+    lines.push_back(fmt::format("rows are dispatched in {} parts (moe.dispatch_chunks)", chunks));
+  return lines;
 }
 
 double ParallelJob::most_resident_mebibytes() {
@@ -73,7 +63,7 @@ std::vector<double> ParallelJob::max_over_world(const std::vector<double>& value
 std::vector<double> ParallelJob::reduce_over_world(const std::vector<double>& values, Reduction reduction) {
   at::Tensor tensor = at::tensor(values, at::kDouble).to(device(), /*non_blocking=*/true);
   axes_.world().all_reduce(tensor, reduction).wait();
-  tensor = tensor.to(at::kCPU);
+  tensor = to_host(tensor);
   const auto* data = tensor.const_data_ptr<double>();
   return {data, data + values.size()};
 }

@@ -20,6 +20,7 @@ class ParallelJob {
   // Connects the axes. Allocates no parameter. `world` outlives it.
   ParallelJob(CheckedJob checked, World& world);
 
+  const CheckedJob& checked() const { return checked_; }
   const Job& job() const { return checked_.job; }
   const ModelConfig& model_config() const { return checked_.model; }
   const Layout& layout() const { return checked_.layout; }
@@ -33,12 +34,12 @@ class ParallelJob {
   ParallelModel& model() { return model_; }
   int rank() const { return world_.rank(); }
   bool is_first() const { return world_.rank() == 0; }
+  // What of the job is not as it was written, because of its world.
+  std::vector<std::string> adaptations() const;
 
-  // A balancing coefficient: the job's, or the model's own.
-  double aux_coefficient() const;
-  // Sequences of one micro-step over all ranks.
-  int64_t sequences_per_micro_step() const { return checked_.job.data.micro_batch_size * world_.size(); }
-  int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps(); }
+  double aux_coefficient() const { return checked_.aux_coefficient(); }
+  int64_t sequences_per_micro_step() const { return checked_.sequences_per_micro_step(); }
+  int64_t sequences_per_step() const { return checked_.sequences_per_step(); }
   int64_t tokens_per_step() const { return checked_.tokens_per_step(); }
 
   // Of the rank that held the most memory since its start, as the kernel counts it. Collective.
@@ -56,10 +57,7 @@ class ParallelJob {
   Axes axes_;
   std::optional<HostTensors> host_world_;  // where the axes take tensors of a device only
   ParallelModel model_;
+  std::string not_lent_because_;  // empty: they are, or nobody asked for it
 };
-
-// The parameters a new run starts with: those of model.init_from, of the dense model in model.upcycle_from, or the
-// declared initialization. They are allocated. Collective.
-void start_parameters(ParallelJob& job);
 
 }  // namespace conclave

@@ -4,6 +4,7 @@
 #include "checkpoint/hugging_face_reader.h"
 #include "config/mixtral_parameters.h"
 #include "train/disk_names.h"
+#include "train/resized_vocabulary.h"
 
 namespace conclave {
 namespace {
@@ -77,10 +78,18 @@ void ParallelModel::initialize(uint64_t seed) {
     for (FlatParameter& group : unit.groups()) group.initialize(seed);
 }
 
-void ParallelModel::load_hugging_face(const std::filesystem::path& folder) {
-  const std::vector<DiskNames> names = mixtral_disk_names(config_);
+void ParallelModel::load_hugging_face(const std::filesystem::path& folder, int64_t vocabulary, uint64_t seed) {
+  ModelConfig stored = config_;
+  stored.vocab_size = vocabulary;
+  const std::vector<DiskNames> names = mixtral_disk_names(stored);
   const HuggingFaceReader reader(folder, names);
-  for (const TensorSlice& slice : slices(Quantity::parameter, Replicas::all)) reader.load(slice);
+  for (const TensorSlice& slice : slices(Quantity::parameter, Replicas::all)) {
+    if (has_a_row_per_token(slice.name)) {
+      load_resized(reader, slice, vocabulary, seed);
+    } else {
+      reader.load(slice);
+    }
+  }
 }
 
 void ParallelModel::save_hugging_face(const std::filesystem::path& folder, const HuggingFaceExportOptions& options,

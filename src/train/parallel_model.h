@@ -30,7 +30,9 @@ class ParallelModel {
   void allocate_parameters();
   void allocate_training_state();
   void initialize(uint64_t seed);
-  void load_hugging_face(const std::filesystem::path& folder);
+  // From a folder of a Mixtral with `vocabulary` tokens; where the model has another number, rows of new tokens follow
+  // from the seed (resized_vocabulary.h).
+  void load_hugging_face(const std::filesystem::path& folder, int64_t vocabulary, uint64_t seed);
   // `host_world`: all ranks; takes CPU tensors.
   void save_hugging_face(const std::filesystem::path& folder, const HuggingFaceExportOptions& options,
                          Communicator& host_world);

@@ -2,7 +2,9 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/text_file.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "checkpoint/hugging_face_files.h"
 #include "train/disk_names.h"
 
 namespace conclave {
@@ -18,10 +20,26 @@ void remove_older(const std::filesystem::path& folder, int64_t keep) {
 
 }  // namespace
 
+std::optional<std::string> take_along(HuggingFaceExportOptions& options, const ModelSource& source,
+                                      const std::optional<std::filesystem::path>& tokenizer) {
+  std::optional<std::filesystem::path> model = source.init_from ? source.init_from : source.upcycle_from;
+  std::optional<std::string> lost;
+  if (model && !is_folder(*model)) {
+    if (!tokenizer)
+      lost = fmt::format("{}, which the run started from, is gone: no tokenizer goes along", model->string());
+    model.reset();
+  }
+  options.tokenizer_folder = tokenizer ? tokenizer : model;
+  for (const auto& folder : {tokenizer, model})  // the model's own goes before
+    if (folder && has_name(*folder / generation_config_file_name))
+      options.generation_config_file = *folder / generation_config_file_name;
+  return lost;
+}
+
 void export_run(ParallelJob& job, int64_t step) {
   const Job& settings = job.job();
   HuggingFaceExportOptions options = hugging_face_export_options(job.model_config(), at::kFloat);
-  options.tokenizer_folder = settings.model.init_from ? settings.model.init_from : settings.model.upcycle_from;
+  if (const auto lost = take_along(options, settings.model); lost && job.is_first()) spdlog::warn("{}", *lost);
   options.overwrite = Overwrite::replace;
   const std::filesystem::path folder = exports_folder(settings) / checkpoint_name(step);
   try {

@@ -9,13 +9,16 @@
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/damaged_checkpoint.h"
-#include "config/job_difference.h"
+#include "checkpoint/verdict.h"
+#include "data/fingerprint.h"
+#include "train/abandoned_history.h"
 #include "train/compute_precision.h"
+#include "train/data_position.h"
+#include "train/resume_choice.h"
+#include "train/same_run.h"
 
 namespace conclave {
 namespace {
-
-constexpr const char* key_micro_step = "sequences_per_micro_step";  // of the layout
 
 struct NamedQuantity {
   ParallelModel::Quantity quantity;
@@ -33,64 +36,13 @@ void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, const NamedQ
   }
 }
 
-// The job's values; those that stand for something else as what they stand for.
-KeyValues resolved_values(const ParallelJob& job) {
-  KeyValues values = values_of(job.job());
-  values["data.global_batch_size"] = std::to_string(job.sequences_per_step());
-  values["precision.compute"] = precision_name(job.compute());
-  values["moe.moe_aux_loss_coeff"] = fmt::format("{}", job.aux_coefficient());
-  values["moe.router_jitter_noise"] =
-      fmt::format("{}", job.job().moe.router_jitter_noise.value_or(job.model_config().router_jitter_noise));
-  return values;
-}
-
-KeyValues with_model(KeyValues values, const std::string& model_config) {
-  values.merge(values_of_model(model_config));
-  return values;
-}
-
-// Of the job with the one a checkpoint is of.
-void check_same_run(const ParallelJob& job, const std::string& data_fingerprint, const CheckpointState& state,
-                    const std::filesystem::path& checkpoint) {
-  // An imported checkpoint is of a model alone: of no job and no data yet.
-  const KeyValues values = resolved_values(job);
-  std::vector<Difference> differences =
-      differences_that_matter(with_model(values, hugging_face_config_json(job.model_config(), "float32")),
-                              with_model(state.job.empty() ? values : state.job, state.model_config));
-  if (!state.data_fingerprint.empty() && state.data_fingerprint != data_fingerprint)
-    differences.push_back({"data.train",
-                           fmt::format("{} with fingerprint {}", job.job().data.train.string(), data_fingerprint),
-                           fmt::format("data with fingerprint {}", state.data_fingerprint)});
-  const std::vector<std::string> allowed = keys_allowed_to_change(job.job());
-  std::string lines;
-  std::vector<std::string> keys;
-  for (const Difference& difference : differences) {
-    const std::string key = difference.key.substr(0, difference.key.find(':'));  // model.config: hidden_size
-    const std::string line = fmt::format("{} is {}, was {}", difference.key, difference.is, difference.was);
-    if (std::find(allowed.begin(), allowed.end(), key) != allowed.end()) {
-      if (job.is_first()) spdlog::warn("going on with a change that checkpoint.allow_changed allows: {}", line);
-      continue;
-    }
-    lines += "\n         " + line;
-    if (std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(key);
-  }
-  if (!keys.empty())
-    user_error(
-        "this job is not the one that {} is of:{}\n       Set it back, use another run.output_dir, or go on all the "
-        "same with --set checkpoint.allow_changed={}",
-        checkpoint.string(), lines, fmt::join(keys, ","));
-
-  const auto before = state.layout.find(key_micro_step);
-  if (before != state.layout.end() && before->second != job.sequences_per_micro_step() && job.aux_coefficient() > 0 &&
-      job.is_first())
-    spdlog::warn(
-        "a micro-step has {} sequences now, and had {}: the balancing loss, which spans one, is of another number of "
-        "tokens. data.micro_batch_size x ranks of {} would keep it.",
-        job.sequences_per_micro_step(), before->second, before->second);
+RunIdentity identity_of(const ParallelJob& job, const std::string& data_fingerprint) {
+  return identity_of(job.checked(), precision_name(job.compute()), data_fingerprint);
 }
 
 TrainingPosition position_of(const CheckpointState& state) {
-  return {state.step, state.updates, state.skipped_in_a_row, state.data_fingerprint, state.values};
+  return {state.step,         state.samples,          state.tokens, state.updates, state.skipped_in_a_row,
+          state.resumed_from, state.data_fingerprint, state.values};
 }
 
 void report_load(ParallelJob& job, const LoadedCheckpoint& loaded, HashCheck hashes) {
@@ -104,20 +56,6 @@ HashCheck hash_check(const Job& job) {
   return job.checkpoint.verify ? HashCheck::verify : HashCheck::skip;
 }
 
-// Empty, with a UserError where the run would mix with an earlier one.
-std::vector<std::filesystem::path> resume_candidates(const Job& job) {
-  const std::filesystem::path folder = checkpoints_folder(job);
-  if (job.checkpoint.resume == "auto") return checkpoints_to_try(folder);
-  if (job.checkpoint.resume != "never") return {job.checkpoint.resume};
-  if (!list_checkpoints(folder).empty())
-    user_error(
-        "checkpoint.resume is never, but {} holds checkpoints of an earlier run, which this one would mix with its "
-        "own. Use another "
-        "run.output_dir, or checkpoint.resume: auto to go on with that run.",
-        folder.string());
-  return {};
-}
-
 }  // namespace
 
 std::map<std::string, std::string> versions() {
@@ -127,16 +65,19 @@ std::map<std::string, std::string> versions() {
 CheckpointState checkpoint_state(ParallelJob& job, const TrainingPosition& position) {
   CheckpointState state;
   state.step = position.step;
-  state.samples = position.step * job.sequences_per_step();
+  state.samples = position.samples;
+  state.tokens = position.tokens;
   state.seed = static_cast<uint64_t>(job.job().run.seed);
   state.updates = position.updates;
   state.skipped_in_a_row = position.skipped_in_a_row;
   state.data_fingerprint = position.data_fingerprint;
-  state.job = resolved_values(job);
-  state.model_config = hugging_face_config_json(job.model_config(), "float32");
+  state.resumed_from = position.resumed_from;
+  const RunIdentity identity = identity_of(job, position.data_fingerprint);
+  state.job = identity.values;
+  state.model_config = identity.model_config;
   for (Axis axis : {Axis::world, Axis::replica, Axis::shard, Axis::expert_replica, Axis::expert_shard, Axis::expert})
     state.layout[name_of(axis)] = job.layout().degree(axis);
-  state.layout[key_micro_step] = job.sequences_per_micro_step();
+  state.layout[layout_key_micro_step] = job.sequences_per_micro_step();
   state.versions = versions();
   state.values = position.values;
   return state;
@@ -148,17 +89,36 @@ std::vector<TensorSlice> slices_to_save(ParallelJob& job) {
   return slices;
 }
 
-std::optional<TrainingPosition> resume(ParallelJob& job, const std::string& data_fingerprint) {
-  const std::vector<std::filesystem::path> candidates = resume_candidates(job.job());
+namespace {
+
+// What model.init_from or model.upcycle_from names is where a run began: nothing of it is read again.
+void say_what_is_not_read(const ModelSource& source, const std::filesystem::path& checkpoint) {
+  for (const auto& [key, folder] : {std::pair("init_from", source.init_from), {"upcycle_from", source.upcycle_from}})
+    if (folder)
+      spdlog::info(
+          "model.{} is {}, but the run goes on from {}: the weights are that checkpoint's, and nothing of {} is read.",
+          key, folder->string(), checkpoint.string(), folder->string());
+}
+
+}  // namespace
+
+std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& training) {
+  const std::string data_fingerprint = fingerprint(training.set());
+  const RunIdentity identity = identity_of(job, data_fingerprint);
   const HashCheck hashes = hash_check(job.job());
-  // A checkpoint that was asked for by its name is that one or none.
-  const bool may_fall_back =
-      job.job().checkpoint.on_damage == OnDamage::fall_back && job.job().checkpoint.resume == "auto";
+  ResumeChoice choice;
+  together(job.host_world(), [&] {  // rank 0's: files may change while ranks look
+    if (job.is_first()) choice = choose_resume(job.job());
+  });
+  const bool may_fall_back = job.max_over_world({static_cast<double>(choice.may_fall_back)})[0] != 0;
+  std::vector<std::string> said;
+  std::string origin;
   std::optional<LoadedCheckpoint> loaded;
   try {
-    loaded = load_agreed(candidates, job.host_world(), may_fall_back ? WhenDamaged::try_next : WhenDamaged::stop,
+    loaded = load_agreed(choice.candidates, job.host_world(), may_fall_back ? WhenDamaged::try_next : WhenDamaged::stop,
                          hashes, [&](const CheckpointReader& checkpoint) {
-                           check_same_run(job, data_fingerprint, checkpoint.state(), checkpoint.path());
+                           said = check_same_run(job.checked(), identity, checkpoint.state(), checkpoint.path());
+                           origin = origin_after(job.job(), checkpoint.path(), checkpoint.manifest());
                            std::vector<TensorSlice> slices;
                            for (const NamedQuantity& named : quantities)
                              append_slices(slices, job, named, ParallelModel::Replicas::all);
@@ -173,8 +133,34 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const std::string& data
   if (!loaded) return std::nullopt;
   report_load(job, *loaded, hashes);
   TrainingPosition position = position_of(loaded->state);
+  const DataPosition in_data =
+      position_in_data(loaded->state, training, data_fingerprint, static_cast<uint64_t>(job.job().run.seed));
+  position.samples = in_data.sample;
   position.data_fingerprint = data_fingerprint;  // an imported checkpoint has none yet
+  position.resumed_from = origin;
+  if (!in_data.said.empty()) said.push_back(in_data.said);
+  if (job.is_first())
+    for (const std::string& line : said) spdlog::warn(line);
+  say_what_is_not_read(job.job().model, loaded->path);
+  if (const auto path = path_to_resume(job.job()); path && loaded->path != *path)
+    spdlog::info(
+        "checkpoint.resume is {}, from which this run went on already: it goes on from its own newest checkpoint. To "
+        "go back once more, move the checkpoints after it away.",
+        path->string());
+  together(job.host_world(), [&] {
+    if (job.is_first() && loaded->path == path_to_resume(job.job()))
+      abandon_history_after(job.job(), loaded->path, loaded->state.step);
+  });
   return position;
+}
+
+ModelSource source_of_run(const CheckpointState& state) {
+  std::vector<std::string> given;
+  for (const char* key : {"model.init_from", "model.upcycle_from"}) {
+    const auto found = state.job.find(key);
+    if (found != state.job.end()) given.push_back(fmt::format("{}={}", key, found->second));
+  }
+  return job_from_overrides(given).model;
 }
 
 CheckpointState state_of_imported(const ModelConfig& model) {
@@ -196,7 +182,8 @@ std::map<std::string, std::vector<double>> load_parameters(ParallelJob& job,
                                   });
   if (!loaded)
     user_error(
-        "{} holds no checkpoint. Train with checkpoint.every > 0, or name one by --checkpoint or --hugging-face.",
+        "{} holds no checkpoint. Train with checkpoint.every or checkpoint.every_minutes above 0, or name one by "
+        "--checkpoint or --hugging-face.",
         checkpoints_folder(job.job()).string());
   report_load(job, *loaded, hashes);
   return loaded->state.values;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "checkpoint/agreed_load.h"
+#include "data/sample_stream.h"
 #include "train/parallel_job.h"
 
 namespace conclave {
@@ -31,8 +32,11 @@ std::map<std::string, std::string> versions();
 // Where a run stands.
 struct TrainingPosition {
   int64_t step = 0;              // finished steps
+  int64_t samples = 0;           // the next sample of the training data's stream
+  int64_t tokens = 0;            // trained on
   int64_t updates = 0;           // of AdamW: steps that were not skipped
   int64_t skipped_in_a_row = 0;  // the newest steps that were skipped
+  std::string resumed_from;      // see CheckpointState
   std::string data_fingerprint;
   std::map<std::string, std::vector<double>> values;  // see CheckpointState
 };
@@ -43,11 +47,15 @@ CheckpointState checkpoint_state(ParallelJob& job, const TrainingPosition& posit
 // This rank's part of what is saved (replicas divide it among them), or of what is loaded: parameters and moments.
 std::vector<TensorSlice> slices_to_save(ParallelJob& job);
 
-// Collective. Loads what the job's checkpoint.resume means, parameters and moments; none: start from the beginning.
-// UserError when it says `never` and the folder holds checkpoints that the run would mix with its own; when the job
-// differs from the checkpoint's in a key that matters (see job_difference.h), or its data does; when every checkpoint
-// is damaged, or the newest is and checkpoint.on_damage says stop.
-std::optional<TrainingPosition> resume(ParallelJob& job, const std::string& data_fingerprint);
+// Collective. Loads what the job's checkpoint.resume means (see resume_choice.h), parameters and moments; none: start
+// from the beginning. `training`: the data whose position is carried over. A run that goes back puts aside what it
+// leaves. UserError when the job differs from the checkpoint's in a key that matters (see same_run.h); when every
+// checkpoint is damaged, or the newest is and checkpoint.on_damage says stop.
+std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& training);
+
+// What the run of a checkpoint started from, as the checkpoint's job says; relative paths are of the folder it was
+// started in.
+ModelSource source_of_run(const CheckpointState& state);
 
 // The state of a checkpoint of a model from elsewhere: of a run that has not begun, on whatever data.
 CheckpointState state_of_imported(const ModelConfig& model);

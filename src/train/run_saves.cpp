@@ -8,9 +8,11 @@
 
 namespace conclave {
 
-RunSaves::RunSaves(ParallelJob& job, std::function<void()> before_a_line)
+RunSaves::RunSaves(ParallelJob& job, std::function<void()> before_a_line,
+                   std::function<void(const FinishedSave&)> after_a_save)
     : job_(job),
       before_a_line_(std::move(before_a_line)),
+      after_a_save_(std::move(after_a_save)),
       writer_(checkpoints_folder(job.job()), job.host_world(),
               Retention{job.job().checkpoint.keep, job.job().checkpoint.keep_every}) {}
 
@@ -71,6 +73,7 @@ void RunSaves::part(Kind kind, int64_t step, const std::function<void()>& work) 
 
 void RunSaves::tell(const FinishedSave& saved) {
   finished_ = saved;
+  after_a_save_(saved);
   if (!job_.is_first()) return;
   before_a_line_();
   spdlog::info("step {}: saved {} ({:.2f} GB in {:.1f} s)", saved.step, saved.path.string(),

@@ -15,8 +15,10 @@ namespace conclave {
 
 class RunSaves {
  public:
-  // `job` outlives this. `before_a_line` is called before anything is logged: it ends a progress line.
-  RunSaves(ParallelJob& job, std::function<void()> before_a_line);
+  // `job` outlives this. `before_a_line` is called before anything is logged: it ends a progress line. `after_a_save`
+  // is called on every rank when a checkpoint is on the disk.
+  RunSaves(ParallelJob& job, std::function<void()> before_a_line,
+           std::function<void(const FinishedSave&)> after_a_save);
 
   // After the step of `position`. A periodic save that fails is told, and training goes on; the last one of a run is
   // waited for, and throws.
@@ -46,6 +48,7 @@ class RunSaves {
 
   ParallelJob& job_;
   const std::function<void()> before_a_line_;
+  const std::function<void(const FinishedSave&)> after_a_save_;
   CheckpointWriter writer_;
   double stall_seconds_ = 0;
   int64_t failed_ = 0;

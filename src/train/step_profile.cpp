@@ -6,10 +6,11 @@
 
 #include "base/log.h"
 #include "base/median.h"
-#include "comm/device.h"
 #include "data/batch_loader.h"
+#include "device/device.h"
 #include "memory/memory_category.h"
 #include "optim/learning_rate.h"
+#include "train/model_source.h"
 #include "train/train_step.h"
 
 namespace conclave {
@@ -66,11 +67,11 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   job.model().allocate_parameters();
   job.model().allocate_training_state();
   start_parameters(job);
-  const CudaPlugin* plugin = job.device().is_cuda() ? load_cuda_plugin(nullptr) : nullptr;
-  if (plugin != nullptr) forward_backward.clock().set_settle(plugin->synchronize);
+  const Device& device = device_of(job.device());
+  if (device.facts().works_by_itself) forward_backward.clock().set_settle([&device] { device.synchronize(); });
   if (request.kernels) forward_backward.clock().time_kernels();
   TrainStep train_step(job, forward_backward);
-  BatchLoader loader(training, {job.job().data.micro_batch_size, job.micro_steps(), job.world().size(), job.rank()});
+  BatchLoader loader(training, {job.job().data.micro_batch_size, job.world().size(), job.rank()});
 
   std::vector<std::vector<double>> of_step;
   int64_t allocations_before = 0;
@@ -79,13 +80,14 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     if (step == request.untimed + 1) allocations_before = memory_report().large_allocations;
     job.axes().world().barrier();
     const auto start = std::chrono::steady_clock::now();
-    if (plugin != nullptr) plugin->count_synchronizations(true);
-    StepReport report = train_step.run(
-        loader, step, learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
+    if (const auto count = device.count_waits()) count(true);
+    StepReport report =
+        train_step.run(batches_of(loader, job), step,
+                       learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (plugin != nullptr) {
-      synchronizations = plugin->synchronizations();
-      plugin->count_synchronizations(false);
+    if (const auto count = device.count_waits()) {
+      synchronizations = device.waits();
+      count(false);
     }
     const bool measured = step > request.untimed;
     spdlog::info("step {} of {}{}: {:.3f} s", step, request.untimed + request.steps, measured ? "" : " (not measured)",

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "base/log.h"
+#include "device/device.h"
 
 namespace conclave {
 
@@ -20,7 +21,10 @@ std::filesystem::path trace_file(const ParallelJob& job, const ProfiledSteps& st
 }  // namespace
 
 StepTracer::StepTracer(ParallelJob& job, StepClock& clock, ProfiledSteps steps)
-    : clock_(clock), steps_(steps), on_cuda_(job.device().is_cuda()), file_(trace_file(job, steps)) {
+    : clock_(clock),
+      steps_(steps),
+      on_cuda_(device_of(job.device()).facts().works_by_itself),
+      file_(trace_file(job, steps)) {
   for (const UnitDeclaration& unit : job.model().declarations()) units_.push_back(unit.name);
 }
 

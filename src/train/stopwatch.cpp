@@ -4,12 +4,12 @@
 #include <chrono>
 #include <vector>
 
-#include "comm/device.h"
+#include "device/device.h"
 
 namespace conclave {
 
 Stopwatch::Stopwatch(ParallelJob& job) : job_(job) {
-  if (job.device().is_cuda()) settle_ = load_cuda_plugin(nullptr)->synchronize;
+  if (device_of(job.device()).facts().works_by_itself) settle_ = [&job] { device_of(job.device()).synchronize(); };
 }
 
 double Stopwatch::median(int64_t repeats, const std::function<void(int64_t)>& work) {

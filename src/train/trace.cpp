@@ -6,6 +6,7 @@
 #include "checkpoint/safetensors_writer.h"
 #include "train/disk_names.h"
 #include "train/forward_backward.h"
+#include "train/model_source.h"
 
 namespace conclave {
 namespace {
@@ -70,7 +71,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   const TracedBatch batch = read_batch(job, request.tokens, world.size());
   ParallelModel& model = job.model();
   model.allocate_parameters();
-  model.load_hugging_face(request.model);
+  load_mixtral(job, request.model);
   const double aux_coefficient = job.aux_coefficient();
   ForwardBackward forward_backward(model, job.job(), {aux_coefficient, job.job().moe.moe_z_loss_coeff});
 

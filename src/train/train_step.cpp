@@ -23,20 +23,27 @@ MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Devic
   return batch;
 }
 
+std::function<MicroBatch()> batches_of(BatchLoader& loader, const ParallelJob& job) {
+  return [&loader, sequence = job.job().data.sequence_length, device = job.device()] {
+    return to_micro_batch(loader.next(), sequence, device);
+  };
+}
+
 TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
     : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {
   forward_backward.reserve_offload(job.job().data.micro_batch_size * job.job().data.sequence_length);
 }
 
-StepReport TrainStep::run(BatchLoader& loader, int64_t update, double lr, const std::function<void()>& before_update) {
+StepReport TrainStep::run(const NextBatch& next, int64_t update, double lr,
+                          const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   clock.take();  // what evaluation took in between
-  StepReport report = compute(loader, update, lr, before_update);
+  StepReport report = compute(next, update, lr, before_update);
   report.times = clock.take();
   return report;
 }
 
-StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr,
+StepReport TrainStep::compute(const NextBatch& next, int64_t update, double lr,
                               const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
@@ -47,7 +54,7 @@ StepReport TrainStep::compute(BatchLoader& loader, int64_t update, double lr,
   for (int64_t m = 0; m < micro_steps; ++m) {
     const MicroBatch batch = [&] {
       const ClockScope scope(clock, Phase::data, clock.whole_step());
-      return to_micro_batch(loader.next(), job_.job().data.sequence_length, job_.device());
+      return next();
     }();
     const MicroStepResult result = forward_backward_.train(
         batch, {m == 0, m == micro_steps - 1, 1.0 / targets, 1.0 / static_cast<double>(micro_steps)});

@@ -32,18 +32,22 @@ std::shared_ptr<const SampleStream> open_training(const ParallelJob& job);
 
 // A loaded batch as tensors on `device`.
 MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device);
+// The batches of a loader, which outlives them, for TrainStep.
+std::function<MicroBatch()> batches_of(BatchLoader& loader, const ParallelJob& job);
 
 class TrainStep {
  public:
   TrainStep(ParallelJob& job, ForwardBackward& forward_backward);
 
+  // The batch of each micro-step.
+  using NextBatch = std::function<MicroBatch()>;
   // `update`: the 1-based number of this AdamW update, for its bias correction; `lr` its learning rate.
   // `before_update` is called before parameters and optimizer state change, if they do.
   StepReport run(
-      BatchLoader& loader, int64_t update, double lr, const std::function<void()>& before_update = [] {});
+      const NextBatch& next, int64_t update, double lr, const std::function<void()>& before_update = [] {});
 
  private:
-  StepReport compute(BatchLoader& loader, int64_t update, double lr, const std::function<void()>& before_update);
+  StepReport compute(const NextBatch& next, int64_t update, double lr, const std::function<void()>& before_update);
   // The norm of the gradient, and AdamW. Fills the report's gradient_norm and not_finite.
   void update_unless_not_finite(StepReport& report, int64_t update, double lr,
                                 const std::function<void()>& before_update);

@@ -9,10 +9,13 @@
 #include "metrics/tensorboard.h"
 #include "moe/dead_experts.h"
 #include "train/evaluation.h"
+#include "train/run_clock.h"
 #include "train/run_folder.h"
+#include "train/run_lock.h"
 #include "train/run_saves.h"
+#include "train/run_signals.h"
+#include "train/run_warnings.h"
 #include "train/step_tracer.h"
-#include "train/stop_signals.h"
 #include "train/train_step.h"
 
 namespace conclave {
@@ -26,32 +29,44 @@ class Trainer {
   // These steps of the run are to be written as a Chrome trace (train/step_tracer.h).
   void profile(ProfiledSteps steps);
 
-  // All remaining steps, or those until a signal asks to stop (see StopSignals), which the code tells. Collective.
+  // All remaining steps, or those until a signal (see RunSignals) or the job's deadline ends the run, which the code
+  // tells. Collective.
   ExitCode run();
 
  private:
   // What all ranks know at the end of a step: what they need to do the same next.
   struct Agreed {
-    int stop_signal = 0;          // that some rank has received; 0: none
-    bool saving_is_busy = false;  // some rank's thread still writes
+    int stop_signal = 0;            // that some rank has received; 0: none
+    bool deadline_is_near = false;  // by rank 0's clock
+    bool save_is_due = false;       // by rank 0's clock, or because a rank was asked to
+    bool saving_is_busy = false;    // some rank's thread still writes
+
+    bool ends() const { return stop_signal != 0 || deadline_is_near; }
   };
 
   void start();
   Agreed report(int64_t step, const StepReport& step_report, double lr, double seconds);
+  void warn(int64_t step, const StepReport& step_report);
   void count_skipped(int64_t step, const StepReport& step_report);
   void validate(int64_t step);
   void save(RunSaves::Kind kind);
+  Agreed own_view();  // this rank's part of what all agree on
+  ExitCode end_early(const Agreed& agreed);
 
   ParallelJob& job_;
+  std::unique_ptr<RunLock> lock_;  // rank 0's: of the output folder, for as long as anything is written there
   std::shared_ptr<const SampleStream> training_;
   std::shared_ptr<const SampleStream> validation_;  // null without data.validation
   TrainingPosition position_;
   ForwardBackward forward_backward_;
   RunSaves saves_;
   DeadExperts dead_experts_;
+  RunWarnings warnings_;
   int64_t first_step_ = 1;              // that this process runs
   std::unique_ptr<StepTracer> tracer_;  // null: no step is profiled
-  StopSignals signals_;
+  RunSignals signals_;
+  RunClock clock_;
+  double save_seconds_ = 0;                          // that the iteration in hand waited for saves
   std::optional<EvaluationResult> last_validation_;  // of the step being reported
 
   // Rank 0's alone.

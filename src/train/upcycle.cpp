@@ -12,13 +12,20 @@
 #include "base/error.h"
 #include "base/random.h"
 #include "checkpoint/hugging_face_reader.h"
-#include "config/dense_config.h"
+#include "config/source_config.h"
 #include "train/disk_names.h"
+#include "train/resized_vocabulary.h"
 
 namespace conclave {
 namespace {
 
 constexpr int64_t block_elements = int64_t{1} << 20;  // of weights in memory beside the parameters
+
+struct UpcycleOptions {
+  double noise = 0;            // relative to a dense matrix's standard deviation
+  double reinit_fraction = 0;  // of an expert's intermediate units
+  uint64_t seed = 0;
+};
 
 struct Moments {
   double mean = 0;
@@ -145,26 +152,25 @@ void diversify(const TensorSlice& slice, const ModelConfig& config, const std::v
 
 }  // namespace
 
-void check_upcycle_source(const ModelConfig& model, const std::filesystem::path& dense) {
-  check_dense_config(dense, model);
-  const std::vector<DiskNames> names = dense_disk_names(model);
-  const HuggingFaceReader reader(dense, names);
-}
-
-void upcycle(ParallelModel& model, const std::filesystem::path& dense, const UpcycleOptions& options,
-             Communicator& host_world) {
+void upcycle(ParallelModel& model, const ModelSource& source, uint64_t seed, Communicator& host_world) {
   const ModelConfig& config = model.config();
-  check_dense_config(dense, config);
-  const std::vector<DiskNames> names = dense_disk_names(config);
-  const HuggingFaceReader reader(dense, names);
+  ModelConfig stored = config;
+  stored.vocab_size = check_source_config(source, config);
+  const std::vector<DiskNames> names = dense_disk_names(stored);
+  const HuggingFaceReader reader(source.upcycle_from.value(), names);
+  const UpcycleOptions options{source.upcycle_noise, source.upcycle_reinit_fraction, seed};
   const bool copies_differ = options.noise > 0 || options.reinit_fraction > 0;
   const std::map<std::string, std::vector<Moments>> moments =
       copies_differ ? dense_moments(config, reader, host_world) : std::map<std::string, std::vector<Moments>>();
 
-  model.initialize(options.seed);  // of which the routers remain
+  model.initialize(seed);  // of which the routers remain
   for (const TensorSlice& slice : model.slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::all)) {
     if (slice.name.ends_with(".router")) continue;
-    reader.load(slice);
+    if (has_a_row_per_token(slice.name)) {
+      load_resized(reader, slice, stored.vocab_size, seed);
+    } else {
+      reader.load(slice);
+    }
     if (copies_differ && expert_matrices(config, slice.name)) diversify(slice, config, moments.at(slice.name), options);
   }
 }

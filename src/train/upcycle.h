@@ -11,27 +11,15 @@
 // All draws are functions of (seed, parameter, element), so that every layout starts from the same weights.
 #pragma once
 
-#include <filesystem>
-
 #include "comm/communicator.h"
+#include "config/job.h"
 #include "train/parallel_model.h"
 
 namespace conclave {
 
-struct UpcycleOptions {
-  double noise = 0;            // relative to a dense matrix's standard deviation
-  double reinit_fraction = 0;  // of an expert's intermediate units
-  uint64_t seed = 0;
-};
-
-// Refuses, with a UserError, a dense model that does not fit: by its config.json, then by the tensors in its files.
-// Reads no weights.
-void check_upcycle_source(const ModelConfig& model, const std::filesystem::path& dense);
-
-// Collective. Fills the allocated parameters. Every rank reads the ranges of the dense model that it needs; with noise
-// or fresh units also its part of every dense MLP, once, for mean and deviation. `host_world`: all ranks; takes CPU
-// tensors.
-void upcycle(ParallelModel& model, const std::filesystem::path& dense, const UpcycleOptions& options,
-             Communicator& host_world);
+// Collective. Fills the allocated parameters from the dense model in `source`. Every rank reads the ranges of it that
+// it needs; with noise or fresh units also its part of every dense MLP, once, for mean and deviation. `host_world`: all
+// ranks; takes CPU tensors.
+void upcycle(ParallelModel& model, const ModelSource& source, uint64_t seed, Communicator& host_world);
 
 }  // namespace conclave

@@ -4,13 +4,11 @@
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -45,17 +43,10 @@ using RankBody = std::function<void(World&)>;
 
 namespace detail {
 
-inline int listen_on_loopback(int* port) {
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof address;
-  if (::bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 || ::listen(listener, 128) != 0 ||
-      ::getsockname(listener, reinterpret_cast<sockaddr*>(&address), &length) != 0)
-    throw std::runtime_error(std::string("no socket on the loopback interface: ") + std::strerror(errno));
-  *port = ntohs(address.sin_port);
-  return listener;
+// A name that no other world of this machine meets under.
+inline std::string new_meeting() {
+  static int count = 0;
+  return "test/" + std::to_string(::getpid()) + "/" + std::to_string(++count);
 }
 
 // Writes what fails to the parent instead of the terminal.
@@ -88,7 +79,6 @@ class TellParent : public ::testing::EmptyTestEventListener {
   listeners.Append(parent);
   int code = exit_success;
   try {
-    set_threads(process);
     World world(process, options);
     try {
       body(world);
@@ -156,8 +146,7 @@ inline std::vector<RankOutcome> start_ranks(int ranks, const RankBody& body, con
   check_invariant(threads == 1, "the test program has {} threads; ranks can be forked from a single one only", threads);
   Process process;
   process.world_size = process.local_world_size = ranks;
-  process.master_address = "127.0.0.1";
-  const int listener = detail::listen_on_loopback(&process.master_port);
+  process.meeting = detail::new_meeting();
   std::vector<int> pipes;
   std::vector<pid_t> children;
   std::fflush(nullptr);  // or each rank would write again what is in the buffers
@@ -169,15 +158,12 @@ inline std::vector<RankOutcome> start_ranks(int ranks, const RankBody& body, con
       for (int pipe : pipes) ::close(pipe);
       ::close(ends[0]);
       process.rank = process.local_rank = rank;
-      process.store_socket = rank == 0 ? listener : -1;
-      if (rank != 0) ::close(listener);
       detail::be_rank(process, body, options.world, ends[1]);
     }
     ::close(ends[1]);
     pipes.push_back(ends[0]);
     children.push_back(child);
   }
-  ::close(listener);
   std::vector<RankOutcome> outcomes(ranks);
   detail::read_until_all_end(children, pipes, outcomes, options.limit);
   for (int rank = 0; rank < ranks; ++rank) {

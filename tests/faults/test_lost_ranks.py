@@ -65,7 +65,7 @@ def test_a_rank_that_never_comes_is_named(absent, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victims", [[2], [0], [1, 2]])
 def test_killed_ranks_of_four_are_named_once(victims, tmp_path):
-    job = SmallJob(tmp_path, {**ENDLESS, "parallel.expert_parallel_degree": 2, "parallel.hybrid_shard_degree": 2})
+    job = SmallJob(tmp_path, {**ENDLESS, "parallel.expert_parallel_degree": 2, "parallel.hybrid_shard_degree": 1})
     ranks = job.start(4)
     ranks.wait_until(job.has_steps(3), "step 3")
     for victim in victims:

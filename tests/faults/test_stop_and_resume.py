@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import time
 
 import pytest
 from ranks import process_of_rank
@@ -72,21 +71,8 @@ def test_without_checkpoints_a_signal_saves_nothing_and_says_so(tmp_path):
     ranks.wait_until(job.has_steps(3), "step 3")
     ranks.signal(signal.SIGTERM)
     ended = ranks.wait()
-    assert ended.codes == [4, 4] and "nothing was saved, for checkpoint.every is 0" in ended.text, ended.text
+    assert ended.codes == [4, 4] and "nothing was saved, for checkpoint.every and checkpoint.every_minutes are 0" in ended.text, ended.text
     assert job.checkpoints == []
-
-
-def test_a_second_signal_ends_the_process_at_once(tmp_path):
-    # A step of many micro-steps lasts seconds: the second signal comes within the step that the first one lets end.
-    job = SmallJob(tmp_path, {**ENDLESS, "data.sequence_length": 64, "data.micro_batch_size": 16, "data.global_batch_size": 16 * 40,
-                              "parallel.expert_parallel_degree": 1})
-    rank = job.start(1)
-    rank.wait_until(job.has_steps(1), "step 1")
-    rank.signal(signal.SIGTERM)
-    time.sleep(0.05)
-    rank.signal(signal.SIGINT)
-    ended = rank.wait()
-    assert ended.codes == [128 + signal.SIGINT] and job.checkpoints == [], ended.text
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
@@ -256,6 +242,36 @@ def test_a_change_that_is_allowed_is_said_and_gone_on_with(stopped):
     # What the checkpoints say from now on is the changed job.
     changed.with_keys({"run.steps": 5}).run(2)
     assert changed.must_run(2).codes == [0, 0]
+
+
+def test_the_line_that_allows_all_keeps_what_was_allowed(stopped):
+    changed = stopped.with_keys({"optimizer.lr": 2e-3, "run.steps": 4, "run.seed": 5})
+    for allowed in ("optimizer.lr", "run.steps", "run.seed,optimizer.lr"):
+        ended = changed.run(1, arguments=["--set", "data.micro_batch_size=4", "--set", f"checkpoint.allow_changed={allowed}"])
+        assert ended.codes == [2], ended.text
+        (line,) = re.findall(r"checkpoint.allow_changed=(\S+)", ended.text)
+        assert set(line.split(",")) == {"optimizer.lr", "run.steps", "run.seed"}, ended.text
+    ended = changed.must_run(1, arguments=["--set", "data.micro_batch_size=4", "--set", f"checkpoint.allow_changed={line}"])
+    assert "the learning rate jumps from 1e-05 (step 2) to" in ended.text, ended.text
+    assert changed.metrics()[2]["lr"] == pytest.approx(2e-3 + (1e-5 - 2e-3) * 3 / 4)
+
+
+def test_a_finished_run_says_all_that_training_on_needs(stopped):
+    ended = stopped.must_run(2)
+    assert "all 2 steps are done already" in ended.text, ended.text
+    words = re.search(r"to train on, .*(--set run.steps=4 --set checkpoint.allow_changed=run.steps)", ended.text)
+    assert words, ended.text
+    stopped.must_run(2, arguments=words[1].split())
+    assert len(stopped.metrics()) == 4
+
+
+def test_what_a_run_began_with_is_not_read_again_and_that_is_said(stopped):
+    weights = stopped.must_export(stopped.folder / "weights")
+    job = stopped.with_keys({"model.init_from": str(weights), "run.output_dir": str(stopped.folder / "new"), "schedule.kind": "constant"})
+    ended = job.must_run(2)
+    assert f"starting from the parameters of {weights}" in ended.text and "model.init_from is" not in ended.text, ended.text
+    ended = job.with_keys({"run.steps": 3}).must_run(2)
+    assert f"model.init_from is {weights}, but the run goes on from" in ended.text and "step-00000002" in ended.text, ended.text
 
 
 def test_an_unknown_key_among_those_allowed(tmp_path):

@@ -120,8 +120,8 @@ def test_every_command_refuses_alike(command, tmp_path):
 @pytest.mark.parametrize("ranks, keys, facts", [
     pytest.param(2, {"parallel.expert_parallel_degree": 3}, ["parallel.expert_parallel_degree is 3", "8 experts", "Use 1 or 2."], id="experts"),
     pytest.param(2, {"parallel.expert_parallel_degree": 4}, ["parallel.expert_parallel_degree is 4", "2 ranks", "Use 1 or 2."], id="expert-world"),
-    pytest.param(4, {"parallel.hybrid_shard_degree": 3}, ["parallel.hybrid_shard_degree is 3", "4 ranks", "1, 2 or 4."], id="shard-world"),
-    pytest.param(1, {"parallel.expert_parallel_degree": 2}, ["parallel.expert_parallel_degree is 2", "1 rank ", "Use 1."], id="one-rank"),
+    pytest.param(4, {"parallel.hybrid_shard_degree": 3}, ["parallel.hybrid_shard_degree is 3", "4 ranks", "groups of 3 x 1", "1, 2 or 4."], id="shard-world"),
+    pytest.param(1, {"parallel.expert_parallel_degree": 2}, ["parallel.expert_parallel_degree is 2", "1 rank ", "--ranks 2", "--world 2"], id="one-rank"),
     pytest.param(2, {"data.global_batch_size": 6}, ["data.global_batch_size is 6", "2 ranks takes 4", "Use 4 or 8."], id="batch"),
     pytest.param(2, {"data.sequence_length": 100}, ["data.sequence_length is 100", "max_position_embeddings 64"], id="sequence"),
 ])
@@ -163,7 +163,7 @@ def test_by_the_launcher_a_mistake_that_only_the_ranks_find(tmp_path):
 
 
 def test_no_model_config(tmp_path):
-    assert_refused(SmallJob(tmp_path, {"model.config": "/no/such/model"}).run(2), "/no/such/model", "does not exist")
+    assert_refused(SmallJob(tmp_path, {"model.config": "/no/such/model"}).run(2), "/no/such/model", "No such file or directory")
 
 
 @pytest.mark.parametrize("change, facts", [
@@ -227,7 +227,7 @@ def test_init_from_nowhere(tmp_path):
 
 
 def test_no_data_file(tmp_path):
-    assert_refused(SmallJob(tmp_path, {"data.train": "/no/such/tokens"}).run(2), "/no/such/tokens.idx", "conclave.data build")
+    assert_refused(SmallJob(tmp_path, {"data.train": "/no/such/tokens"}).run(2), "/no/such/tokens.idx", "conclave data build")
 
 
 def cut(suffix, keep):
@@ -315,25 +315,7 @@ def test_a_run_does_not_go_on_with_another_model(stopped_job):
     assert_refused(stopped_job.run(2), "model.config", "64", "48")
 
 
-# ---- the command line
-
-
-@pytest.mark.parametrize("arguments, fact", [
-    pytest.param([], "subcommand", id="nothing"),
-    pytest.param(["tarin", "job.yaml"], "subcommand", id="unknown-command"),
-    pytest.param(["train"], "job is required", id="no-job"),
-    pytest.param(["train", "/no/such/job.yaml"], "/no/such/job.yaml", id="missing-job"),
-    pytest.param(["train", "job.yaml", "--rank", "2"], "--rank", id="unknown-option"),
-    pytest.param(["train", "job.yaml", "--ranks", "0"], "--ranks", id="no-ranks"),
-    pytest.param(["train", "job.yaml", "--ranks", "two"], "--ranks", id="ranks-not-a-number"),
-    pytest.param(["train", "job.yaml", "--set"], "--set", id="set-nothing"),
-    pytest.param(["data"], "subcommand", id="data-nothing"),
-])
-def test_a_mistake_in_the_command_line(arguments, fact, tmp_path):
-    ended = subprocess.run([PROGRAM, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE_SECONDS)
-    assert ended.returncode == 2, ended
-    assert fact in ended.stdout + ended.stderr
-    assert not list(tmp_path.iterdir())
+# ---- the command line (more in tests/python/test_command_line.py)
 
 
 def test_a_mistake_in_an_override(tmp_path):
@@ -352,9 +334,10 @@ def test_contradicting_variables_of_the_launcher(tmp_path):
 
 
 def test_a_disk_without_room_for_offloaded_activations_ends_the_run_before_its_first_step(tmp_path):
-    # 2^31 - 1 sequences of 16 x 32 fp32 values: 4 TiB for the one layer that leaves. No test machine has that, and nothing of it is written.
+    # 2^26 - 1 sequences of 16 x 32 fp32 values are 128 GiB a layer, of which all but one leave. No test machine has that, and nothing of it is written.
     job = SmallJob(tmp_path, {"memory.activation_checkpointing": "full", "memory.activation_offloading": True, "memory.activation_loading_horizon": 1,
-                              "memory.offload_folder": str(tmp_path / "scratch"), "data.micro_batch_size": 2**31 - 1})
+                              "memory.offload_folder": str(tmp_path / "scratch"), "data.micro_batch_size": 2**26 - 1})
+    (tmp_path / "config.json").write_text(json.dumps({**MODEL, "num_hidden_layers": 33}))
     ended = job.run(2)
     assert ended.codes == [1, 1], ended.text  # a failure of the machine, see docs/errors.md
     for fact in ("offloaded activations need 4194304.0 MiB", str(tmp_path / "scratch"), "MiB are free", "memory.offload_folder"):

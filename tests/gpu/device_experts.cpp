@@ -5,7 +5,7 @@
 
 #include "comm/device.h"
 #include "device_kernels.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 #include "moe/grouped_experts.h"
 #include "unit/moe/expert_case.h"
 
@@ -72,7 +72,7 @@ TEST(DeviceExperts, equal_the_loop_on_the_cpu) {
 // What comes before is seen by all of them, and what comes after sees all of them, though each takes a while.
 TEST(DeviceExperts, what_overlaps_keeps_its_place) {
   const auto on_device = at::device(at::kCUDA);
-  const CudaKernels& kernels = *load_cuda_plugin(nullptr)->kernels;
+  const Kernels& kernels = *load_cuda_plugin(nullptr)->kernels;
   const at::Tensor matrix = at::eye(2048, on_device);
   for (int round = 0; round < 5; ++round) {
     at::Tensor source = at::zeros({2048, 2048}, on_device), sums = at::zeros({7, 2048, 2048}, on_device);

@@ -11,7 +11,7 @@
 #include "base/error.h"
 #include "comm/device.h"
 #include "kernel_test.h"
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 namespace {
@@ -85,51 +85,54 @@ R call_on_device(A... arguments) {
 }
 
 template <auto member, class R, class... A>
-constexpr auto through_device(R (*CudaKernels::*)(A...)) {
+constexpr auto through_device(R (*Kernels::*)(A...)) {
   return &call_on_device<member, R, A...>;
 }
 
-#define CONCLAVE_ON_DEVICE(op) .op = through_device<&CudaKernels::op>(&CudaKernels::op)
-
-const CudaKernels kernels_on_device{
-    CONCLAVE_ON_DEVICE(swiglu_forward),
-    CONCLAVE_ON_DEVICE(swiglu_backward),
-    CONCLAVE_ON_DEVICE(rms_norm_forward),
-    CONCLAVE_ON_DEVICE(rms_norm_repeat),
-    CONCLAVE_ON_DEVICE(rms_norm_backward),
-    CONCLAVE_ON_DEVICE(rotary_),
-    CONCLAVE_ON_DEVICE(cross_entropy),
-    CONCLAVE_ON_DEVICE(cross_entropy_with_gradient_),
-    CONCLAVE_ON_DEVICE(adamw_step),
-    CONCLAVE_ON_DEVICE(sum_of_squares),
-    CONCLAVE_ON_DEVICE(gather_rows),
-    CONCLAVE_ON_DEVICE(pack_rows),
-    CONCLAVE_ON_DEVICE(unpack_rows),
-    CONCLAVE_ON_DEVICE(combine_rows),
-    CONCLAVE_ON_DEVICE(combine_messages),
-    CONCLAVE_ON_DEVICE(order_by_expert),
-    CONCLAVE_ON_DEVICE(route),
-    CONCLAVE_ON_DEVICE(route_to),
-    CONCLAVE_ON_DEVICE(routing_statistics),
-    CONCLAVE_ON_DEVICE(route_backward),
-    CONCLAVE_ON_DEVICE(embedding_forward),
-    CONCLAVE_ON_DEVICE(embedding_backward),
-    CONCLAVE_ON_DEVICE(quantize_rows),
-    CONCLAVE_ON_DEVICE(quantize_columns),
-    CONCLAVE_ON_DEVICE(quantize_weight),
-    CONCLAVE_ON_DEVICE(fp8_product),
-    CONCLAVE_ON_DEVICE(weight_gradient),
-    CONCLAVE_ON_DEVICE(overlapping),
-};
+const Kernels kernels_on_device = [] {
+  Kernels table = reference_kernels;
+#define CONCLAVE_ON_DEVICE(op) table.op = through_device<&Kernels::op>(&Kernels::op)
+  CONCLAVE_ON_DEVICE(swiglu_forward);
+  CONCLAVE_ON_DEVICE(swiglu_backward);
+  CONCLAVE_ON_DEVICE(rms_norm_forward);
+  CONCLAVE_ON_DEVICE(rms_norm_repeat);
+  CONCLAVE_ON_DEVICE(rms_norm_backward);
+  CONCLAVE_ON_DEVICE(rotary_);
+  CONCLAVE_ON_DEVICE(cross_entropy);
+  CONCLAVE_ON_DEVICE(cross_entropy_with_gradient_);
+  CONCLAVE_ON_DEVICE(adamw_step);
+  CONCLAVE_ON_DEVICE(sum_of_squares);
+  CONCLAVE_ON_DEVICE(gather_rows);
+  CONCLAVE_ON_DEVICE(pack_rows);
+  CONCLAVE_ON_DEVICE(unpack_rows);
+  CONCLAVE_ON_DEVICE(combine_rows);
+  CONCLAVE_ON_DEVICE(combine_messages);
+  CONCLAVE_ON_DEVICE(order_by_expert);
+  CONCLAVE_ON_DEVICE(route);
+  CONCLAVE_ON_DEVICE(route_to);
+  CONCLAVE_ON_DEVICE(routing_statistics);
+  CONCLAVE_ON_DEVICE(route_backward);
+  CONCLAVE_ON_DEVICE(embedding_forward);
+  CONCLAVE_ON_DEVICE(embedding_backward);
+  CONCLAVE_ON_DEVICE(quantize_rows);
+  CONCLAVE_ON_DEVICE(quantize_columns);
+  CONCLAVE_ON_DEVICE(quantize_weight);
+  CONCLAVE_ON_DEVICE(fp8_product);
+  CONCLAVE_ON_DEVICE(weight_gradient);
+  CONCLAVE_ON_DEVICE(overlapping);
+#undef CONCLAVE_ON_DEVICE
+  return table;
+}();
 
 }  // namespace
 
 void use_kernels_through_device() {
-  use_cuda_kernels(&kernels_on_device, at::kCPU);
+  use_kernels(at::kCPU, &kernels_on_device);
 }
 
 KernelsAsInTraining::KernelsAsInTraining() {
-  use_cuda_kernels(load_cuda_plugin(nullptr)->kernels);
+  use_kernels(at::kCPU, nullptr);
+  use_kernels(at::kCUDA, load_cuda_plugin(nullptr)->kernels);
 }
 
 }  // namespace conclave

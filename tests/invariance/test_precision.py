@@ -6,15 +6,8 @@ Oracle: the fp32 run of the same job on the same tokens.
 import statistics
 
 import pytest
+from processor import has_bf16
 from small_job import SmallJob
-
-BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-
-
-def has_bf16():
-    with open("/proc/cpuinfo") as file:
-        flags = next((line for line in file if line.startswith("flags")), "")
-    return not BF16_FLAGS.isdisjoint(flags.split())
 
 
 def losses(folder, ranks, **keys):

@@ -73,7 +73,7 @@ def routed(tmp_path_factory):
 
 
 LAYOUTS = {"1 rank": (1, {}), "2 ranks": (2, {"parallel.expert_parallel_degree": 2}),
-           "4 ranks, 2 replicas": (4, {"parallel.expert_parallel_degree": 2, "parallel.hybrid_shard_degree": 2}),
+           "4 ranks, 2 replicas": (4, {"parallel.expert_parallel_degree": 2, "parallel.hybrid_shard_degree": 1}),
            "2 ranks, one micro-step": (2, {"data.micro_batch_size": 4})}
 
 

@@ -6,39 +6,20 @@ import inspect
 import json
 import os
 import random
-import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from token_files import END, decoded, read_pair, tokenizer_of_words
+from tokenizers import Tokenizer
 
-from conclave.data import DataError, ReadOptions
-from conclave.data import documents as documents_module
+from conclave.data import DataError, ReadOptions, cutting
 from conclave.data.__main__ import main
-from conclave.data.documents import Skipped, documents_of, pieces_of
-
-END = "<|endoftext|>"
-
-
-def read_pair(prefix: Path) -> list[list[int]]:
-    """The documents of a pair, by the description of the format."""
-    index = Path(f"{prefix}.idx").read_bytes()
-    tokens = Path(f"{prefix}.bin").read_bytes()
-    assert index[:9] == b"MMIDIDX\x00\x00"
-    version, code, sequences, boundaries = struct.unpack_from("<QBQQ", index, 9)
-    assert version == 1
-    letter, size = {8: ("H", 2), 4: ("i", 4)}[code]
-    lengths = struct.unpack_from(f"<{sequences}i", index, 34)
-    offsets = struct.unpack_from(f"<{sequences}q", index, 34 + 4 * sequences)
-    limits = struct.unpack_from(f"<{boundaries}q", index, 34 + 12 * sequences)
-    assert len(index) == 34 + 12 * sequences + 8 * boundaries
-    assert limits == tuple(range(sequences + 1))
-    assert offsets == tuple(size * sum(lengths[:s]) for s in range(sequences))
-    assert len(tokens) == size * sum(lengths)
-    return [list(struct.unpack_from(f"<{n}{letter}", tokens, o)) for n, o in zip(lengths, offsets, strict=True)]
+from conclave.data.cutting import pieces_of
+from conclave.data.inputs import list_inputs
+from conclave.data.left_out import LeftOut
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +32,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(["train-tokenizer", str(corpus), "--vocab-size", "300", "--output", str(folder / "tokenizer.json")]) == 0
     )
     return folder
-
-
-def decoded(tokenizer_folder: Path, documents: list[list[int]]) -> list[str]:
-    """The texts of documents that each end with the end-of-text token."""
-    tokenizer = Tokenizer.from_file(str(tokenizer_folder / "tokenizer.json"))
-    end = tokenizer.token_to_id(END)
-    assert all(document[-1] == end and end not in document[:-1] for document in documents)
-    return [tokenizer.decode(document[:-1], skip_special_tokens=False) for document in documents]
 
 
 def test_every_kind_of_input_comes_back_as_it_was(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -142,12 +115,11 @@ def test_where_a_file_is_cut_does_not_matter(tmp_path: Path, kind: str, monkeypa
         expected = [text + "\n" for text in texts]
     options = ReadOptions(split_on_blank_lines=True)
     for cut in range(1, source.stat().st_size + 2):
-        monkeypatch.setattr(documents_module, "PIECE_BYTES", cut)
-        skipped = Skipped()
-        assert [
-            text for piece in pieces_of([str(source)], options) for text in documents_of(piece, skipped)
-        ] == expected, cut
-        assert skipped == Skipped()
+        monkeypatch.setattr(cutting, "PIECE_BYTES", cut)
+        left_out = LeftOut()
+        pieces = pieces_of(list_inputs([str(source)], options), options)
+        assert [text for piece in pieces for text, _ in piece.documents(left_out)] == expected, cut
+        assert left_out == LeftOut()
 
 
 def test_undecodable_and_empty_documents_are_skipped_and_counted(
@@ -163,23 +135,9 @@ def test_undecodable_and_empty_documents_are_skipped_and_counted(
     assert decoded(tokenizer_folder, read_pair(tmp_path / "set")) == ["good"]
     told = capsys.readouterr().out
     assert "skipped 3 empty documents" in told
-    assert "skipped 2 documents that are not UTF-8" in told
-    assert f"{folder / 'a.txt'}\n" in told
-    assert f"{folder / 'd.jsonl'}, byte 17\n" in told
-
-
-def tokenizer_of_words(folder: Path, words: int, config: object = None) -> Path:
-    """A tokenizer that knows the words w0, w1, ... and END as its last id."""
-    folder.mkdir()
-    vocabulary = {f"w{number}": number for number in range(words)} | {END: words}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.enable_truncation(3)  # a tokenizer.json often carries one; it must not cut documents
-    tokenizer.save(str(folder / "tokenizer.json"))
-    if config is not None:
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
+    assert "left out 2 documents: not UTF-8" in told
+    assert f"{folder / 'a.txt'}, line 1 (byte 0): it begins as UTF-16 does\n" in told or f"{folder / 'a.txt'}, line 1 (byte 0)\n" in told
+    assert f"{folder / 'd.jsonl'}, line 2 (byte 27)\n" in told
 
 
 @pytest.mark.parametrize(("words", "dtype"), [(65498, np.uint16), (65499, np.int32)])
@@ -198,7 +156,7 @@ def test_which_token_ends_a_document(tmp_path: Path) -> None:
     configured = tokenizer_of_words(tmp_path / "configured", 9, {"eos_token": {"content": "w7"}})
 
     def ids(*arguments: str) -> list[list[int]]:
-        command = ["build", str(source), "--tokenizer", str(configured), "--output", str(tmp_path / "set")]
+        command = ["build", str(source), "--tokenizer", str(configured), "--output", str(tmp_path / "set"), "--overwrite"]
         assert main([*command, *arguments]) == 0
         return read_pair(tmp_path / "set")
 
@@ -233,14 +191,14 @@ def test_a_trained_tokenizer_is_reproducible_and_loads_in_transformers(tmp_path:
 
 def test_the_standard_library_is_an_input(tmp_path: Path) -> None:
     """Oracle: modules that every Python 3.11 has, and what must not be among them."""
-    pieces = pieces_of(["stdlib"], ReadOptions())
-    names = [piece.path.as_posix() for piece in pieces]
-    assert sum(piece.end for piece in pieces) > 5_000_000
+    found = list_inputs(["stdlib"], ReadOptions())
+    names = [file.path.as_posix() for file in found.files]
+    assert found.bytes > 5_000_000
     for module in ("/argparse.py", "/json/decoder.py", "/asyncio/base_events.py"):
         assert sum(name.endswith(module) for name in names) == 1
     for foreign in ("site-packages", "/test/", "/idle_test/", "/encodings/", "_sysconfigdata"):
         assert not any(foreign in name for name in names)
-    assert pieces == pieces_of(["stdlib"], ReadOptions())
+    assert found == list_inputs(["stdlib"], ReadOptions())
     # The last twentieth is a fair sample: its files begin with many different letters.
     assert len({Path(name).name[0] for name in names[-len(names) // 20 :]}) > 8
 
@@ -253,7 +211,7 @@ def test_the_order_of_a_folder_does_not_depend_on_where_it_is(tmp_path: Path, or
         folder.mkdir(parents=True)
         for number in random.Random(parent).sample(range(30), 30):
             (folder / f"{number:02}.txt").write_text(str(number))
-        orders.append([piece.path.name for piece in pieces_of([str(folder)], ReadOptions(order=order))])
+        orders.append([file.path.name for file in list_inputs([str(folder)], ReadOptions(order=order)).files])
     assert orders[0] == orders[1]
     assert (orders[0] == sorted(orders[0])) == (order == "path")
 
@@ -264,15 +222,15 @@ def test_the_order_of_a_folder_does_not_depend_on_where_it_is(tmp_path: Path, or
         ({}, ["absent.txt"], "absent.txt does not exist"),
         ({"a.pdf": "x"}, ["a.pdf"], "files with suffix '.pdf' are not read"),
         ({"empty/a.pdf": "x"}, ["empty"], "no documents in empty"),
-        ({"a.txt": " "}, ["a.txt"], "no text in a.txt: 0 not UTF-8, 1 empty"),
+        ({"a.txt": " "}, ["a.txt"], "no text in a.txt: 1 empty"),
         (
             {"a.jsonl": '{"text": "x"}\n{"body": "y"}\n'},
-            ["a.jsonl"],
-            "a.jsonl, line at byte 14: no key 'text'; its keys are 'body'",
+            ["a.jsonl", "--strict"],
+            "a.jsonl, line 2 (byte 14): no key 'text': its keys are 'body'",
         ),
-        ({"a.jsonl": "[1]\n"}, ["a.jsonl"], "a.jsonl, line at byte 0: no key 'text'; it is no object"),
-        ({"a.jsonl": '{"text": 3}\n'}, ["a.jsonl"], "the value of 'text' is int, not a text"),
-        ({"a.jsonl": '{"text": "x"\n'}, ["a.jsonl"], "a.jsonl, line at byte 0: not JSON"),
+        ({"a.jsonl": "[1]\n"}, ["a.jsonl"], "no text in a.jsonl: 1 left out (no JSON object), 0 empty"),
+        ({"a.jsonl": '{"text": 3}\n'}, ["a.jsonl", "--strict"], "neither a text nor a list of token ids under 'text': it is a number"),
+        ({"a.jsonl": '{"text": "x"\n'}, ["a.jsonl", "--strict"], "a.jsonl, line 1 (byte 0): not JSON"),
         ({"a.txt": "x"}, ["a.txt", "--eos-token", "</none>"], "--eos-token '</none>' is not in the vocabulary"),
         ({"a.txt": "x"}, ["a.txt", "--validation-fraction", "1.5"], "--validation-fraction 1.5 is not in [0, 1)"),
         ({"a.txt": "x"}, ["a.txt", "--validation-fraction", "0.05"], "of 1 documents leaves none to train on"),
@@ -314,11 +272,12 @@ def test_a_mistake_found_by_a_worker_process_is_told_the_same_way(tmp_path: Path
         str(tmp_path / "set"),
         "--workers",
         "2",
+        "--strict",
     ]
     done = subprocess.run([sys.executable, "-m", "conclave.data", *command], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: ") and "Traceback" not in done.stderr
-    assert "line at byte 5000013: no key 'text'" in done.stderr
+    assert "line 2 (byte 5000013): no key 'text'" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
@@ -332,7 +291,7 @@ def test_mistakes_of_train_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["train-tokenizer", str(source), "--output", str(tmp_path / "other.json")]) == 2
     assert "must be named tokenizer.json" in capsys.readouterr().err
     with pytest.raises(DataError):
-        pieces_of([str(tmp_path / "absent")], ReadOptions())
+        list_inputs([str(tmp_path / "absent")], ReadOptions())
 
 
 def test_a_failed_build_leaves_the_old_set_alone(tmp_path: Path, tokenizer_folder: Path) -> None:
@@ -341,6 +300,18 @@ def test_a_failed_build_leaves_the_old_set_alone(tmp_path: Path, tokenizer_folde
     bad.write_text('{"text": "fine"}\nnot json\n')
     command = ["build", "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "set")]
     assert main([*command, str(good)]) == 0
-    assert main([*command, str(good), str(bad)]) == 2
+    assert main([*command, str(good), str(bad), "--overwrite", "--strict"]) == 2
     assert decoded(tokenizer_folder, read_pair(tmp_path / "set")) == ["the cat"]
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".bin", ".idx", ".jsonl", ".txt"]
+
+
+def test_a_script_from_standard_input_can_build(tmp_path: Path, tokenizer_folder: Path) -> None:
+    """Worker processes do not run it again."""
+    (tmp_path / "a.txt").write_text("the cat")
+    script = (
+        "from pathlib import Path\nfrom conclave.data import build\n"
+        f"print(build([{str(tmp_path / 'a.txt')!r}], Path({str(tokenizer_folder)!r}), Path({str(tmp_path / 'set')!r})).sets)"
+    )
+    done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("set") == 1
+    assert decoded(tokenizer_folder, read_pair(tmp_path / "set")) == ["the cat"]

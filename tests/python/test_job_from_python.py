@@ -4,10 +4,14 @@ Oracle: the program's own files and output.
 """
 
 import json
+import os
+import signal
 import subprocess
+import sys
+import time
 
 import pytest
-from ranks import program
+from ranks import PATIENCE_SECONDS, program
 from small_job import SmallJob
 
 import conclave
@@ -28,6 +32,31 @@ def test_train_and_read_metrics(tmp_path):
     assert [line["step"] for line in run.metrics] == [1, 2]
     assert run.metrics == conclave.read_metrics(run.folder)
     assert all(line["loss"] > 0 for line in run.metrics)
+
+
+def test_a_folder_that_the_job_names_by_a_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "under$score")
+    file = SmallJob(tmp_path, {"run.output_dir": "~/runs/${PLACE}/$PLACE/$$5", "run.steps": 1}).write()
+    run = conclave.Job(file).train(quiet=True)
+    assert run.folder == tmp_path / "runs/under$score/under$score/$5" and len(run.metrics) == 1
+
+
+def test_ctrl_c_saves_before_it_raises(tmp_path):
+    job = SmallJob(tmp_path, {"run.steps": 100000, "checkpoint.every": 100000})
+    # Where the tests run in the background of a shell, Ctrl-C is ignored; not so in a user's Python.
+    script = f"""import signal, conclave
+signal.signal(signal.SIGINT, signal.default_int_handler)
+conclave.Job({str(job.write())!r}).train(quiet=True)"""
+    # A group of its own, which Ctrl-C reaches as a whole.
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not job.has_steps(3)():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode != 0 and "KeyboardInterrupt" in said and "SIGINT ended the run after step" in said, said
+    assert len(job.checkpoints) == 1
 
 
 def test_plan_has_what_the_program_prints(tmp_path):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tiny_models import batches, tiny_model
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
 from torch_ranks import run_torch_ranks
 
 import conclave
@@ -203,8 +204,8 @@ def check_layer_of_ones_own() -> None:
         out, logits = layer(hidden)
         outputs.append(out.detach())
         weight, choice = torch.topk(F.softmax(logits, dim=-1), 2, dim=-1)
-        plain = plain_experts(hidden.flatten(0, 1), choice, weight / weight.sum(-1, keepdim=True), layer.experts.gate_up_proj.full_tensor(),
-                              layer.experts.down_proj.full_tensor())
+        whole = [part.full_tensor() if isinstance(part, DTensor) else part for part in (layer.experts.gate_up_proj, layer.experts.down_proj)]
+        plain = plain_experts(hidden.flatten(0, 1), choice, weight / weight.sum(-1, keepdim=True), *whole)
         assert error_of(out.flatten(0, 1), plain) < 1e-5
     assert error_of(outputs[1], outputs[0]) < 1e-5
     compiled = torch.compile(layer, backend="aot_eager")

@@ -19,10 +19,17 @@ def plan(*arguments, code=0):
     return done.stderr if code else done.stdout
 
 
-def test_sinkhorn_says_what_is_not_counted():
-    text = plan("examples/mixtral-8x7b.yaml", "--world", 64, "--set", "moe.moe_load_balancing=sinkhorn")
-    assert "up to 50 a layer and micro-step" in text
-    assert "sinkhorn" not in plan("examples/mixtral-8x7b.yaml", "--world", 64)
+def test_sinkhorns_reductions_are_counted():
+    arguments = ["examples/mixtral-8x7b.yaml", "--world", 64, "--json"]
+    plain, sinkhorn = (json.loads(plan(*arguments, "--set", f"moe.moe_load_balancing={rule}")) for rule in ("none", "sinkhorn"))
+
+    def calls(answer):
+        (of_world,) = [traffic["calls"] for traffic in answer["traffic"] if (traffic["axis"], traffic["operation"]) == ("world", "all_reduce")]
+        return of_world
+
+    assert calls(sinkhorn) - calls(plain) == 32 * 50  # layers x moe.sinkhorn_iterations
+    assert any("sinkhorn never ends early" in line for line in sinkhorn["assumptions"])
+    assert not any("sinkhorn" in line for line in plain["assumptions"])
 
 
 @pytest.mark.parametrize("job, parameters, device", [
@@ -42,7 +49,7 @@ def test_examples_fit_their_64_gpus(job, parameters, device):
 
 
 def test_a_job_that_does_not_fit_is_an_answer():
-    text = plan("examples/mixtral-8x7b.yaml", "--world", 8, "--device", "a100-80", "--set", "parallel.hybrid_shard_degree=8")
+    text = plan("examples/mixtral-8x7b.yaml", "--world", 8, "--device", "a100-80", "--set", "parallel.hybrid_shard_degree=4")
     assert "DOES NOT FIT in a100-80" in text and "GiB too much" in text
 
 
@@ -112,7 +119,7 @@ def run_of(folder, model, ranks, keys):
     (folder / "config.json").write_text(json.dumps(model))
     write_tokens(folder / "tokens", random_documents(count=60, length=600))
     job = SmallJob(folder, {"run.steps": 2, "data.sequence_length": 512, "data.micro_batch_size": 1, "validation.every": 1,
-                            "validation.batches": 1, "data.validation": str(folder / "tokens"), "checkpoint.every": 1, "checkpoint.async": False, **keys})
+                            "validation.samples": 1, "data.validation": str(folder / "tokens"), "checkpoint.every": 1, "checkpoint.async": False, **keys})
     job.must_run(ranks)
     return job
 

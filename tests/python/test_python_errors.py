@@ -72,6 +72,48 @@ def half_on_meta():
     return model
 
 
+def ranks_disagree() -> None:
+    """One rank is at fault, every rank says so, and nobody waits."""
+    rank = dist.get_rank()
+    config = conclave.MoEConfig
+    cases = [
+        (lambda: tiny_model("mixtral") if rank == 0 else on_meta(), None, conclave.OrderError, "rank 0 has real weights.*\n.*load_state_dict_from_rank0"),
+        (lambda: tiny_model("mixtral") if rank == 1 else on_meta(), None, conclave.OrderError, "rank 1 has real weights.*\n.*load_state_dict_from_rank0"),
+        (lambda: tiny_model("mixtral", num_hidden_layers=2 + rank), None, conclave.ProcessGroupError, "rank 1 has built another model"),
+        (lambda: tiny_model("mixtral").to(torch.float32 if rank else torch.bfloat16), None, conclave.ProcessGroupError, "rank 1 has built another model"),
+        (lambda: tiny_model("mixtral") if rank == 0 else torch.nn.Linear(2, 2), None, conclave.UnsupportedModelError, "conclave.nn.MoE"),
+        (lambda: half_on_meta() if rank == 0 else on_meta(), None, conclave.OrderError, "half on the meta device"),
+        (lambda: tiny_model("mixtral"), config(overload="spill" if rank else "none"), conclave.ProcessGroupError, "different MoEConfigs"),
+    ]
+    for build, moe, error, text in cases:
+        with pytest.raises(error, match=text):
+            conclave.transform(build(), moe)
+    with pytest.raises(conclave.ConfigError, match="expert_parallel_degree is 1 on rank 0 and 2 on rank 1"):
+        conclave.init({"expert_parallel_degree": 1 + rank})
+    with pytest.raises(conclave.ConfigError, match="rank 1 refused.*Did you mean"):
+        conclave.init({"expert_parallel_degree": 1} if rank == 0 else {"expert_paralel_degree": 1})
+    with pytest.raises(conclave.ConfigError, match="random_seed is 5 on rank 0 and None on rank 1"):
+        conclave.init({"random_seed": 5} if rank == 0 else None)
+
+
+def wrong_balancing() -> None:
+    """What a transformed model would not use is not taken in silence."""
+    cases = [
+        ("deepseek_v3", dict(moe_load_balancing="aux_loss"), conclave.UnsupportedModelError, "computes none"),
+        ("dots1", dict(moe_aux_loss_coeff=0.1), conclave.UnsupportedModelError, "computes none"),
+        ("mixtral", dict(moe_aux_loss_coeff=0.1), conclave.ConfigError, "moe_load_balancing='aux_loss'"),
+        ("mixtral", dict(moe_load_balancing="sinkhorn", moe_aux_loss_coeff=0.1), conclave.ConfigError, "does not use it"),
+        ("mixtral", dict(global_token_shuffle=True), conclave.UnsupportedError, "tokens stay in order"),
+        ("mixtral", dict(moe_all_to_all_dispatcher=False), conclave.ConfigError, "use true"),
+        ("mixtral", dict(smp_moe=False), conclave.ConfigError, "use true"),
+    ]
+    for family, options, error, text in cases:
+        with pytest.raises(error, match=text):
+            conclave.transform(tiny_model(family), conclave.MoEConfig(**options))
+    with pytest.raises(conclave.UnsupportedError, match="tokens stay in order"):
+        conclave.init({"expert_parallel_degree": 2, "moe": {"global_token_shuffle": True}})
+
+
 def wrong_order() -> None:
     plain = tiny_model("mixtral")
     calls = [conclave.fully_shard, conclave.synchronize_gradients, conclave.state_dict, conclave.materialize, conclave.parameter_groups,
@@ -86,8 +128,6 @@ def wrong_order() -> None:
         conclave.materialize(model)
     with pytest.raises(conclave.UnsupportedError, match="use_reentrant"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(conclave.UnsupportedError, match="norm_type"):
-        conclave.clip_grad_norm_(model, 1.0, norm_type=1)
     conclave.fully_shard(model)
     with pytest.raises(conclave.OrderError, match="sharded already"):
         conclave.fully_shard(model)
@@ -97,8 +137,6 @@ def wrong_order() -> None:
     for call in (conclave.check_materialized, conclave.state_dict):
         with pytest.raises(conclave.NotMaterializedError, match="gate_up_proj"):
             call(meta)
-    with pytest.raises(conclave.UnsupportedModelError, match="tie_word_embeddings"):
-        conclave.materialize(conclave.transform(on_meta(tie_word_embeddings=True)))
     with pytest.raises(conclave.ConfigError, match="top_k is 9"):
         conclave.nn.MoE(8, 8, 8, 9)
     with pytest.raises(conclave.LayoutError, match="3 experts"):
@@ -114,13 +152,21 @@ def wrong_checkpoints() -> None:
     cases = [
         (tiny_model("mixtral"), folder / "nowhere", "model.safetensors"),
         (tiny_model("mixtral", intermediate_size=40), folder / "good", r"shape \[48, 32\]"),
-        (tiny_model("mixtral", num_local_experts=4), folder / "good", r"wants \[4, 32\]"),
+        (tiny_model("mixtral", num_local_experts=4), folder / "good", "8 experts .* the model has 4"),
         (tiny_model("mixtral", num_hidden_layers=3), folder / "good", "lacks"),
         (tiny_model("mixtral", num_hidden_layers=1), folder / "good", "no place for"),
     ]
     for other, path, text in cases:
         with pytest.raises(conclave.CheckpointError, match=text):
             conclave.load_pretrained(conclave.transform(other), path)
+    with pytest.raises(conclave.CheckpointError, match="rank 1 refused"):
+        conclave.load_pretrained(model, folder / ("good" if dist.get_rank() == 0 else "nowhere"))
+    for name, text in (("pytorch_model.bin", "Transformers' from_pretrained"), ("model.pt", "load_state_dict_from_rank0"), (".metadata", "dcp.load")):
+        path = folder / f"folder of {name}"
+        path.mkdir(exist_ok=True)
+        (path / name).touch()
+        with pytest.raises(conclave.CheckpointError, match=text):
+            conclave.load_pretrained(model, path)
     (folder / "file").touch()
     with pytest.raises(conclave.CheckpointError, match="could not be saved"):
         conclave.save_pretrained(model, folder / "file")
@@ -139,6 +185,8 @@ def on_two_ranks() -> None:
     wrong_configurations()
     conclave.init({"expert_parallel_degree": 2})
     wrong_models()
+    ranks_disagree()
+    wrong_balancing()
     wrong_order()
     wrong_checkpoints()
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import signal
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from conclave.data.documents import Piece, ReadOptions, Skipped, documents_of, pieces_of
+from conclave.data.cutting import pieces_of, tasks_of
 from conclave.data.errors import DataError
 from conclave.data.indexed_writer import IndexedWriter, token_type
-from conclave.data.tokenizer import end_token, open_tokenizer, vocabulary_size
+from conclave.data.inputs import Inputs, ReadOptions, list_inputs
+from conclave.data.left_out import LeftOut
+from conclave.data.outputs import check_outputs
+from conclave.data.pieces import TextFile, TextPart
+from conclave.data.tokenizer import MOST_IDS, SpecialToken, TokenizerFacts, look_at, tokenizer_file
+from conclave.data.tokenizing import Rules, survey, tokenize
+from conclave.data.workers import WorkerError, Workers
+from conclave.printable import printable
 
-TASK_BYTES = 1 << 20  # small files are tokenized together, about so many bytes a task
-TASKS_AHEAD = 4  # tasks of a worker whose tokens may wait in memory
+PROCESS_BYTES = 1 << 20  # of input that are worth another process
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,24 @@ class BuildOptions:
         read: how inputs become documents.
         validation_fraction: of the documents, the last ones, that go to PREFIX-validation, the others to PREFIX-train;
             0: all go to PREFIX.
-        eos_token: the token behind each document; None: the tokenizer's own, if it has one.
-        append_eos: whether there is a token behind each document at all.
+        append_eos: whether there is a token behind each document; None: behind texts, not behind token ids.
+        eos_token: that token; None: the tokenizer's own, if it has one.
+        prepend_bos: whether there is a token in front of each document.
+        bos_token: that token; None: the tokenizer's own.
+        vocab_size: without a tokenizer, for documents of token ids: ids are below it.
         workers: processes; 0: one a core.
+        overwrite: whether a data set that is there may be replaced.
     """
 
     read: ReadOptions = ReadOptions()
     validation_fraction: float = 0.0
+    append_eos: bool | None = None
     eos_token: str | None = None
-    append_eos: bool = True
+    prepend_bos: bool = False
+    bos_token: str | None = None
+    vocab_size: int | None = None
     workers: int = 0
+    overwrite: bool = False
 
 
 @dataclass
@@ -52,151 +61,140 @@ class Summary:
     sets: dict[Path, tuple[int, int]] = field(default_factory=dict)  # prefix: documents, tokens
     dtype: np.dtype = np.dtype("<u2")
     vocab_size: int = 0
-    eos_token: str | None = None
-    skipped: Skipped = field(default_factory=Skipped)
-    bytes_read: int = 0
+    begin: SpecialToken | None = None
+    end: SpecialToken | None = None
+    drops_characters: bool = False
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-@dataclass
-class _Tokenized:
-    tokens: npt.NDArray[np.integer]
-    lengths: list[int]
-    skipped: Skipped
-
-
-class _Worker:
-    """What a process needs to turn pieces into tokens."""
-
-    def __init__(self, tokenizer: Tokenizer, dtype: np.dtype, end_id: int | None) -> None:
-        self.tokenizer = tokenizer
-        self.dtype = dtype
-        self.end = [] if end_id is None else [end_id]
-
-    def tokenize(self, pieces: Sequence[Piece]) -> _Tokenized:
-        skipped = Skipped()
-        parts: list[npt.NDArray[np.integer]] = []
-        for piece in pieces:
-            for text in documents_of(piece, skipped):
-                ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-                if not ids:
-                    skipped.empty += 1
-                    continue
-                parts.append(np.array(ids + self.end, dtype=self.dtype))
-        tokens = np.concatenate(parts) if parts else np.zeros(0, self.dtype)
-        return _Tokenized(tokens, [len(part) for part in parts], skipped)
-
-
-_worker: _Worker | None = None  # of a worker process; set once by its initializer
-
-
-def _start_worker(tokenizer_path: Path, dtype: np.dtype, end_id: int | None) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is the parent's to handle
-    _worker = _Worker(open_tokenizer(tokenizer_path), dtype, end_id)
-
-
-def _tokenize(pieces: Sequence[Piece]) -> _Tokenized:
-    assert _worker is not None
-    return _worker.tokenize(pieces)
-
-
-def build(inputs: Sequence[str], tokenizer_path: Path, output: Path, options: BuildOptions = BuildOptions()) -> Summary:
+def build(
+    inputs: Sequence[str],
+    tokenizer_path: Path | None,
+    output: Path,
+    options: BuildOptions = BuildOptions(),
+    say: Callable[[str], object] = lambda line: None,
+) -> Summary:
     """Tokenizes all documents of the inputs and writes them as one data set, or as a training and a validation set.
 
     Documents keep the order of the inputs; the files are the same for any number of workers. They appear under their
-    names when they are complete.
+    names when they are complete. `say` is told at the start what is read and what is not.
 
     Raises:
         DataError: inputs, tokenizer or options are not usable; nothing was written.
+        WorkerError: a process ended in its work; nothing was written.
     """
-    fraction = options.validation_fraction
-    if not 0 <= fraction < 1:
-        raise DataError(f"--validation-fraction {fraction} is not in [0, 1)")
-    tokenizer = open_tokenizer(tokenizer_path)
-    end = end_token(tokenizer, tokenizer_path, options.eos_token) if options.append_eos else None
-    end_id = None if end is None else tokenizer.token_to_id(end)
-    vocab_size = vocabulary_size(tokenizer)
-    summary = Summary(dtype=token_type(vocab_size), vocab_size=vocab_size, eos_token=end)
-    tasks = _tasks_of(pieces_of(inputs, options.read))
-    summary.bytes_read = sum(map(_bytes_of, tasks))
-
-    train_prefix = _named(output, "-train") if fraction > 0 else output
-    with IndexedWriter(train_prefix, summary.dtype) as train:
-        with tqdm(total=summary.bytes_read, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
-            workers = min(options.workers or len(os.sched_getaffinity(0)), len(tasks))
-            results = _tokenize_all(tasks, workers, tokenizer, tokenizer_path, summary.dtype, end_id)
-            for task, result in zip(tasks, results, strict=True):
-                train.append(result.tokens, result.lengths)
-                summary.skipped.undecodable += result.skipped.undecodable
-                summary.skipped.empty += result.skipped.empty
-                bar.update(_bytes_of(task))
-        documents = len(train.lengths)
-        if documents == 0:
-            raise DataError(f"no text in {', '.join(inputs)}: {_told(summary.skipped)}")
-        if fraction > 0:
-            held_back = max(1, round(documents * fraction))
-            if held_back >= documents:
-                raise DataError(
-                    f"--validation-fraction {fraction} of {documents} documents leaves none to train on. Give more "
-                    "documents (--split-on-blank-lines makes many of one .txt file), or a smaller fraction"
-                )
-            validation_prefix = _named(output, "-validation")
-            with train.split_off(held_back, validation_prefix) as validation:
-                summary.sets[train_prefix] = (documents - held_back, train.tokens)
-                summary.sets[validation_prefix] = (held_back, validation.tokens)
-                validation.publish()
-        else:
-            summary.sets[train_prefix] = (documents, train.tokens)
-        train.publish()
+    prefixes = _prefixes(output, options)
+    check_outputs([_named(prefix, end) for prefix in prefixes for end in (".bin", ".idx")], options.overwrite)
+    tokenizer = _checked_tokenizer(tokenizer_path, options)
+    found = list_inputs(inputs, options.read)
+    for line in found.report():
+        say(line)
+    count = min(options.workers or len(os.sched_getaffinity(0)), found.bytes // PROCESS_BYTES + 1)
+    with Workers(count) as workers:
+        facts = _facts(workers, tokenizer, options)
+        rules = _rules(tokenizer, facts, options)
+        summary = Summary({}, rules.dtype, facts.vocab_size, facts.begin, facts.end, facts.drops_characters)
+        with IndexedWriter(prefixes[0], rules.dtype) as train:
+            _write_documents(train, found, rules, options, workers, summary)
+            if not train.lengths:
+                raise DataError(f"no text in {', '.join(map(printable, inputs))}: {summary.left_out.summary()}")
+            _publish(train, prefixes, options.validation_fraction, summary)
     return summary
 
 
-def _tokenize_all(
-    tasks: Sequence[list[Piece]],
-    workers: int,
-    tokenizer: Tokenizer,
-    tokenizer_path: Path,
-    dtype: np.dtype,
-    end_id: int | None,
-) -> Iterator[_Tokenized]:
-    """Results in the order of the tasks, with a bounded number of them waiting in memory."""
-    if workers <= 1:
-        yield from map(_Worker(tokenizer, dtype, end_id).tokenize, tasks)
-        return
-    # Fresh processes: a fork would copy the threads' locks of this one in whatever state they are.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer_path, dtype, end_id)) as pool:
-        waiting: deque[Future[_Tokenized]] = deque()
-        try:
-            for task in tasks:
-                waiting.append(pool.submit(_tokenize, task))
-                if len(waiting) >= workers * TASKS_AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _tasks_of(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    tasks: list[list[Piece]] = []
-    filled = TASK_BYTES
-    for piece in pieces:
-        if filled >= TASK_BYTES:
-            tasks.append([])
-            filled = 0
-        tasks[-1].append(piece)
-        filled += piece.end - piece.begin
-    return tasks
-
-
-def _bytes_of(task: Sequence[Piece]) -> int:
-    return sum(piece.end - piece.begin for piece in task)
+def _prefixes(output: Path, options: BuildOptions) -> list[Path]:
+    if not 0 <= options.validation_fraction < 1:
+        raise DataError(f"--validation-fraction {options.validation_fraction} is not in [0, 1)")
+    if not output.name:
+        raise DataError(f"--output {printable(output)} names no file: give the path of the set without .bin and .idx")
+    if options.validation_fraction > 0:
+        return [_named(output, "-train"), _named(output, "-validation")]
+    return [output]
 
 
 def _named(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _told(skipped: Skipped) -> str:
-    return f"{len(skipped.undecodable)} not UTF-8, {skipped.empty} empty"
+def _checked_tokenizer(path: Path | None, options: BuildOptions) -> Path | None:
+    size = options.vocab_size
+    if path is not None:
+        if size is not None:
+            raise DataError("--vocab-size is for token ids without a tokenizer: leave it out, the tokenizer tells it")
+        return tokenizer_file(path)
+    if size is None:
+        raise DataError("--tokenizer is missing. For documents that are token ids, --vocab-size can stand for it")
+    if not 1 <= size <= MOST_IDS + 1:
+        raise DataError(f"--vocab-size {size} is not between 1 and {MOST_IDS + 1}")
+    if options.append_eos or options.prepend_bos or options.eos_token or options.bos_token:
+        raise DataError("tokens in front of documents and behind them are the tokenizer's: give --tokenizer, too")
+    return None
+
+
+def _facts(workers: Workers, tokenizer: Path | None, options: BuildOptions) -> TokenizerFacts:
+    if tokenizer is None:
+        assert options.vocab_size is not None
+        return TokenizerFacts(options.vocab_size, None, None, False)
+    begin = options.bos_token or "" if options.prepend_bos or options.bos_token else None
+    end = None if options.append_eos is False else options.eos_token or ""
+    try:
+        return workers.run(look_at, tokenizer, begin, end)
+    except WorkerError:
+        raise DataError(
+            f"{printable(tokenizer)} ends the process that opens it: it is damaged, or larger than the memory"
+        ) from None
+
+
+def _rules(tokenizer: Path | None, facts: TokenizerFacts, options: BuildOptions) -> Rules:
+    return Rules(
+        tokenizer=tokenizer,
+        dtype=token_type(facts.vocab_size),
+        vocab_size=facts.vocab_size,
+        begin=() if facts.begin is None else (facts.begin.id,),
+        end=() if facts.end is None else (facts.end.id,),
+        end_ids=bool(options.append_eos),
+        strict=options.read.strict,
+    )
+
+
+def _write_documents(
+    train: IndexedWriter, found: Inputs, rules: Rules, options: BuildOptions, workers: Workers, summary: Summary
+) -> None:
+    whole: Path | None = None  # whose parts are not used, because it had to be encoded in one
+    tasks = tasks_of(pieces_of(found, options.read, lambda path, size: workers.run(survey, rules, path, size)))
+    with tqdm(total=found.bytes, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
+        for pieces, result in workers.map(functools.partial(tokenize, rules), tasks):
+            part = pieces[0]
+            bar.update(sum(piece.weight for piece in pieces))
+            if not isinstance(part, TextPart):
+                train.append(result.tokens, result.lengths)
+                summary.left_out.merge(result.left_out)
+            elif result.inseparable and whole != part.path:
+                train.abandon_document()
+                whole = part.path
+                again = workers.run(tokenize, rules, [TextFile(part.path, part.size)])
+                train.append(again.tokens, again.lengths)
+            elif whole != part.path:
+                train.extend_document(result.tokens)
+                if part.last:
+                    train.close_document()
+            if isinstance(part, TextPart) and part.last:
+                whole = None
+
+
+def _publish(train: IndexedWriter, prefixes: list[Path], fraction: float, summary: Summary) -> None:
+    documents = len(train.lengths)
+    held_back = max(1, round(documents * fraction)) if len(prefixes) > 1 else 0
+    if held_back >= documents:
+        raise DataError(
+            f"--validation-fraction {fraction} of {documents} documents leaves none to train on. Give more documents "
+            "(--split-on-blank-lines makes many of one .txt file), or a smaller fraction"
+        )
+    if held_back:
+        with train.split_off(held_back, prefixes[1]) as validation:
+            summary.sets[prefixes[0]] = (documents - held_back, train.tokens)
+            summary.sets[prefixes[1]] = (held_back, validation.tokens)
+            validation.publish()
+    else:
+        summary.sets[prefixes[0]] = (documents, train.tokens)
+    train.publish()

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from conclave.data.errors import DataError
+from conclave.data.outputs import reason_of
+from conclave.printable import printable
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -36,10 +38,14 @@ class IndexedWriter:
         self.prefix = prefix
         self.dtype = dtype
         self.lengths = array("i")
-        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._open = 0  # tokens of the document whose parts are being added
         self._bin_aside = self._aside(".bin")
         self._index_aside = self._aside(".idx")
-        self._file = open(self._bin_aside, "w+b")
+        try:
+            prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._bin_aside, "w+b")
+        except (OSError, ValueError) as error:
+            raise DataError(f"--output {printable(prefix)} cannot be written: {reason_of(error)}") from None
 
     def __enter__(self) -> IndexedWriter:
         return self
@@ -62,13 +68,26 @@ class IndexedWriter:
             raise AssertionError(
                 f"{len(tokens)} tokens of {tokens.dtype}, lengths that sum to {sum(lengths)}, in a file of {self.dtype}"
             )
-        if lengths and max(lengths) > LONGEST_DOCUMENT:
-            raise DataError(
-                f"a document of {max(lengths)} tokens; the format holds at most {LONGEST_DOCUMENT}. "
-                "Divide it into several files"
-            )
+        self._check_length(max(lengths, default=0))
         self._file.write(tokens.tobytes())
         self.lengths.extend(lengths)
+
+    def extend_document(self, tokens: npt.NDArray[np.integer]) -> None:
+        """Adds a part of a document, which `close_document` ends or `abandon_document` takes back."""
+        self._file.write(tokens.astype(self.dtype, copy=False).tobytes())
+        self._open += len(tokens)
+
+    def close_document(self) -> None:
+        """Ends the document whose parts were added."""
+        length, self._open = self._open, 0
+        self._check_length(length)
+        self.lengths.append(length)
+
+    def abandon_document(self) -> None:
+        """Takes back the parts of the document that is open."""
+        self._file.seek((self.tokens - self._open) * self.dtype.itemsize)
+        self._file.truncate()
+        self._open = 0
 
     def split_off(self, documents: int, prefix: Path) -> IndexedWriter:
         """Moves the last documents into a writer of their own."""
@@ -106,6 +125,13 @@ class IndexedWriter:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+    @staticmethod
+    def _check_length(length: int) -> None:
+        if length > LONGEST_DOCUMENT:
+            raise DataError(
+                f"a document of {length} tokens; the format holds at most {LONGEST_DOCUMENT}. Divide it into several files"
+            )
 
     def _index(self) -> bytes:
         lengths = np.array(self.lengths, dtype="<i4")

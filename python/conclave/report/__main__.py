@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
+from conclave.printable import printable
 from conclave.report.errors import ReportError
 from conclave.report.run import read_run
 
@@ -17,6 +19,10 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the folder of a run (run.output_dir)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page to write")
     options = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    # Numbers and letters that cannot be drawn are left out of a picture, which is all there is to say of them.
+    warnings.simplefilter("ignore")
     try:
         run = read_run(options.run)
     except ReportError as error:
@@ -30,11 +36,11 @@ def main() -> int:
     page = page_of(run)
     aside = options.output.with_name(f".{options.output.name}.{os.getpid()}")  # whoever has the old page open never sees half of a new one
     try:
-        aside.write_text(page)
+        aside.write_text(page, encoding="utf-8")
         aside.replace(options.output)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        print(f"error: {options.output} cannot be written: {error.strerror}", file=sys.stderr)
+        print(f"error: {printable(options.output)} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
     for flaw in run.flaws:
         print(f"note: {flaw}", file=sys.stderr)

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
+from conclave.report.record import LARGEST
 from conclave.report.run import Run
 
+MOST_CATEGORIES = 20  # of memory, the largest
 MOST_POINTS = 800  # of a curve; more steps are drawn as the mean of neighbours and the band they lie in
 BLUE, ORANGE, GREEN, RED, GREY = "#2563a8", "#d9702b", "#2f8f5b", "#c0392b", "#8a939e"
 SERIES = (BLUE, ORANGE, GREEN, "#7b5ea7", "#b8923a", "#3a9aa8", RED, "#5f6b78", "#c77fae", "#9aa84f")
@@ -21,6 +23,7 @@ GIBIBYTE = 2**30
 
 STYLE = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # and is no mathematics
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.spines.top": False,
@@ -58,9 +61,9 @@ def new_axes(height: float = 2.7, width: float = 6.2) -> tuple[Figure, Axes]:
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps, means, lowest and highest of at most MOST_POINTS groups of neighbours; values that are not finite are left out."""
-    finite = np.isfinite(values)
-    steps, values = steps[finite], values[finite]
+    """Steps, means, lowest and highest of at most MOST_POINTS groups of neighbours; values that are not finite, or as good as that, are left out."""
+    drawable = np.abs(values) < LARGEST
+    steps, values = steps[drawable], values[drawable]
     if len(steps) <= MOST_POINTS:
         return steps, values, values, values
     begins = np.linspace(0, len(steps), MOST_POINTS + 1).astype(int)[:-1]
@@ -88,7 +91,7 @@ def finish_axes(axes: Axes, run: Run, unit: str = "") -> None:
     margin = max((last - first) * 0.01, 0.5)
     axes.set_xlim(first - margin, last + margin)
     for start in run.starts:
-        if start["started_after"]:
+        if start["started_after"] and first <= start["started_after"] <= last:
             axes.axvline(start["started_after"], color=GREY, linewidth=1, linestyle=(0, (2, 3)), zorder=0.5)
     if axes.get_legend_handles_labels()[1]:
         axes.legend(ncols=5, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.1, handlelength=1.3, columnspacing=1.2)
@@ -96,7 +99,7 @@ def finish_axes(axes: Axes, run: Run, unit: str = "") -> None:
 
 def keep_range_readable(axes: Axes, values: np.ndarray, settled: float = 0.1) -> None:
     """Cuts off the peaks of the first steps, which would press the rest flat: the range is that of the steps after them, with room."""
-    finite = values[np.isfinite(values)]
+    finite = values[np.abs(values) < LARGEST]
     rest = finite[int(len(finite) * settled) :]
     if len(rest) < 20:
         return
@@ -149,7 +152,7 @@ def gradient_norm_chart(run: Run) -> str | None:
     norms = run.scalars["grad_norm"]
     draw_curve(axes, run.steps, norms, BLUE, "norm before clipping")
     clip = run.key("optimizer", "grad_clip")
-    if isinstance(clip, (int, float)) and clip > 0:
+    if isinstance(clip, (int, float)) and 0 < clip < LARGEST:
         axes.axhline(clip, color=GREY, linewidth=1, linestyle="--", label=f"clipped at {clip:g}")
     if "skipped" in run and (run.scalars["skipped"] > 0).any():
         skipped = run.steps[run.scalars["skipped"] > 0]
@@ -162,13 +165,14 @@ def gradient_norm_chart(run: Run) -> str | None:
 
 def memory_chart(run: Run) -> str | None:
     """Tensor memory at the peak of each step, by category, and what the process held at most."""
-    categories = [name for name in run.scalars if name.startswith("memory/") and np.nanmax(run.scalars[name]) > 0]
+    categories = [name for name in run.scalars if name.startswith("memory/") and run.most(name) > 0]
     if not categories and "peak_resident_bytes" not in run:
         return None
     figure, axes = new_axes()
-    categories.sort(key=lambda name: -np.nanmean(run.scalars[name]))
+    held = {name: np.nan_to_num(run.finite(name)) for name in categories}  # a step that says nothing of a category held none of it
+    categories = sorted(categories, key=lambda name: -held[name].mean())[:MOST_CATEGORIES]
     if categories:
-        points = [thinned(run.steps, run.scalars[name]) for name in categories]
+        points = [thinned(run.steps, held[name]) for name in categories]
         axes.stackplot(points[0][0], [mean / GIBIBYTE for _, mean, _, _ in points], labels=[name.removeprefix("memory/").replace("_", " ") for name in categories],
                        colors=[SERIES[i % len(SERIES)] for i in range(len(categories))], alpha=0.75, linewidth=0)
     if "peak_resident_bytes" in run:
@@ -185,14 +189,15 @@ def waiting_chart(run: Run) -> str | None:
     """What part of a step the slowest rank waited, and for what."""
     waits = [("data_seconds", "data"), ("gather_wait_seconds", "parameters"), ("reduce_wait_seconds", "sums"), ("dispatch_wait_seconds", "routed rows"),
              ("offload_wait_seconds", "offloaded inputs"), ("save_stall_seconds", "checkpoints")]
-    present = [(name, label) for name, label in waits if name in run and np.nanmax(run.scalars[name]) > 0]
+    present = [(name, label) for name, label in waits if run.most(name) > 0]
     if not present or "step_seconds" not in run:
         return None
     figure, axes = new_axes()
-    for color, (name, label) in zip(SERIES, present):
-        draw_curve(axes, run.steps, 100 * run.scalars[name] / run.scalars["step_seconds"], color, label, linewidth=1.2)
+    shares = [100 * run.finite(name) / run.finite("step_seconds") for name, _ in present]
+    for color, (_, label), share in zip(SERIES, present, shares):
+        draw_curve(axes, run.steps, share, color, label, linewidth=1.2)
     axes.set_ylim(bottom=0)
-    keep_range_readable(axes, np.nanmax(np.stack([100 * run.scalars[name] / run.scalars["step_seconds"] for name, _ in present]), axis=0), 0.02)
+    keep_range_readable(axes, np.nanmax(np.stack(shares), axis=0), 0.02)
     axes.set_ylim(bottom=0)
     finish_axes(axes, run, "% of the step")
     return svg_of(figure, "waiting")

@@ -75,9 +75,9 @@ def dead_experts_chart(run: Run) -> str | None:
     at, mean, _, _ = thinned(run.steps, run.scalars["dead_experts"])
     axes.fill_between(at, mean, step="post", color=BLUE, alpha=0.3, linewidth=0)
     axes.step(at, mean, where="post", color=BLUE, label="dead experts, of all layers")
-    axes.set_ylim(0, max(1.0, float(np.nanmax(run.scalars["dead_experts"]))) * 1.3)
+    axes.set_ylim(0, max(1.0, run.most("dead_experts")) * 1.3)
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if "drop_rate" in run and np.nanmax(run.scalars["drop_rate"]) > 0:
+    if run.most("drop_rate") > 0:
         right = axes.twinx()
         right.grid(False)
         draw_curve(right, run.steps, 100 * run.scalars["drop_rate"], SERIES[1], "dropped choices")
@@ -107,7 +107,9 @@ def _loads(run: Run) -> tuple[np.ndarray, np.ndarray, TwoSlopeNorm] | None:
     if shares is None:
         return None
     loads = shares.values * shares.values.shape[2]
-    return shares.steps, loads, TwoSlopeNorm(1.0, 0.0, max(2.0, float(loads[-1].max())))
+    if not np.isfinite(loads[-1]).any():
+        return None
+    return shares.steps, loads, TwoSlopeNorm(1.0, 0.0, max(2.0, float(np.nanmax(loads[-1]))))
 
 
 def _color_bar(figure: Figure, image: AxesImage, axes: object) -> None:
@@ -154,11 +156,12 @@ def share_snapshots(run: Run) -> str | None:
 def imbalance_map(run: Run) -> str | None:
     """Max / mean of every layer over the steps."""
     layers = run.tables.get("expert_imbalance_by_layer")
-    if layers is None or len(layers.steps) < 2:
+    if layers is None or len(layers.steps) < 2 or not np.isfinite(layers.values).any():
         return None
     figure, axes = new_axes(height=min(5.0, max(2.2, 1.0 + 0.2 * layers.values.shape[1])))
     edges = np.concatenate([[layers.steps[0] - 0.5], (layers.steps[1:] + layers.steps[:-1]) / 2, [layers.steps[-1] + 0.5]])
-    mesh = axes.pcolormesh(edges, np.arange(layers.values.shape[1] + 1) - 0.5, layers.values.T, cmap="viridis", vmin=1, rasterized=True)
+    mesh = axes.pcolormesh(edges, np.arange(layers.values.shape[1] + 1) - 0.5, layers.values.T, cmap="viridis", vmin=1,
+                           vmax=max(1.01, float(np.nanmax(layers.values))), rasterized=True)
     finish_axes(axes, run)
     axes.grid(False)
     axes.invert_yaxis()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from conclave.printable import printable
 from conclave.report import charts, load_charts
 from conclave.report.run import Run
 
@@ -58,25 +59,25 @@ def _tiles(run: Run) -> list[Tile]:
     if "lm_loss" in run:
         tiles.append(Tile("Training loss", _fixed(run.last("lm_loss"), 4), f"step {run.steps[-1]:,}"))
     if "validation_loss" in run:
-        losses = run.scalars["validation_loss"]
+        losses = run.finite("validation_loss")
         best = int(np.nanargmin(losses))
         tiles.append(Tile("Validation loss", _fixed(run.last("validation_loss"), 4), f"lowest {losses[best]:.4f}, step {run.steps[best]:,}"))
     if "tokens" in run:
         tiles.append(Tile("Tokens trained on", f"{run.last('tokens') / 1e6:,.2f} M"))
     if "tokens_per_second" in run:
         note = f"{100 * run.last('mfu'):.0f} % of the product rate" if "mfu" in run else "median of all steps"
-        tiles.append(Tile("Tokens/s", f"{np.nanmedian(run.scalars['tokens_per_second']):,.0f}", note))
+        tiles.append(Tile("Tokens/s", f"{np.nanmedian(run.finite('tokens_per_second')):,.0f}", note))
     if "peak_memory_bytes" in run:
-        note = f"process {np.nanmax(run.scalars['peak_resident_bytes']) / charts.GIBIBYTE:.2f} GiB" if "peak_resident_bytes" in run else ""
-        tiles.append(Tile("Peak tensor memory", f"{np.nanmax(run.scalars['peak_memory_bytes']) / charts.GIBIBYTE:.2f} GiB", note))
+        note = f"process {run.most('peak_resident_bytes') / charts.GIBIBYTE:.2f} GiB" if "peak_resident_bytes" in run else ""
+        tiles.append(Tile("Peak tensor memory", f"{run.most('peak_memory_bytes') / charts.GIBIBYTE:.2f} GiB", note))
     if "expert_imbalance" in run:
         tiles.append(Tile("Expert imbalance", _fixed(run.last("expert_imbalance"), 2), "max / mean; 1 is even"))
     if "dead_experts" in run:
         layers = run.tables.get("expert_share_by_layer")
         tiles.append(Tile("Dead experts", f"{run.last('dead_experts'):.0f}", f"of {layers.values[0].size:,}" if layers else ""))
-    if "drop_rate" in run and np.nanmax(run.scalars["drop_rate"]) > 0:
+    if run.most("drop_rate") > 0:
         tiles.append(Tile("Dropped choices", f"{100 * run.last('drop_rate'):.2f} %"))
-    if "skipped" in run and (skipped := int(np.nansum(run.scalars["skipped"]))):
+    if skipped := int((run.finite("skipped") > 0).sum()):
         tiles.append(Tile("Skipped steps", f"{skipped:,}", "loss or gradient not finite"))
     return tiles
 
@@ -152,14 +153,14 @@ def _job(run: Run) -> str:
 
 def _state(run: Run) -> str:
     steps, last = run.key("run", "steps"), int(run.steps[-1])
-    if not isinstance(steps, int):
+    if type(steps) is not int:
         return f"{last:,} steps done"
     return f"all {steps:,} steps done" if last >= steps else f"step {last:,} of {steps:,}: still running, or stopped"
 
 
 def page_of(run: Run) -> str:
     """The whole page as one text, with nothing to be fetched from anywhere."""
-    name = str(run.key("run", "name") or run.folder.name)
+    name = printable(run.key("run", "name") or run.folder.name)
     flaws = f'<div class="flaws"><ul>{"".join(f"<li>{html.escape(flaw)}</li>" for flaw in run.flaws)}</ul></div>' if run.flaws else ""
     tiles = "".join(f'<div class="tile"><div class="name">{html.escape(tile.name)}</div><div class="value">{html.escape(tile.value)}</div>'
                     f'<div class="note">{html.escape(tile.note)}</div></div>' for tile in _tiles(run))
@@ -170,7 +171,7 @@ def page_of(run: Run) -> str:
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(name)}: report</title><style>{CSS}</style></head>
 <body><main>
 <h1>{html.escape(name)}</h1>
-<p class="subtitle">{html.escape(str(run.folder))} &middot; {_state(run)}{resumes}</p>
+<p class="subtitle">{html.escape(printable(run.folder))} &middot; {_state(run)}{resumes}</p>
 {flaws}<div class="tiles">{tiles}</div>
 {_section("Training", _training(run))}
 {_section("Experts", _experts(run))}

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-import yaml
 
+from conclave.printable import printable
 from conclave.report.errors import ReportError
+from conclave.report.job_file import read_job
+from conclave.report.record import Record, read_record
 
-START_KEYS = ("started_after", "ranks", "device", "compute", "conclave_version", "torch_version")
 MOST_TABLES = 400  # of one by-layer value over time; a longer run keeps every second, fourth, ... of them
+MOST_METRICS = 500  # names
+MOST_STARTS = 200  # the newest
+LONGEST_LINE = 1 << 24
 
 
 @dataclass
@@ -32,8 +36,8 @@ class Run:
     steps: np.ndarray  # int64 [N], ascending
     scalars: dict[str, np.ndarray]  # float64 [N] by metric; NaN where a step has none
     tables: dict[str, Tables]
-    starts: list[dict[str, Any]]  # START_KEYS of each start of the program, in the order of steps
-    job: dict[str, Any]  # empty where job.yaml is missing
+    starts: list[dict[str, Any]]  # START_KEYS of the newest starts of the program, in the order of steps
+    job: dict[str, dict[str, Any]]  # empty where job.yaml is missing
     flaws: list[str] = field(default_factory=list)  # what was left out, in words
 
     def __contains__(self, name: str) -> bool:
@@ -42,7 +46,16 @@ class Run:
 
     def key(self, section: str, name: str) -> Any:
         """A value of the job; None where it is not known."""
-        return (self.job.get(section) or {}).get(name)
+        return self.job.get(section, {}).get(name)
+
+    def finite(self, name: str) -> np.ndarray:
+        """A metric [N] with NaN for what is not finite; all NaN if there is none of that name."""
+        values = self.scalars.get(name, np.full(len(self.steps), np.nan))
+        return np.where(np.isfinite(values), values, np.nan)
+
+    def most(self, name: str) -> float:
+        """The largest finite value of a metric; 0 if there is none."""
+        return float(np.max(self.finite(name), initial=0.0, where=np.isfinite(self.finite(name))))
 
     def last(self, name: str) -> float:
         """The newest value of a metric; NaN if there is none."""
@@ -57,10 +70,14 @@ class _TableCollector:
     def __init__(self) -> None:
         self._stride = 1
         self._seen = 0
-        self._kept: list[tuple[int, list]] = []
-        self._newest: tuple[int, list] | None = None
+        self._kept: list[tuple[int, np.ndarray]] = []
+        self._newest: tuple[int, np.ndarray] | None = None
 
-    def add(self, step: int, value: list) -> None:
+    def fits(self, value: np.ndarray) -> bool:
+        """Whether it has the shape of those that are there."""
+        return self._newest is None or self._newest[1].shape == value.shape
+
+    def add(self, step: int, value: np.ndarray) -> None:
         self._newest = (step, value)
         if self._seen % self._stride == 0:
             self._kept.append(self._newest)
@@ -74,104 +91,95 @@ class _TableCollector:
         return Tables(np.array([step for step, _ in kept]), np.array([value for _, value in kept], dtype=np.float64))
 
 
-def _number(value: Any) -> float | None:
-    """A number as the log writes it ("NaN" and "Infinity" are text there); None for anything else."""
-    if isinstance(value, bool) or value is None or isinstance(value, (list, dict)):
-        return None
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
 class _Reader:
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.scalars: dict[str, list[float]] = {}
         self.tables: dict[str, _TableCollector] = {}
-        self.starts: list[dict[str, Any]] = []
+        self.starts: deque[dict[str, Any]] = deque(maxlen=MOST_STARTS)
+        self.started = 0
+        self.damaged_values = 0
+        self.unreadable = 0
+        self.out_of_order = 0
+        self.last_is_torn = False
 
-    def add(self, record: dict[str, Any]) -> None:
-        step = record["step"]
-        self.steps.append(step)
-        for name, value in record.items():
-            if name == "step" or name in START_KEYS:
-                continue
-            if name.endswith("_by_layer"):
-                self.tables.setdefault(name, _TableCollector()).add(step, value)
-            elif (number := _number(value)) is not None:
-                column = self.scalars.setdefault(name, [])
-                column.extend([float("nan")] * (len(self.steps) - 1 - len(column)))
-                column.append(number)
-        if "started_after" in record:
-            self.starts.append({key: record.get(key) for key in START_KEYS})
+    def read(self, lines: BinaryIO) -> None:
+        while line := lines.readline(LONGEST_LINE):
+            record = read_record(line)
+            while len(line) == LONGEST_LINE and not line.endswith(b"\n"):  # the rest of a line that is no record of ours
+                line = lines.readline(LONGEST_LINE)
+            self.last_is_torn = record is None
+            self.unreadable += record is None
+            if record is not None and self.steps and record.step <= self.steps[-1]:
+                self.out_of_order += 1
+            elif record is not None:
+                self._add(record)
+
+    def flaws(self) -> list[str]:
+        flaws = []
+        if self.last_is_torn:
+            flaws.append("the last line of metrics.jsonl is not whole, as while a run writes it or after it was killed")
+        if unreadable := self.unreadable - self.last_is_torn:
+            flaws.append(f"{unreadable} lines of metrics.jsonl are no records and were left out")
+        if self.out_of_order:
+            flaws.append(f"{self.out_of_order} records of metrics.jsonl are of steps that came before and were left out")
+        if self.damaged_values:
+            flaws.append(f"{self.damaged_values} values in metrics.jsonl are not what their names say and were left out")
+        if self.started > len(self.starts):
+            flaws.append(f"of {self.started} starts of the program the newest {len(self.starts)} are shown")
+        return flaws
 
     def column(self, values: list[float]) -> np.ndarray:
         return np.array(values + [float("nan")] * (len(self.steps) - len(values)))
 
-
-def _read_job(file: Path, flaws: list[str]) -> dict[str, Any]:
-    if not file.exists():
-        flaws.append("there is no job.yaml: the job is not known")
-        return {}
-    try:
-        job = yaml.safe_load(file.read_text(errors="replace"))
-    except yaml.YAMLError:
-        job = None
-    if not isinstance(job, dict):
-        flaws.append("job.yaml cannot be read as YAML: the job is not known")
-        return {}
-    return job
+    def _add(self, record: Record) -> None:
+        self.steps.append(record.step)
+        self.damaged_values += record.damaged_values
+        for name, value in record.scalars.items():
+            if name not in self.scalars and len(self.scalars) >= MOST_METRICS:
+                self.damaged_values += 1
+                continue
+            column = self.scalars.setdefault(name, [])
+            column.extend([float("nan")] * (len(self.steps) - 1 - len(column)))
+            column.append(value)
+        for name, table in record.tables.items():
+            if name not in self.tables and len(self.tables) >= MOST_METRICS or not self.tables.setdefault(name, _TableCollector()).fits(table):
+                self.damaged_values += 1
+            else:
+                self.tables[name].add(record.step, table)
+        if record.start is not None:
+            self.starts.append(record.start)
+            self.started += 1
 
 
 def read_run(folder: Path) -> Run:
     """Read a run's folder, also while the run writes it.
 
-    Lines that are not whole records are left out and counted in `flaws`; the last line of a run that is writing may be one.
+    Lines that are not whole records, and values that cannot be drawn, are left out and counted in `flaws`; the last line of a run that is writing may
+    be one.
 
     Raises:
-        ReportError: there is no metrics.jsonl, or no whole record in it.
+        ReportError: there is no metrics.jsonl, or no whole record in it, or it cannot be read.
     """
     file = folder / "metrics.jsonl"
-    if not file.is_file():
-        raise ReportError(f"{folder} holds no metrics.jsonl. Give the folder of a run (run.output_dir) that has done a step.")
     reader, flaws = _Reader(), []
-    unreadable, last_is_torn, out_of_order = 0, False, 0
-    with open(file, "rb") as lines:
-        for line in lines:
-            record = _record(line)
-            last_is_torn = record is None
-            unreadable += record is None
-            if record is None:
-                continue
-            if reader.steps and record["step"] <= reader.steps[-1]:
-                out_of_order += 1
-                continue
-            reader.add(record)
-    if last_is_torn:
-        unreadable -= 1
-        flaws.append("the last line of metrics.jsonl is not whole, as while a run writes it or after it was killed")
-    if unreadable:
-        flaws.append(f"{unreadable} lines of metrics.jsonl are no records and were left out")
-    if out_of_order:
-        flaws.append(f"{out_of_order} records of metrics.jsonl are of steps that came before and were left out")
+    try:
+        if not file.is_file():
+            raise ReportError(f"{printable(folder)} holds no metrics.jsonl. Give the folder of a run (run.output_dir) that has done a step.")
+        with open(file, "rb") as lines:
+            reader.read(lines)
+        flaws += reader.flaws()
+        job = read_job(folder / "job.yaml", flaws)
+    except (OSError, ValueError) as error:
+        raise ReportError(f"{printable(getattr(error, 'filename', None) or folder)} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not reader.steps:
-        raise ReportError(f"{file} holds no whole record yet. Wait for the run's first step.")
-    job = _read_job(folder / "job.yaml", flaws)
+        raise ReportError(f"{printable(file)} holds no whole record yet. Wait for the run's first step.")
     return Run(
         folder=folder,
         steps=np.array(reader.steps, dtype=np.int64),
         scalars={name: reader.column(values) for name, values in reader.scalars.items()},
         tables={name: collector.tables() for name, collector in reader.tables.items()},
-        starts=reader.starts,
+        starts=list(reader.starts),
         job=job,
         flaws=flaws,
     )

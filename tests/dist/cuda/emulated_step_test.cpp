@@ -2,9 +2,10 @@
 // attention by its reference, for FlashAttention has no form here (head dims are no multiple of 8: the plan knows it).
 #include <ATen/ATen.h>
 
-#include "comm/fake_communicator.h"
 #include "cuda/kernel_table.h"
+#include "device/cpu_device.h"
 #include "dist/planner/measured_memory.h"
+#include "fake_communicator.h"
 
 namespace conclave {
 namespace {
@@ -16,10 +17,13 @@ using testing::expect_planned;
 using testing::measure;
 using testing::Measured;
 
-// The entries of src/kernels choose the kernels of src/cuda while it lives.
-struct AsOnCuda {
-  AsOnCuda() { use_cuda_kernels(&cuda::kernel_table, at::kCPU); }
-  ~AsOnCuda() { use_cuda_kernels(nullptr); }
+// While it lives, the CPU is a device as CUDA: its facts, and the kernels of src/cuda.
+class AsOnCuda final : public CpuDevice {
+ public:
+  AsOnCuda() { use_device(at::kCPU, this); }
+  ~AsOnCuda() override { use_device(at::kCPU, nullptr); }
+  const DeviceFacts& facts() const override { return cuda_facts; }
+  const Kernels& kernels() const override { return cuda::kernel_table; }
 };
 
 // Products of oneDNN have scratch memory, which is counted.
@@ -113,8 +117,8 @@ TEST_P(EmulatedStep, allocates_what_is_planned_for_a_gpu) {
   const WithoutOneDnn without_onednn;
   const CheckedJob job = job_of(c, shape);
   const Measured measured = measure(c, job, axes_of(job, c.rank));
-  const auto rows = testing::rows_of_fake_rank(measured.choices_LE, c.expert, c.rank % c.expert);
-  PlannedMemory planned = step_memory(testing::plan_of(c, job, Backend::cuda_nccl, rows));
+  const auto routing = testing::routing_of_fake_rank(c, measured.choices_LE);
+  PlannedMemory planned = plan_step(testing::plan_of(c, job, DeviceKind::cuda, false, routing)).memory;
   for (MemoryUse* use : {&planned.peak_of, &planned.at_peak}) {
     use->total -= cublas_workspace_bytes;
     use->of[static_cast<int>(MemoryCategory::workspace)] -= cublas_workspace_bytes;

@@ -1,5 +1,6 @@
 // Every way from tokens to experts and back between processes, against all tokens in a plain loop on one rank.
 #include "moe/routed_experts.h"
+#include "capacity_reference.h"
 
 #include <ATen/ATen.h>
 
@@ -236,19 +237,20 @@ TEST_P(RoutedExpertsOf, capacity_drops_the_same_choices_on_any_number_of_ranks) 
     for (const int64_t experts : {2, 9, 64})
       for (const double factor : {0.5, 1.0, 2.0})
         for (const KeptChoices kept : {KeptChoices::most_probable, KeptChoices::earliest})
-          for (const bool equal_weights : {false, true}) {
+          for (const bool equal_scores : {false, true}) {
             SCOPED_TRACE(fmt::format("seed {}, E={} factor {} kept {} equal {}", seed, experts, factor,
-                                     static_cast<int>(kept), equal_weights));
+                                     static_cast<int>(kept), equal_scores));
             constexpr int64_t sequence = 5;
             at::Generator generator = at::detail::createCPUGenerator(seed);
             std::vector<at::Tensor> parts;  // by sample, of which rank r has number (size - 1 - r)
             for (int sample = 0; sample < world.size(); ++sample) {
               parts.push_back(at::randn({sample == 2 ? 0 : sequence, experts}, generator) - at::arange(experts) * 0.5);
-              if (equal_weights) parts.back().round_();
+              if (equal_scores) parts.back().round_();
             }
             const Routing whole = route(at::cat(parts), {.top_k = 2});
-            const at::Tensor expected =
-                reference::apply_capacity(whole.expert_of_choice_TK, whole.weight_TK, experts, {factor, kept});
+            const at::Tensor expected = reference::apply_capacity(
+                whole.expert_of_choice_TK, whole.score_TE.gather(1, whole.expert_of_choice_TK.to(at::kLong)), experts,
+                {factor, kept});
             const int own = world.size() - 1 - world.rank();
             const std::vector<int64_t> samples =
                 parts[own].size(0) == 0 ? std::vector<int64_t>{} : std::vector<int64_t>{own};

@@ -11,8 +11,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda_kernels.h"
-#include "planner/planned_rank.h"
+#include "base/error.h"
+#include "device/device.h"
+#include "planner/paper_step.h"
 #include "train/forward_backward.h"
 
 namespace conclave::testing {
@@ -20,7 +21,7 @@ namespace conclave::testing {
 struct Case {
   std::string name;
   int world = 1, rank = 0;
-  int64_t shard = 1, expert = 1;
+  int64_t shard = 1, expert = 1;  // shard: of dense parameters, a multiple of expert
   ActivationCheckpointing checkpointing = ActivationCheckpointing::none;
   int64_t prefetch_units = 1;
   std::string reshard_after_forward = "true";
@@ -43,16 +44,19 @@ inline CheckedJob check(const Case& c, ModelConfig model, int64_t sequence, int6
   job.data.sequence_length = sequence;
   job.data.micro_batch_size = c.sequences;
   job.data.global_batch_size = c.sequences * c.world * c.micro_steps;
-  job.parallel.hybrid_shard_degree = c.shard;
+  check_invariant(c.shard % c.expert == 0, "the experts of {} lie within a shard group", c.name);
+  job.parallel.hybrid_shard_degree = c.shard / c.expert;
   job.parallel.expert_parallel_degree = c.expert;
   job.parallel.prefetch_units = c.prefetch_units;
   job.parallel.reshard_after_forward =
       ReshardRule::parse(c.reshard_after_forward).value_or(ReshardRule(c.reshard_after_forward == "true"));
   job.moe = c.moe;
+  if (!job.moe.overload) job.moe.overload = OverloadPolicy::none;  // as on hosts where lending does not pay
   job.memory.activation_offloading = c.offloading;
   job.memory.offload_folder = std::filesystem::temp_directory_path();
   job.memory.activation_checkpointing = c.checkpointing;
   job.memory.loss_chunk_tokens = loss_chunk_tokens;
+  job.checkpoint.every_minutes = 0;  // nothing is saved here
   job.precision.compute = c.in_bf16() ? Precision::bf16 : Precision::fp32;
   job.precision.reduce = c.reduce == at::kBFloat16 ? Precision::bf16 : Precision::fp32;
   return check_job(std::move(job), model, c.world);
@@ -70,7 +74,7 @@ inline MicroBatch batch_of(const CheckedJob& job, int rank) {
 
 struct EngineRank {
   EngineRank(const Case& c, const CheckedJob& job, const Axes& axes)
-      : model(job.model, axes, {c.compute, c.reduce, at::kCPU, /*readers_round=*/cuda_kernels(at::kCPU) == nullptr}) {
+      : model(job.model, axes, {c.compute, c.reduce, at::kCPU, device_of(at::kCPU).facts().rounds_when_read}) {
     model.allocate_parameters();
     model.allocate_training_state();
     model.initialize(3);
@@ -83,49 +87,45 @@ struct EngineRank {
 // What the router chose, by layer and global expert, of each rank of one expert group.
 using ChoicesByRank = std::vector<at::Tensor>;  // double [layers, experts]
 
-// The rows that these choices bring to and from the rank at place `index` of the group.
-inline std::vector<RoutedRows> rows_of(const ChoicesByRank& choices, size_t index) {
-  const auto degree = static_cast<int64_t>(choices.size()), local = choices[0].size(1) / degree;
-  const auto own = static_cast<int64_t>(index);
-  const auto count = [](const at::Tensor& part) { return static_cast<int64_t>(part.sum().item<double>()); };
-  std::vector<RoutedRows> rows;
+inline std::vector<int64_t> row_of(const at::Tensor& count_E) {
+  const at::Tensor rows = count_E.to(at::kLong).contiguous();
+  return {rows.const_data_ptr<int64_t>(), rows.const_data_ptr<int64_t>() + rows.numel()};
+}
+
+inline std::shared_ptr<const AssumedChoices> routing_of(const ChoicesByRank& choices) {
+  std::vector<RowsBySource> layers;
   for (int64_t layer = 0; layer < choices[0].size(0); ++layer) {
-    RoutedRows& of = rows.emplace_back();
-    at::Tensor of_expert_L = at::zeros({local}, at::kDouble);
-    for (int64_t source = 0; source < degree; ++source) {
-      const at::Tensor chosen_E = choices[source][layer];
-      const at::Tensor here_L = chosen_E.narrow(0, own * local, local);
-      of_expert_L += here_L;
-      if (source != own) of.received_from_others += count(here_L);
-      if (source == own) {
-        of.sent = count(chosen_E);
-        of.sent_to_others = of.sent - count(here_L);
-      }
-    }
-    of.received = count(of_expert_L);
-    of.largest_expert = static_cast<int64_t>(of_expert_L.max().item<double>());
+    RowsBySource& rows = layers.emplace_back();
+    for (const at::Tensor& of_rank : choices) rows.push_back(row_of(of_rank[layer]));
   }
-  return rows;
+  return std::make_shared<CountedRouting>(std::move(layers));
 }
 
-// FakeCommunicator gives a rank the counts it sent: what it sends to rank p for that rank's expert l comes back from p
-// for its own expert l.
-inline std::vector<RoutedRows> rows_of_fake_rank(const at::Tensor& choices_LE, int64_t degree, int64_t index) {
-  const int64_t local = choices_LE.size(1) / degree;
-  std::vector<RoutedRows> rows;
+// What a rank whose world is played by FakeCommunicator meets. Gathered counts are its own, again and again; by
+// all-to-all it gets the counts it sent: what it sends to rank p for that rank's expert l comes back from p for its own
+// expert l. What others send to others is then nobody's business.
+inline std::shared_ptr<const AssumedChoices> routing_of_fake_rank(const Case& c, const at::Tensor& choices_LE) {
+  const int64_t degree = c.expert, index = c.rank % c.expert, local = choices_LE.size(1) / degree;
+  const bool gathers = c.moe.dispatcher == DispatcherKind::all_gather || c.moe.overload == OverloadPolicy::spill;
+  std::vector<RowsBySource> layers;
   for (int64_t layer = 0; layer < choices_LE.size(0); ++layer) {
-    const at::Tensor of_rank = choices_LE[layer].view({degree, local});
-    RoutedRows& of = rows.emplace_back();
-    of.sent = of.received = static_cast<int64_t>(of_rank.sum().item<double>());
-    of.sent_to_others = of.received_from_others =
-        of.received - static_cast<int64_t>(of_rank[index].sum().item<double>());
-    of.largest_expert = static_cast<int64_t>(of_rank.sum(0).max().item<double>());
+    const std::vector<int64_t> own = row_of(choices_LE[layer]);
+    RowsBySource& rows = layers.emplace_back(RowsBySource(degree, gathers ? own : std::vector<int64_t>(own.size())));
+    for (int64_t source = 0; source < degree && !gathers; ++source)
+      for (int64_t expert = 0; expert < local; ++expert)
+        rows[source][index * local + expert] = own[source * local + expert];
+    rows[index] = own;
   }
-  return rows;
+  return std::make_shared<CountedRouting>(std::move(layers));
 }
 
-inline PlannedRank plan_of(const Case& c, const CheckedJob& job, Backend backend, std::vector<RoutedRows> rows) {
-  PlannedRank planned = plan_rank(job, c.rank, backend, c.in_bf16(), std::move(rows));
+// `kind` of device; `by_gloo`: other ranks are really there.
+inline PlannedRank plan_of(const Case& c, const CheckedJob& job, DeviceKind kind, bool by_gloo,
+                           std::shared_ptr<const AssumedChoices> routing) {
+  DeviceDescription device = read_device("cpu");
+  device.device.kind = kind;
+  PlannedRank planned = plan_rank(job, c.rank, device, std::move(routing));
+  planned.stages_sums = by_gloo;
   planned.threads = at::get_num_threads();
   return planned;
 }

@@ -1,4 +1,4 @@
-// What the allocations of an engine's rank counted, and whether that is what was planned. Tolerance 5 %, and 64 KiB for
+// What the allocations of an engine's rank counted, and whether that is what was planned. Tolerance 2 %, and 64 KiB for
 // what grows with nothing (a few vectors of sums, alignment).
 #pragma once
 
@@ -6,7 +6,6 @@
 
 #include "dist/planner/engine.h"
 #include "memory/memory_category.h"
-#include "planner/step_memory.h"
 
 namespace conclave::testing {
 
@@ -38,7 +37,7 @@ inline Measured measure(const Case& c, const CheckedJob& job, const Axes& axes) 
 }
 
 inline void expect_near(const std::string& what, int64_t measured, int64_t planned) {
-  constexpr double tolerance = 0.05;
+  constexpr double tolerance = 0.02;
   constexpr int64_t constants = 64 << 10;
   EXPECT_LE(std::abs(measured - planned), tolerance * static_cast<double>(measured) + constants)
       << what << ": planned " << planned << ", measured " << measured;

@@ -1,13 +1,11 @@
 // Collectives and bytes of a step: the planner's against those that the engine's communicators counted. Exact, no
 // tolerance. One rank of a world of 4 or 64 counts by itself (FakeCommunicator); two ranks over Gloo count in earnest.
-#include "planner/step_traffic.h"
-
 #include <ATen/ATen.h>
 
 #include "comm/counting_communicator.h"
-#include "comm/fake_communicator.h"
 #include "dist/planner/engine.h"
 #include "dist/world.h"
+#include "fake_communicator.h"
 #include "optim/optimizer.h"
 
 namespace conclave {
@@ -17,8 +15,8 @@ using testing::batch_of;
 using testing::Case;
 using testing::EngineRank;
 using testing::plan_of;
-using testing::rows_of;
-using testing::rows_of_fake_rank;
+using testing::routing_of;
+using testing::routing_of_fake_rank;
 using testing::run_ranks;
 
 // Odd on purpose: no size is a multiple of what it is padded to. The embedding (96 KB of fp32) is all-reduced in parts,
@@ -66,7 +64,7 @@ std::vector<Case> cases() {
       {.name = "shard4_last_rank", .world = 4, .rank = 3, .shard = 4, .expert = 1, .micro_steps = 2},
       {.name = "shard4_expert2", .world = 4, .rank = 1, .shard = 4, .expert = 2, .micro_steps = 3},
       {.name = "shard2_expert2", .world = 4, .rank = 2, .shard = 2, .expert = 2, .micro_steps = 2},
-      {.name = "shard1_expert4", .world = 4, .rank = 3, .shard = 1, .expert = 4, .micro_steps = 2},
+      {.name = "expert4_two_replicas", .world = 8, .rank = 3, .shard = 4, .expert = 4, .micro_steps = 2},
       {.name = "shard1_expert1", .world = 4, .rank = 2, .shard = 1, .expert = 1, .micro_steps = 2},
       {.name = "selective", .world = 4, .rank = 0, .shard = 4, .expert = 2, .checkpointing = selective},
       {.name = "full", .world = 4, .rank = 0, .shard = 4, .expert = 2, .checkpointing = full},
@@ -97,7 +95,7 @@ std::vector<Case> cases() {
        .tied = true},
       {.name = "offloading", .world = 4, .rank = 1, .shard = 4, .expert = 2, .checkpointing = full, .offloading = true},
       {.name = "tied", .world = 4, .rank = 1, .shard = 4, .expert = 2, .tied = true, .micro_steps = 2},
-      {.name = "tied_prefetch3", .world = 4, .rank = 1, .shard = 2, .expert = 4, .prefetch_units = 3, .tied = true},
+      {.name = "tied_prefetch3", .world = 8, .rank = 1, .shard = 4, .expert = 4, .prefetch_units = 3, .tied = true},
       {.name = "tied_kept",
        .world = 4,
        .rank = 1,
@@ -140,10 +138,40 @@ std::vector<Case> cases() {
        .expert = 4,
        .checkpointing = full,
        .moe = {.overload = OverloadPolicy::chunk, .max_tokens_per_rank_factor = 4}},
+      {.name = "sinkhorn",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .moe = {.moe_load_balancing = LoadBalancing::sinkhorn, .sinkhorn_tolerance = 1e-12, .sinkhorn_iterations = 3}},
+      {.name = "balanced",
+       .world = 4,
+       .rank = 3,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = selective,
+       .moe = {.moe_load_balancing = LoadBalancing::balanced}},
+      {.name = "bias", .world = 2, .rank = 1, .shard = 2, .moe = {.moe_load_balancing = LoadBalancing::bias}},
+      {.name = "jitter", .checkpointing = full, .moe = {.router_jitter_noise = 0.1}},
+      {.name = "many_micro_steps", .world = 4, .rank = 1, .shard = 2, .expert = 2, .micro_steps = 5},
+      {.name = "gathering",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = full,
+       .moe = {.dispatcher = DispatcherKind::all_gather}},
+      {.name = "lent_experts",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = selective,
+       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1}},
       {.name = "world64", .world = 64, .rank = 5, .shard = 64, .expert = 8, .micro_steps = 2},
       {.name = "world64_hybrid", .world = 64, .rank = 63, .shard = 16, .expert = 8, .micro_steps = 2},
       {.name = "world64_hybrid_full", .world = 64, .rank = 17, .shard = 8, .expert = 4, .checkpointing = full},
-      {.name = "world64_expert_wider_than_shard", .world = 64, .rank = 40, .shard = 4, .expert = 8, .micro_steps = 2},
+      {.name = "world64_experts_unsharded", .world = 64, .rank = 40, .shard = 8, .expert = 8, .micro_steps = 2},
       {.name = "world64_replicated", .world = 64, .rank = 33, .shard = 1, .expert = 1},
   };
 }
@@ -157,8 +185,8 @@ Axes fake_axes(const Case& c, const Layout& layout, const std::shared_ptr<Traffi
   });
 }
 
-// The parts of a step that send: its micro-steps (of which only the last one's gradients go over the replicas), the
-// norm, and, apart from them, an evaluation.
+// A step: its micro-steps (of which only the last one's gradients go over the replicas), the sum of the loss, the norm;
+// and, apart from it, an evaluation.
 TEST_P(FakeWorld, sends_what_was_planned) {
   const Case& c = GetParam();
   const auto count = std::make_shared<TrafficCount>();
@@ -167,30 +195,27 @@ TEST_P(FakeWorld, sends_what_was_planned) {
   EngineRank engine(c, job, axes);
   const MicroBatch batch = batch_of(job, c.rank);
   EXPECT_TRUE(count->reset().empty()) << "setting up sends nothing";
-  TrafficByOperation of_step;
-  std::optional<PlannedRank> planned;
+  at::Tensor choices_LE;
   for (int64_t m = 0; m < c.micro_steps; ++m) {
-    SCOPED_TRACE("micro-step " + std::to_string(m));
     const bool last = m == c.micro_steps - 1;
-    const MicroStepResult result = engine.forward_backward->train(batch, {m == 0, last, 0.01, 1.0});
-    planned.emplace(
-        plan_of(c, job, Backend::cpu_alone, rows_of_fake_rank(result.balance.count_LE, c.expert, c.rank % c.expert)));
-    const TrafficByOperation counted = count->reset();
-    expect_equal(counted, micro_step_traffic(*planned, last));
-    add(of_step, counted);
+    choices_LE = engine.forward_backward->train(batch, {m == 0, last, 0.01, 1.0}).balance.count_LE;
   }
+  axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();  // TrainStep's sum of the loss
   Optimizer optimizer({}, engine.model.optimizer_units());
+  TrafficByOperation of_step = count->reset();
   optimizer.gradient_squares(axes.world(), at::kCPU);
-  add(of_step, count->snapshot());
-  expect_equal(count->reset(), {{{"world", "all_reduce"}, {1, (c.world - 1) * 5 * 8}}});  // one double for each unit
-  axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();                            // TrainStep's sum of the loss
-  add(of_step, count->reset());
-  expect_equal(of_step, step_traffic(*planned));
+  const TrafficByOperation of_norm = count->reset();
+  expect_equal(of_norm, {{{"world", "all_reduce"}, {1, (c.world - 1) * 5 * 8}}});  // one double for each unit
+  add(of_step, of_norm);
+  const PlannedRank planned = plan_of(c, job, DeviceKind::cpu, false, routing_of_fake_rank(c, choices_LE));
+  expect_equal(of_step, plan_step(planned).traffic);
 
   optimizer.update(0.0, 1, 1.0);
   EXPECT_TRUE(count->reset().empty()) << "the update sends nothing";
-  engine.forward_backward->evaluate(batch);
-  expect_equal(count->reset(), evaluation_traffic(*planned));
+  // Sinkhorn and balanced choices are training's alone, so an evaluation routes anew.
+  const at::Tensor evaluated_LE = engine.forward_backward->evaluate(batch).balance.count_LE;
+  const PlannedRank evaluated = plan_of(c, job, DeviceKind::cpu, false, routing_of_fake_rank(c, evaluated_LE));
+  expect_equal(count->reset(), plan_evaluation(evaluated).traffic);
 }
 
 // Choices of one rank's tokens, by a model that is whole on this rank: initial values do not depend on the layout.
@@ -211,7 +236,7 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
     for (Case c :
          {Case{.name = "shard2_expert2", .world = 2, .shard = 2, .expert = 2, .micro_steps = 2},
           Case{.name = "shard2_expert1", .world = 2, .shard = 2, .expert = 1, .micro_steps = 2},
-          Case{.name = "shard1_expert2", .world = 2, .shard = 1, .expert = 2, .checkpointing = selective},
+          Case{.name = "selective", .world = 2, .shard = 2, .expert = 2, .checkpointing = selective},
           Case{.name = "full", .world = 2, .shard = 2, .expert = 2, .checkpointing = full, .prefetch_units = 2},
           Case{.name = "all_gather",
           .world = 2,
@@ -220,7 +245,7 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
           .moe = {.dispatcher = DispatcherKind::all_gather}},
           Case{.name = "all_gather_full_in_three_parts",
           .world = 2,
-          .shard = 1,
+          .shard = 2,
           .expert = 2,
           .checkpointing = full,
           .moe = {.dispatcher = DispatcherKind::all_gather, .dispatch_chunks = 3}},
@@ -238,18 +263,22 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
       const int first = c.expert == 2 ? 0 : c.rank;
       for (int64_t place = 0; place < c.expert; ++place)
         choices.push_back(choices_alone(c, job, first + static_cast<int>(place)));
-      const PlannedRank planned = plan_of(c, job, Backend::cpu_gloo, rows_of(choices, c.rank - first));
-      if (c.expert > 1) {
-        EXPECT_GT(planned.rows[0].sent_to_others, 0) << "a plan without rows would say nothing of dispatch";
-      }
+      const PlannedRank planned = plan_of(c, job, DeviceKind::cpu, true, routing_of(choices));
       EXPECT_TRUE(count->reset().empty()) << "setting up sends nothing";
       for (int64_t m = 0; m < c.micro_steps; ++m) {
         const bool last = m == c.micro_steps - 1;
         engine.forward_backward->train(batch_of(job, c.rank), {m == 0, last, 0.01, 1.0});
-        expect_equal(count->reset(), micro_step_traffic(planned, last));
+      }
+      axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();
+      Optimizer({}, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
+      const TrafficByOperation of_step = count->reset();
+      expect_equal(of_step, plan_step(planned).traffic);
+      if (c.expert > 1) {
+        const bool gathers = c.moe.dispatcher == DispatcherKind::all_gather;
+        EXPECT_GT(of_step.at({"expert", gathers ? "all_gather" : "all_to_all"}).bytes, 10'000) << "of rows";
       }
       EXPECT_TRUE(std::isfinite(engine.forward_backward->evaluate(batch_of(job, c.rank)).loss_sum));
-      expect_equal(count->reset(), evaluation_traffic(planned));
+      expect_equal(count->reset(), plan_evaluation(planned).traffic);
     }
   });
 }

@@ -9,8 +9,8 @@
 
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
-#include "comm/fake_communicator.h"
 #include "config/mixtral_parameters.h"
+#include "fake_communicator.h"
 #include "train/parallel_model.h"
 #include "unit/checkpoint/thread_world.h"
 
@@ -37,9 +37,9 @@ struct LayoutCase {
   int64_t expert;
   int64_t shard;
 };
-constexpr LayoutCase layouts[] = {{"one", 1, 1, 0},           {"expert", 2, 2, 0},      {"expert_and_shard", 4, 2, 0},
-                                  {"replica", 4, 1, 2},       {"eight", 8, 4, 0},       {"eight_replicas", 8, 2, 2},
-                                  {"not_divisible", 3, 1, 0}, {"shard_of_one", 4, 4, 1}};
+constexpr LayoutCase layouts[] = {
+    {"one", 1, 1, 0},   {"expert", 2, 2, 0},         {"expert_and_shard", 4, 2, 0}, {"replica", 4, 1, 2},
+    {"eight", 8, 4, 0}, {"eight_replicas", 8, 2, 2}, {"not_divisible", 3, 1, 0},    {"experts_unsharded", 8, 4, 1}};
 
 Layout layout_of(const LayoutCase& layout) {
   ParallelConfig parallel;

@@ -126,11 +126,11 @@ TEST(Offload, changes_no_bit_on_one_rank) {
 }
 
 TEST(Offload, changes_no_bit_on_two_ranks) {
-  run_ranks(2, [](World& world) { expect_offloading_changes_no_bit(world, {{2, 1}, {2, 2}, {1, 2}}, {1, 2}); });
+  run_ranks(2, [](World& world) { expect_offloading_changes_no_bit(world, {{2, 1}, {1, 1}, {1, 2}}, {1, 2}); });
 }
 
 TEST(Offload, changes_no_bit_on_four_ranks) {
-  run_ranks(4, [](World& world) { expect_offloading_changes_no_bit(world, {{4, 2}, {2, 4}}, {2}); });
+  run_ranks(4, [](World& world) { expect_offloading_changes_no_bit(world, {{2, 2}, {1, 4}}, {2}); });
 }
 
 // More layers need no more of the device but for their choices of experts, which stay. Without offloading each also

@@ -190,9 +190,38 @@ TEST(HuggingFaceImport, harmless_tensors_are_ignored) {
   const TestFolder folder;
   NamedTensors tensors = per_expert_form();
   tensors.emplace_back("model.layers.0.self_attn.rotary_emb.inv_freq", at::ones({2}));
-  tensors.emplace_back("lm_head.weight", at::ones({5, 4}));  // no parameter claims it: the embeddings are tied
   write_safetensors(folder / single_file_name, tensors);
   expect_loads(folder.path());
+}
+
+// A parameter of one tensor with another name, as a tied head is: either name, or both with the same values.
+TEST(HuggingFaceImport, a_parameter_under_two_names_must_be_the_same_under_both) {
+  std::vector<DiskNames> tied = model();
+  tied[0].alternative = {{"lm_head.weight", {5, 4}}};
+  const at::Tensor value = value_of(tied[0]);
+  at::Tensor other = value.clone();
+  other[4][3] = 77;
+  for (const auto& [head, said] :
+       std::vector<std::pair<at::Tensor, std::string>>{{value, ""},
+                                                       {value.to(at::kDouble), ""},
+                                                       {other, "different values"},
+                                                       {at::full_like(value, NAN), "different values"},
+                                                       {at::ones({4, 4}), "has shape [4, 4]"}}) {
+    const TestFolder folder;
+    NamedTensors tensors = per_expert_form();
+    tensors.emplace_back("lm_head.weight", head);
+    write_safetensors(folder / single_file_name, tensors);
+    const std::string refusal = message_of<UserError>([&] { HuggingFaceReader reader(folder.path(), tied); });
+    EXPECT_THAT(refusal, said.empty() ? testing::Matcher<std::string>(testing::IsEmpty()) : HasSubstr(said));
+  }
+  const TestFolder folder;
+  NamedTensors tensors = per_expert_form();
+  tensors[0].first = "lm_head.weight";
+  write_safetensors(folder / single_file_name, tensors);
+  const HuggingFaceReader reader(folder.path(), tied);
+  const at::Tensor loaded = at::zeros({20});
+  reader.load({tied[0].parameter, tied[0].shape, 0, loaded});
+  EXPECT_TRUE(loaded.view({5, 4}).equal(value));
 }
 
 TEST(HuggingFaceImport, a_model_that_does_not_fit_is_refused_by_tensor_and_file) {
@@ -327,15 +356,17 @@ TEST(HuggingFaceExport, shards_with_an_index_load_again) {
   options.max_shard_bytes = 100;  // the embedding has 80 bytes, each w1 and w3 48, the norm 16
   options.generation_config_json = "{}\n";
   std::filesystem::create_directory(folder / "tokenizer");
-  write_bytes(folder / "tokenizer" / "tokenizer.json", "tokens");
+  const std::string five_ids = R"({"model":{"vocab":{"a":4}}})";
+  write_bytes(folder / "tokenizer" / "tokenizer.json", five_ids);
   write_bytes(folder / "tokenizer" / "notes.txt", "not a tokenizer's file");
   options.tokenizer_folder = folder / "tokenizer";
+  options.vocabulary = 5;
   ASSERT_EQ(export_model(folder / "runs" / "export" / "", 3, options), no_failures(3));
   EXPECT_EQ(entries_of(folder / "runs" / "export"),
             (std::vector<std::string>{"config.json", "generation_config.json", "model-00001-of-00004.safetensors",
                                       "model-00002-of-00004.safetensors", "model-00003-of-00004.safetensors",
                                       "model-00004-of-00004.safetensors", index_file_name, "tokenizer.json"}));
-  EXPECT_EQ(read_bytes(folder / "runs" / "export" / "tokenizer.json"), "tokens");
+  EXPECT_EQ(read_bytes(folder / "runs" / "export" / "tokenizer.json"), five_ids);
   expect_loads(folder / "runs" / "export");
   const auto index = nlohmann::json::parse(read_bytes(folder / "runs" / "export" / index_file_name));
   EXPECT_EQ(index["metadata"]["total_size"], 4 * (20 + 48 + 4));
@@ -399,6 +430,12 @@ TEST(HuggingFaceExport, a_folder_with_anything_else_is_refused_untouched) {
   HuggingFaceExportOptions options = export_options();
   options.tokenizer_folder = folder / "absent";
   EXPECT_THAT(export_model(folder / "new", 2, options), Each(HasSubstr("cannot copy the tokenizer")));
+  options.tokenizer_folder = folder.path();
+  options.vocabulary = 5;
+  write_bytes(folder / "added_tokens.json", R"({"b":5})");
+  EXPECT_THAT(export_model(folder / "new", 2, options),
+              Each(HasSubstr("has 6 ids, but the model has embeddings for 5")));
+  std::filesystem::remove(folder / "added_tokens.json");
   EXPECT_EQ(entries_of(folder.path()), (std::vector<std::string>{"export", "file"}));
 }
 

@@ -20,11 +20,13 @@ Manifest good() {
   Manifest manifest;
   manifest.state = {.step = 12,
                     .samples = 384,
+                    .tokens = 6144,
                     .seed = 0xfedcba9876543210ull,
                     .updates = 11,
                     .skipped_in_a_row = 1,
                     .data_fingerprint = "0123456789abcdef",
-                    .job = {{"optimizer.lr", "1.0e-3"}, {"run.name", "\"\xc3\xa4\"\n"}},
+                    .resumed_from = "fedcba9876543210",
+                    .job = {{"data.sequence_length", "16"}, {"optimizer.lr", "1.0e-3"}, {"run.name", "\"\xc3\xa4\"\n"}},
                     .model_config = "{\"hidden_size\": 32}",
                     .layout = {{"world", 2}},
                     .versions = {{"conclave", "0.1.0"}},
@@ -94,19 +96,44 @@ TEST(Manifest, pieces_must_cover_each_tensor_within_the_files) {
   }
 }
 
+// The text of good() as another version of the format would write it, with the hash of it.
+std::string of_version(
+    int64_t version, const std::function<void(nlohmann::json&)>& edit = [](auto&) {}) {
+  nlohmann::json content = nlohmann::json::parse(manifest_text(good()))["content"];
+  content["version"] = version;
+  edit(content["state"]);
+  const std::string text = content.dump();
+  return fmt::format(R"({{"xxh3":"{:016x}","content":{}}})", XXH3_64bits(text.data(), text.size()), text);
+}
+
 TEST(Manifest, of_another_version_says_which_program_reads_it) {
-  const auto of_version = [](const std::string& version) {
-    // The hash of the edited content, computed here: what another version would have written.
-    std::string text = manifest_text(good());
-    const std::string own = "\"version\":2";
-    text.replace(text.find(own), own.size(), "\"version\":" + version);
-    const std::string content = nlohmann::json::parse(text)["content"].dump();
-    return refusal(
-        fmt::format(R"({{"xxh3":"{:016x}","content":{}}})", XXH3_64bits(content.data(), content.size()), content));
-  };
-  EXPECT_THAT(of_version("3"),
-              AllOf(HasSubstr("version 3"), HasSubstr("reads version 2"), HasSubstr("a newer version")));
-  EXPECT_THAT(of_version("1"), AllOf(HasSubstr("version 1"), HasSubstr("an older version")));
+  EXPECT_THAT(refusal(of_version(4)),
+              AllOf(HasSubstr("version 4"), HasSubstr("reads versions 2 to 3"), HasSubstr("a newer version")));
+  EXPECT_THAT(refusal(of_version(1)), AllOf(HasSubstr("version 1"), HasSubstr("an older version")));
+}
+
+// Version 2 counted samples alone, all of one length, and knew of no other run.
+TEST(Manifest, of_version_2_is_read) {
+  const Manifest read = parse_manifest(of_version(2,
+                                                  [](auto& state) {
+                                                    state.erase("tokens");
+                                                    state.erase("resumed_from");
+                                                  }),
+                                       "origin");
+  CheckpointState expected = good().state;
+  expected.tokens = 384 * 16;
+  expected.resumed_from = "";
+  EXPECT_EQ(read.state, expected);
+  EXPECT_EQ(read.tensors.size(), good().tensors.size());
+  EXPECT_THAT(refusal(of_version(2)), HasSubstr("13 keys instead of 11"));
+}
+
+TEST(Manifest, its_identity_is_of_all_it_says) {
+  const std::string identity = parse_manifest(manifest_text(good()), "origin").identity;
+  EXPECT_EQ(identity, parse_manifest(manifest_text(good()), "another place").identity);
+  Manifest other = good();
+  other.tensors["t"].pieces[0].hashes = {2};  // other data
+  EXPECT_NE(identity, parse_manifest(manifest_text(other), "origin").identity);
 }
 
 // Every single byte of the text matters: changed, it is refused (white space after the value aside).

@@ -7,10 +7,10 @@
 #include "base/error.h"
 #include "comm/counting_communicator.h"
 #include "comm/device.h"
-#include "comm/fake_communicator.h"
 #include "comm/local_communicator.h"
 #include "comm/shapes.h"
 #include "comm/world.h"
+#include "fake_communicator.h"
 #include "mesh/collective_bytes.h"
 
 namespace conclave {
@@ -117,10 +117,10 @@ TEST(Device, cuda_is_refused_with_the_reason_where_there_is_none) {
   std::string why_not;
   if (cuda_device_count(&why_not) > 0) GTEST_SKIP() << "this machine has a GPU";
   EXPECT_FALSE(why_not.empty());
-  EXPECT_EQ(choose_device(Device::automatic, {}), at::kCPU);
-  EXPECT_EQ(choose_device(Device::cpu, {}), at::kCPU);
+  EXPECT_EQ(choose_device(WantedDevice::automatic, {}), at::kCPU);
+  EXPECT_EQ(choose_device(WantedDevice::cpu, {}), at::kCPU);
   try {
-    choose_device(Device::cuda, {});
+    choose_device(WantedDevice::cuda, {});
     FAIL() << "accepted";
   } catch (const UserError& error) {
     EXPECT_NE(std::string(error.what()).find("run.device is cuda, but " + why_not), std::string::npos) << error.what();

@@ -1,6 +1,5 @@
 #include "comm/process.h"
 
-#include <ATen/Parallel.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -8,7 +7,10 @@
 #include <map>
 
 #include "base/error.h"
+#include "comm/mpi_process.h"
+#include "comm/network_address.h"
 #include "comm/rendezvous.h"
+#include "comm/slurm_process.h"
 
 namespace conclave {
 namespace {
@@ -42,6 +44,8 @@ const Variables mpirun{{"OMPI_COMM_WORLD_RANK", "1"},
                        {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
                        {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
                        {"MASTER_PORT", "31000"}};
+// What Kubeflow's PyTorchJob gives its pods, one rank each.
+const Variables pod{{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "job-master-0"}, {"MASTER_PORT", "23456"}};
 
 class Environment : public ::testing::Test {
  protected:
@@ -51,17 +55,38 @@ class Environment : public ::testing::Test {
   static void clear() {
     for (const auto* variables : {&torchrun, &srun, &mpirun})
       for (const auto& [name, value] : *variables) unsetenv(name.c_str());
-    for (const char* name : {"ENVIRONMENT", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE",
-                             "SLURM_NTASKS_PER_NODE", "SLURM_STEP_NODELIST"})
+    for (const char* name : {"CONCLAVE_MEETING",
+                             "FLUX_TASK_RANK",
+                             "FOO_RANK",
+                             "MPI_LOCALNRANKS",
+                             "MPI_LOCALRANKID",
+                             "MV2_COMM_WORLD_LOCAL_RANK",
+                             "MV2_COMM_WORLD_LOCAL_SIZE",
+                             "MV2_COMM_WORLD_RANK",
+                             "MV2_COMM_WORLD_SIZE",
+                             "NODE_RANK",
+                             "PALS_RANKID",
+                             "PMIX_NAMESPACE",
+                             "PMIX_RANK",
+                             "PMI_RANK",
+                             "PMI_SIZE",
+                             "SLURM_PTY_PORT",
+                             "SLURM_RESTART_COUNT",
+                             "ENVIRONMENT",
+                             "SLURM_STEPID",
+                             "SLURM_STEP_NUM_TASKS",
+                             "SLURM_STEP_TASKS_PER_NODE",
+                             "SLURM_NTASKS_PER_NODE",
+                             "SLURM_STEP_NODELIST"})
       unsetenv(name);
   }
   // `changes` go over `variables`; an empty value unsets.
-  static Process read(Variables variables, const Variables& changes = {}) {
+  static Process read(Variables variables, const Variables& changes = {}, bool starts_ranks = false) {
     clear();
     for (const auto& [name, value] : changes) variables[name] = value;
     for (const auto& [name, value] : variables)
       if (!value.empty()) setenv(name.c_str(), value.c_str(), 1);
-    return process_from_environment();
+    return process_from_environment(starts_ranks);
   }
   static std::string refusal(const Variables& variables, const Variables& changes) {
     try {
@@ -95,6 +120,49 @@ TEST_F(Environment, torchrun_is_understood) {
   EXPECT_FALSE(process.is_one_host());
 }
 
+TEST_F(Environment, pytorchs_four_variables_are_enough) {
+  const Process process = read(pod);
+  EXPECT_EQ(process.rank, 1);
+  EXPECT_EQ(process.world_size, 2);
+  EXPECT_EQ(process.master_address, "job-master-0");
+  EXPECT_EQ(process.master_port, 23456);
+  EXPECT_FALSE(process.place_is_known) << "the ranks find out who shares a host when they meet";
+  EXPECT_FALSE(process.is_one_host());
+  EXPECT_TRUE(process.meeting.empty()) << "not on this host alone";
+  EXPECT_FALSE(read(pod, {{"LOCAL_RANK", "1"}}).place_is_known);
+  EXPECT_TRUE(read(pod, {{"WORLD_SIZE", "1"}, {"RANK", "0"}}).is_single());
+}
+
+TEST_F(Environment, ranks_of_one_host_meet_without_a_port) {
+  const Variables here{{"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "8"}, {"RANK", "1"}};
+  const Process process = read(torchrun, here);
+  EXPECT_FALSE(process.meeting.empty());
+  EXPECT_FALSE(process.launcher_serves_store) << "torchrun's own is open to everybody";
+  EXPECT_TRUE(read(torchrun).meeting.empty()) << "two hosts";
+  Variables next = here;
+  next["TORCHELASTIC_RESTART_COUNT"] = "3";
+  EXPECT_NE(read(torchrun, next).meeting, process.meeting) << "a restart is a new job";
+  EXPECT_FALSE(
+      read(srun, {{"SLURM_NTASKS", "4"}, {"SLURM_PROCID", "1"}, {"SLURM_TASKS_PER_NODE", "4"}, {"SLURM_NODEID", "0"}})
+          .meeting.empty());
+}
+
+TEST_F(Environment, an_ipv6_address_may_stand_in_brackets) {
+  EXPECT_EQ(read(pod, {{"MASTER_ADDR", "[::1]"}}).master_address, "::1");
+  EXPECT_EQ(read(pod, {{"MASTER_ADDR", "::1"}}).master_address, "::1");
+  EXPECT_THAT(describe_store(read(pod, {{"MASTER_ADDR", "[::1]"}})), HasSubstr("the store at [::1]:23456"));
+}
+
+TEST_F(Environment, ranks_of_this_programs_launcher_know_their_place) {
+  Variables variables = pod;  // left by another launcher
+  variables.insert(srun.begin(), srun.end());
+  const Process process = read(variables, {{"CONCLAVE_MEETING", "abc"}, {"RANK", "1"}, {"WORLD_SIZE", "2"}});
+  EXPECT_EQ(process.launcher, Launcher::conclave);
+  EXPECT_EQ(process.meeting, "abc");
+  EXPECT_EQ(process.local_rank, 1);
+  EXPECT_TRUE(process.is_one_host());
+}
+
 TEST_F(Environment, torchrun_inside_slurm_wins) {
   Variables both = srun;
   both.insert(torchrun.begin(), torchrun.end());
@@ -120,9 +188,66 @@ TEST_F(Environment, slurm_is_understood) {
   EXPECT_EQ(read(srun, {{"SLURM_JOB_NODELIST", ""}}).master_address, "10.0.0.1");
 }
 
+TEST_F(Environment, a_shell_within_slurm_is_no_rank) {
+  const Variables one{{"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"}, {"SLURM_NODEID", "0"}};
+  Variables pty = one;
+  pty["SLURM_PTY_PORT"] = "40123";
+  EXPECT_EQ(read(srun, pty).launcher, Launcher::none) << "srun --pty bash";
+  Variables interactive = one;
+  interactive["SLURM_STEP_ID"] = "4294967290";
+  EXPECT_EQ(read(srun, interactive).launcher, Launcher::none) << "salloc, in a step of its own";
+  EXPECT_EQ(read(srun, {{"SLURM_PROCID", ""}}).launcher, Launcher::none) << "salloc, on the login node";
+  EXPECT_EQ(read(srun, {{"SLURM_STEP_ID", ""}, {"ENVIRONMENT", "BATCH"}}, /*starts_ranks=*/true).launcher,
+            Launcher::none)
+      << "a batch script that says --ranks";
+}
+
+TEST_F(Environment, hydra_and_mvapich_are_understood) {
+  const Variables hydra{{"PMI_RANK", "1"},        {"PMI_SIZE", "4"},        {"MPI_LOCALRANKID", "1"},
+                        {"MPI_LOCALNRANKS", "2"}, {"MASTER_ADDR", "host0"}, {"MASTER_PORT", "31000"}};
+  const Process process = read(hydra);
+  EXPECT_EQ(process.launcher, Launcher::mpi);
+  EXPECT_EQ(process.rank, 1);
+  EXPECT_EQ(process.world_size, 4);
+  EXPECT_EQ(process.local_world_size, 2);
+  EXPECT_EQ(process.master_address, "host0");
+  EXPECT_FALSE(read(hydra, {{"MPI_LOCALRANKID", ""}, {"MPI_LOCALNRANKS", ""}}).place_is_known)
+      << "slurm's pmi2 says no more";
+  EXPECT_THAT(refusal(hydra, {{"MASTER_PORT", ""}}), HasSubstr("-genv MASTER_PORT"));
+  const Variables mvapich{{"MV2_COMM_WORLD_RANK", "3"},
+                          {"MV2_COMM_WORLD_SIZE", "4"},
+                          {"MV2_COMM_WORLD_LOCAL_RANK", "3"},
+                          {"MV2_COMM_WORLD_LOCAL_SIZE", "4"},
+                          {"MASTER_PORT", "31000"}};
+  EXPECT_EQ(read(mvapich).rank, 3);
+  EXPECT_TRUE(read(mvapich).is_one_host());
+  // mpiexec starts its proxies by srun, one a node: what Slurm says is of those.
+  Variables within_slurm = srun;
+  within_slurm["SLURM_NTASKS"] = "2";
+  within_slurm["SLURM_PROCID"] = "1";
+  within_slurm.insert(hydra.begin(), hydra.end());
+  EXPECT_EQ(read(within_slurm).world_size, 4);
+  // srun --mpi=pmi2 sets both, of the same ranks.
+  const Process by_srun = read(srun, {{"PMI_RANK", "9"}, {"PMI_SIZE", "12"}});
+  EXPECT_EQ(by_srun.launcher, Launcher::slurm);
+}
+
+TEST_F(Environment, a_launcher_that_tells_no_size_is_refused_and_one_that_is_unknown_noticed) {
+  for (const char* name : {"PMIX_RANK", "FLUX_TASK_RANK", "PALS_RANKID"})
+    EXPECT_THAT(refusal({{name, "1"}}, {}),
+                AllOf(HasSubstr(std::string(name) + " is 1"), HasSubstr("Set RANK, WORLD_SIZE")));
+  EXPECT_EQ(read(srun, {{"PMIX_RANK", "9"}}).launcher, Launcher::slurm) << "srun --mpi=pmix";
+  read({{"FOO_RANK", "1"}});
+  EXPECT_EQ(sign_of_unknown_launcher(), "FOO_RANK=1");
+  read({{"FOO_RANK", "first"}, {"NODE_RANK", "0"}});
+  EXPECT_EQ(sign_of_unknown_launcher(), "");
+}
+
 TEST_F(Environment, open_mpi_is_understood) {
+  EXPECT_EQ(read(mpirun, {{"MASTER_PORT", ""}, {"PMIX_NAMESPACE", "prterun-host-1@1"}}).meeting, "mpi/prterun-host-1@1")
+      << "ranks of one host need no port";
   const Process process = read(mpirun);
-  EXPECT_EQ(process.launcher, Launcher::open_mpi);
+  EXPECT_EQ(process.launcher, Launcher::mpi);
   EXPECT_EQ(process.rank, 1);
   EXPECT_EQ(process.world_size, 2);
   EXPECT_EQ(process.master_address, "127.0.0.1");
@@ -168,21 +293,18 @@ TEST(Addresses, ranks_of_one_host_meet_on_loopback_and_others_must_not) {
   process.world_size = process.local_world_size = 2;
   EXPECT_EQ(address_for_peers(process), "127.0.0.1");
   process.local_world_size = 1;
+  process.rank = 1;
   process.master_address = "127.0.0.1";
   EXPECT_THROW(address_for_peers(process), UserError);
   process.master_address = "no-such-host.invalid";
   EXPECT_THROW(address_for_peers(process), UserError);
 }
 
-TEST(Threads, granted_cores_count_before_the_hosts) {
-  Process process;
-  process.cpus_per_rank = 3;
-  set_threads(process);
-  EXPECT_EQ(at::get_num_threads(), 3);
-  process.cpus_per_rank = 0;
-  process.world_size = process.local_world_size = 100'000;
-  set_threads(process);
-  EXPECT_EQ(at::get_num_threads(), 1);
+TEST(Addresses, those_of_this_host_alone_are_known) {
+  for (const char* address : {"127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1"}) EXPECT_TRUE(is_loopback(address));
+  for (const char* address : {"10.0.0.1", "::", "1.127.0.0", "fe80::1", "localhost"})
+    EXPECT_FALSE(is_loopback(address));
+  EXPECT_EQ(source_address_towards("127.0.0.1"), "127.0.0.1");
 }
 
 }  // namespace

@@ -33,11 +33,13 @@ TEST(JobDifference, what_changes_a_result_matters) {
   is.moe.drop_policy = DropPolicy::position;
   is.precision.reduce = Precision::bf16;
   is.precision.experts = ExpertPrecision::fp8;
+  is.precision.router = RouterPrecision::compute;
   is.optimizer.beta1 = 0.5;
   is.schedule.warmup_steps = 3;
-  EXPECT_THAT(keys_that_matter(is, Job()), ElementsAre("data.sequence_length", "moe.capacity_factor", "moe.drop_policy",
-                                                       "moe.moe_z_loss_coeff", "optimizer.beta1", "precision.experts",
-                                                       "precision.reduce", "run.seed", "schedule.warmup_steps"));
+  EXPECT_THAT(keys_that_matter(is, Job()),
+              ElementsAre("data.sequence_length", "moe.capacity_factor", "moe.drop_policy", "moe.moe_z_loss_coeff",
+                          "optimizer.beta1", "precision.experts", "precision.reduce", "precision.router", "run.seed",
+                          "schedule.warmup_steps"));
   const auto difference = differences_that_matter(values_of(is), values_of(Job())).at(0);
   EXPECT_EQ(difference.is, "7");
   EXPECT_EQ(difference.was, "2048");
@@ -66,6 +68,8 @@ TEST(JobDifference, what_changes_none_does_not) {
   is.moe.spill_least_rows = 1;
   is.optimizer.max_skipped_steps = 1;
   is.checkpoint.every = 7;
+  is.checkpoint.every_minutes = 7;
+  is.run.stop_after = Duration{60};
   is.validation.every = 3;
   is.metrics.tensorboard = false;
   EXPECT_THAT(keys_that_matter(is, Job()), IsEmpty());

@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 // Every key that has more than one value, at a value that is not its default.
 constexpr const char* every_key = R"(
-run: {name: "first: \"try\" # 1", output_dir: runs/a, steps: 7, seed: 9223372036854775807, device: cuda, deterministic: true, timeout_seconds: 12}
+run: {name: "first: \"try\" # 1", output_dir: runs/a, steps: 7, seed: 9223372036854775807, device: cuda, deterministic: true, timeout_seconds: 12, stop_after: 3h30m}
 model: {config: models/small, init_from: weights}
 data:
   train: tokens/train
@@ -46,12 +46,12 @@ moe:
   capacity_factor: 1.25
   drop_policy: position
   router_jitter_noise: .01
-precision: {compute: bf16, reduce: bf16, experts: fp8}
+precision: {compute: bf16, reduce: bf16, experts: fp8, router: compute}
 optimizer: {lr: 3e-4, beta1: 0.8, beta2: 0.9, eps: 1e-6, weight_decay: 0.05, grad_clip: 2, max_skipped_steps: 9}
 schedule: {kind: linear, warmup_steps: 4, min_lr: 2e-5}
-checkpoint: {every: 6, keep: 8, keep_every: 24, async: false, resume: never, verify: false, on_damage: stop, allow_changed: "optimizer.lr, run.steps",
+checkpoint: {every: 6, every_minutes: 7.5, keep: 8, keep_every: 24, async: false, resume: never, verify: false, on_damage: stop, allow_changed: "optimizer.lr, run.steps",
   export_every: 11, export_keep: 12}
-validation: {every: 13, batches: 14}
+validation: {every: 13, samples: 14}
 metrics: {tensorboard: false, log_every: 15}
 )";
 
@@ -90,12 +90,12 @@ TEST(JobDescription, has_every_member_of_every_struct) {
   describe(job, described);
   MemberCount count{described};
   {
-    const auto& [a, b, c, d, e, f, g] = job.run;
-    count.expect_described(a, b, c, d, e, f, g);
+    const auto& [a, b, c, d, e, f, g, h] = job.run;
+    count.expect_described(a, b, c, d, e, f, g, h);
   }
   {
-    const auto& [a, b, c, d, e] = job.model;
-    count.expect_described(a, b, c, d, e);
+    const auto& [a, b, c, d, e, f, g] = job.model;
+    count.expect_described(a, b, c, d, e, f, g);
   }
   {
     const auto& [a, b, c, d, e] = job.data;
@@ -114,8 +114,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r);
   }
   {
-    const auto& [a, b, c] = job.precision;
-    count.expect_described(a, b, c);
+    const auto& [a, b, c, d] = job.precision;
+    count.expect_described(a, b, c, d);
   }
   {
     const auto& [a, b, c, d, e, f, g] = job.optimizer;
@@ -126,8 +126,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c);
   }
   {
-    const auto& [a, b, c, d, e, f, g, h, i, j] = job.checkpoint;
-    count.expect_described(a, b, c, d, e, f, g, h, i, j);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k] = job.checkpoint;
+    count.expect_described(a, b, c, d, e, f, g, h, i, j, k);
   }
   {
     const auto& [a, b] = job.validation;
@@ -151,8 +151,9 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.run.output_dir, "runs/a");
   EXPECT_EQ(job.run.steps, 7);
   EXPECT_EQ(job.run.seed, std::numeric_limits<int64_t>::max());
-  EXPECT_EQ(job.run.device, Device::cuda);
+  EXPECT_EQ(job.run.device, WantedDevice::cuda);
   EXPECT_EQ(job.run.timeout_seconds, 12);
+  EXPECT_EQ(job.run.stop_after, Duration{3 * 3600 + 30 * 60});
   EXPECT_EQ(job.model.config, "models/small");
   EXPECT_EQ(job.model.init_from, "weights");
   EXPECT_EQ(job.data.train, "tokens/train");
@@ -182,6 +183,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.precision.compute, Precision::bf16);
   EXPECT_EQ(job.precision.reduce, Precision::bf16);
   EXPECT_EQ(job.precision.experts, ExpertPrecision::fp8);
+  EXPECT_EQ(job.precision.router, RouterPrecision::compute);
   EXPECT_EQ(job.optimizer.lr, 3e-4);
   EXPECT_EQ(job.optimizer.beta1, 0.8);
   EXPECT_EQ(job.optimizer.beta2, 0.9);
@@ -193,6 +195,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.schedule.warmup_steps, 4);
   EXPECT_EQ(job.schedule.min_lr, 2e-5);
   EXPECT_EQ(job.checkpoint.every, 6);
+  EXPECT_EQ(job.checkpoint.every_minutes, 7.5);
   EXPECT_EQ(job.checkpoint.keep, 8);
   EXPECT_EQ(job.checkpoint.keep_every, 24);
   EXPECT_FALSE(job.checkpoint.async);
@@ -201,7 +204,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.checkpoint.on_damage, OnDamage::stop);
   EXPECT_EQ(job.checkpoint.allow_changed, "optimizer.lr, run.steps");
   EXPECT_EQ(job.validation.every, 13);
-  EXPECT_EQ(job.validation.batches, 14);
+  EXPECT_EQ(job.validation.samples, 14);
   EXPECT_FALSE(job.metrics.tensorboard);
   EXPECT_EQ(job.metrics.log_every, 15);
   EXPECT_EQ(job.origins.of("run.steps"), file.path().string() + ", line 2");
@@ -238,6 +241,8 @@ TEST(JobFile, every_key_is_printed_and_reads_back) {
       {"moe.max_tokens_per_rank_factor=2.5", "moe.overload=chunk"},
       {"moe.spill_threshold=2.5", "moe.overload=spill"},
       {"moe.spill_least_rows=5", "moe.overload=spill"},
+      {"model.resize_vocabulary=512", "model.init_from=weights"},
+      {"model.shrink_vocabulary=true", "model.resize_vocabulary=512", "model.init_from=weights"},
       {"model.upcycle_from=dense"},
       {"model.upcycle_noise=0.5", "model.upcycle_from=dense"},
       {"model.upcycle_reinit_fraction=0.5", "model.upcycle_from=dense"}};
@@ -301,8 +306,9 @@ TEST(JobFile, numbers_read_back_to_the_last_bit) {
 }
 
 TEST(JobFile, text_reads_back_whatever_it_holds) {
-  for (const std::string text : {"null", "12", "true", "~", " a ", "a\nb\tc", "\"quoted\" 'so'", "back\\slash",
-                                 "# no comment", "Grüße 漢字", "{a: b}", "&a *b !c"}) {
+  for (const std::string text :
+       {"null", "12", "true", "~", " a ", "a\nb\tc", "\"quoted\" 'so'", "back\\slash", "# no comment", "Grüße 漢字",
+        "{a: b}", "&a *b !c", "$HOME", "a$$b", "${x}", "~root/a"}) {
     Job job;
     job.run.name = text;
     job.run.output_dir = text;
@@ -311,8 +317,9 @@ TEST(JobFile, text_reads_back_whatever_it_holds) {
     const TemporaryFile file("job.yaml", print_job(job));
     const Job again = read_job(file.path());
     EXPECT_EQ(again.run.name, text);
-    EXPECT_EQ(again.run.output_dir, text);
-    EXPECT_EQ(again.data.validation, text);
+    // A tilde at the beginning is written with ./ before it.
+    EXPECT_EQ(again.run.output_dir.lexically_normal(), text);
+    EXPECT_EQ(again.data.validation->lexically_normal(), text);
   }
 }
 

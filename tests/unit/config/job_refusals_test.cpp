@@ -92,7 +92,7 @@ TEST(JobRefusal, out_of_range) {
   EXPECT_EQ(refusal_of_overrides({"optimizer.beta2=-0.1"}),
             "optimizer.beta2 is -0.1, but it must be at least 0 and less than 1.   (--set optimizer.beta2=-0.1)");
   EXPECT_EQ(refusal_of_overrides({"data.sequence_length=4294967296"}),
-            "data.sequence_length is 4294967296, but it must be at most 2147483647.   (--set "
+            "data.sequence_length is 4294967296, but it must be at most 16777216.   (--set "
             "data.sequence_length=4294967296)");
   EXPECT_EQ(refusal_of_overrides({"data.global_batch_size=0"}),
             "data.global_batch_size is 0, but it must be at least 1.   (--set data.global_batch_size=0)");
@@ -143,10 +143,17 @@ TEST(JobRefusal, of_what_dispatch_does_not_do_together) {
             "(--set moe.drop_policy=position)");
   EXPECT_EQ(refusal_of_overrides({"moe.drop_policy=probs"}),
             "moe.drop_policy is probs, but it must be probability or position.   (--set moe.drop_policy=probs)");
-  EXPECT_EQ(refusal_of_overrides({"moe.spill_least_rows=64"}),
+  EXPECT_EQ(refusal_of_overrides({"moe.spill_least_rows=64"}), "accepted") << "null can be spill";
+  EXPECT_EQ(refusal_of_overrides({"moe.spill_least_rows=64", "moe.overload=none"}),
             "moe.spill_least_rows is 64, but moe.overload is none, which does not use it.\n"
             "       Set moe.spill_least_rows to its default, null, or moe.overload to spill.   "
             "(--set moe.spill_least_rows=64)");
+  EXPECT_EQ(refusal_of_overrides({"moe.spill_threshold=1.1", "moe.dispatcher=all_gather"}),
+            "moe.spill_threshold is 1.1, but moe.overload is null, which does not use it.\n"
+            "       Set moe.spill_threshold to its default, 1.3, or moe.overload to spill.   "
+            "(--set moe.spill_threshold=1.1)");
+  EXPECT_EQ(refusal_of_overrides({"moe.dispatcher=all_gather"}), "accepted") << "the default lends nothing then";
+  EXPECT_EQ(refusal_of_overrides({"moe.dispatch_chunks=2"}), "accepted");
   EXPECT_EQ(refusal_of_overrides({"moe.max_tokens_per_rank_factor=2", "moe.overload=spill"}),
             "moe.max_tokens_per_rank_factor is 2.0, but moe.overload is spill, which does not use it.\n"
             "       Set moe.max_tokens_per_rank_factor to its default, 1.5, or moe.overload to chunk.   "
@@ -224,7 +231,7 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
             "       Set moe.aux_loss_scope to all_ranks, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
   EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: bias, aux_loss_layers: each}\n"),
             "moe.aux_loss_layers is each, but moe.moe_load_balancing is bias, which does not use it.\n"
-            "       Set moe.aux_loss_layers to together, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
+            "       Set moe.aux_loss_layers to null, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
   EXPECT_EQ(
       refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
       "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
@@ -253,8 +260,9 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
             "       Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.   (job.yaml, "
             "line 3)");
   EXPECT_EQ(refusal_of_job("checkpoint: {resume: alwyas}\n"),
-            "checkpoint.resume is alwyas, but there is no such folder.\n"
-            "       Use auto, never or the path of a checkpoint folder.   (job.yaml, line 3)");
+            "checkpoint.resume is alwyas (" + (std::filesystem::current_path() / "alwyas").string() +
+                "), but there is no such folder.\n"
+                "       Use auto, never or the path of a checkpoint folder.   (job.yaml, line 3)");
   const TemporaryFile file("a", "");
   EXPECT_EQ(refusal_of_overrides({"checkpoint.resume=" + file.folder().string()}), "accepted");
 }
@@ -284,11 +292,12 @@ TEST(JobRefusal, a_refused_value_has_no_second_refusal) {
 TEST(JobRefusal, files_that_are_no_job) {
   EXPECT_EQ(refusal_of([] { read_job("/nonexistent/job.yaml"); }),
             "the job file /nonexistent/job.yaml cannot be read: No such file or directory.\n"
-            "       Give the path of a YAML or JSON file.");
+            "       Give the path of a YAML or JSON file, or - for standard input.");
   const TemporaryFile file("a", "");
-  EXPECT_EQ(refusal_of([&] { read_job(file.folder()); }), "the job file " + file.folder().string() +
-                                                              " cannot be read: it is a folder.\n"
-                                                              "       Give the path of a YAML or JSON file.");
+  EXPECT_EQ(refusal_of([&] { read_job(file.folder()); }),
+            "the job file " + file.folder().string() +
+                " cannot be read: it is a folder.\n"
+                "       Give the path of a YAML or JSON file, or - for standard input.");
   EXPECT_EQ(refusal_of_job("moe: {\n"),
             "the job file is not valid YAML: end of map flow not found.   (job.yaml, line 4, column 1)");
   EXPECT_EQ(refusal_of_job("---\na: b\n"),
@@ -302,9 +311,14 @@ TEST(JobRefusal, files_that_are_no_job) {
 }
 
 TEST(JobRefusal, overrides_that_are_none) {
-  for (const std::string text : {"run.steps", "steps=3", ".steps=3", "run.=3", "=3", ""}) {
+  for (const std::string text : {"run.steps", "run.=3", "=3", ""}) {
     EXPECT_EQ(refusal_of_overrides({text}),
               "--set " + text + " is not of the form section.key=value.\n       Write it like --set run.steps=100.");
+  }
+  for (const std::string text : {"steps=3", ".steps=3", "stesp=3"}) {
+    EXPECT_EQ(refusal_of_overrides({text}), "--set " + text +
+                                                " is not of the form section.key=value.\n"
+                                                "       Did you mean --set run.steps=3?");
   }
   EXPECT_EQ(refusal_of_overrides({"rnu.steps=3"}),
             "unknown key rnu.steps. Did you mean run.steps?   (--set rnu.steps=3)");

@@ -1,6 +1,8 @@
 #include "config/model_config.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <nlohmann/json.hpp>
 
@@ -179,24 +181,112 @@ TEST(ModelConfigRefusal, of_another_architecture) {
 }
 
 TEST(ModelConfigRefusal, of_another_rotary_embedding) {
+  const std::string default_only =
+      ", but this version has the default rotary embedding only.\n"
+      "       Use a model whose rope_type is \"default\".   (config.json)";
   EXPECT_EQ(refusal_with({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
-            "rope_scaling is {\"factor\":2.0,\"type\":\"linear\"}, but this version scales no rotary embedding.\n"
-            "       Set it to null, or remove it, if the model was trained without.   (config.json)");
+            "rope_scaling.type is \"linear\"" + default_only);
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"type", "linear"}, {"factor", 2.0}, {"rope_theta", 5.0}}}}),
+            "rope_parameters.type is \"linear\"" + default_only);
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1000000.0}}}}),
-            "rope_parameters.rope_type is \"yarn\", but this version has the default rotary embedding only.\n"
-            "       Use a model whose rope_type is \"default\".   (config.json)");
-  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 10.0}}}}),
-            "rope_theta is 1000000.0, but rope_parameters.rope_theta is 10.0.\n"
-            "       Keep one of them, or make them equal.   (config.json)");
-  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_theta", "a"}}}}, {"rope_theta"}),
+            "rope_parameters.rope_type is \"yarn\"" + default_only);
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", nullptr}}}}),
+            "rope_parameters.rope_type is null" + default_only);
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"factor", 2.0}}}}),
+            "rope_parameters.factor is 2.0, but the default rotary embedding does not use it.\n"
+            "       Remove it if the model was trained without, or use a model whose rotary embedding is not scaled.   "
+            "(config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"full_attention", {{"rope_theta", 5.0}}}}}})
+                .find("rope_parameters.full_attention is {\"rope_theta\":5.0}, but"),
+            0u);
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_theta", "a"}}}}),
             "rope_parameters.rope_theta is \"a\", but it must be a number above 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_theta", nullptr}}}}),
+            "rope_parameters.rope_theta is null, but it must be a number above 0.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_theta", nullptr}}),
+            "rope_theta is null, but it must be a number above 0.   (config.json)");
   EXPECT_EQ(refusal_with({{"rope_parameters", 3}}), "rope_parameters is 3, but it must be an object.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_scaling", "linear"}}),
+            "rope_scaling is \"linear\", but it must be an object.   (config.json)");
+}
+
+double theta_of(const json& changes, bool without_theta = false) {
+  json content = json::parse(version_4);
+  if (!changes.is_null()) content.update(changes);
+  if (without_theta) content.erase("rope_theta");
+  return read_text(content.dump()).rope_theta;
+}
+
+// Oracle: Transformers' PreTrainedConfig, as tests/python/test_model_config_keys.py asks it.
+TEST(ModelConfig, the_rotary_base_is_the_one_that_transformers_takes) {
+  EXPECT_EQ(theta_of({{"rope_parameters", {{"rope_theta", 10.0}, {"rope_type", "default"}}}}), 10.0);
+  EXPECT_EQ(theta_of({{"rope_parameters", {{"rope_type", "default"}}}}), 1e6);
+  EXPECT_EQ(theta_of({{"rope_theta", 7.0}, {"rope_parameters", json::object()}}), 7.0);
+  EXPECT_EQ(theta_of({{"rope_theta", 7.0}, {"rope_scaling", {{"rope_type", "default"}}}}), 7.0);
+  EXPECT_EQ(theta_of({{"rope_theta", 7.0}, {"rope_scaling", {{"type", "default"}, {"rope_theta", 9}}}}), 9.0);
+  EXPECT_EQ(theta_of({{"rope_parameters", {{"rope_theta", 10.0}}}, {"rope_scaling", {{"rope_type", "default"}}}}, true),
+            1e6);
+  EXPECT_EQ(theta_of({{"rope_parameters", {{"rope_theta", 10.0}}}, {"rope_scaling", json::object()}}), 10.0);
+  EXPECT_EQ(theta_of({{"rope_parameters", {{"type", "linear"}, {"rope_type", "default"}}}}), 1e6);
+  EXPECT_EQ(theta_of({}, true), 1e6);
+}
+
+TEST(ModelConfig, newer_names_and_absent_heads) {
+  const auto read_with = [](const json& changes, const std::vector<std::string>& without) {
+    json content = json::parse(version_4);
+    if (!changes.is_null()) content.update(changes);
+    for (const std::string& key : without) content.erase(key);
+    return read_text(content.dump());
+  };
+  EXPECT_EQ(read_with({{"num_experts", 6}}, {"num_local_experts"}).num_local_experts, 6);
+  EXPECT_EQ(read_with({{"num_experts", 6}}, {}).num_local_experts, 6);
+  EXPECT_EQ(read_with({{"num_experts", nullptr}}, {}).num_local_experts, 8);
+  EXPECT_EQ(read_with({}, {"num_key_value_heads"}).num_key_value_heads, 8);  // MixtralConfig's default
+  EXPECT_EQ(read_with({{"num_attention_heads", 4}}, {"num_key_value_heads"}).num_key_value_heads, 4);
+  EXPECT_EQ(read_with({{"num_key_value_heads", nullptr}}, {}).num_key_value_heads, 32);
+  EXPECT_EQ(read_with({{"head_dim", nullptr}}, {}).head_dim, 128);
+  EXPECT_EQ(read_with({{"hidden_act", "swish"}}, {}), read_with({}, {}));
+}
+
+// Keys that make Transformers compute another model, or read other files.
+TEST(ModelConfigRefusal, of_what_this_version_does_not_compute) {
+  for (const auto& [key, value] :
+       std::vector<std::pair<std::string, json>>{{"is_causal", false},
+                                                 {"partial_rotary_factor", 0.5},
+                                                 {"attention_chunk_size", 128},
+                                                 {"num_kv_shared_layers", 2},
+                                                 {"num_mtp_layers", 1},
+                                                 {"per_layer_config", {{"0", {{"num_key_value_heads", 4}}}}},
+                                                 {"configuration_files", {"config.4.0.0.json"}},
+                                                 {"transformers_weights", "other.safetensors"},
+                                                 {"text_config", {{"vocab_size", 3}}},
+                                                 {"attribute_map", {{"hidden_size", "vocab_size"}}},
+                                                 {"layer_types", std::vector<std::string>(31, "full_attention")},
+                                                 {"layer_types", std::vector<std::string>(32, "sliding_attention")},
+                                                 {"mlp_layer_types", std::vector<std::string>(32, "dense")}}) {
+    const std::string refusal = refusal_with({{key, value}});
+    EXPECT_EQ(refusal.find(key + " is " + value.dump() + ", but "), 0u) << refusal;
+    EXPECT_EQ(refusal_with({{key, nullptr}}), "accepted") << key;
+  }
+  EXPECT_EQ(refusal_with({{"is_causal", true},
+                          {"partial_rotary_factor", 1.0},
+                          {"per_layer_config", json::object()},
+                          {"layer_types", std::vector<std::string>(32, "full_attention")},
+                          {"mlp_layer_types", std::vector<std::string>(32, "sparse")}}),
+            "accepted");
+}
+
+TEST(ModelConfig, keys_that_nobody_knows_are_told) {
+  json content = json::parse(version_4);
+  EXPECT_THAT(unknown_keys(TemporaryFile("config.json", content.dump()).path()), testing::IsEmpty());
+  content.update({{"slidng_window", 5}, {"_name_or_path", "x"}, {"temperature", 1}, {"rope_typo", {{"a", 1}}}});
+  EXPECT_THAT(unknown_keys(TemporaryFile("config.json", content.dump()).path()),
+              testing::ElementsAre("rope_typo", "slidng_window"));
 }
 
 TEST(ModelConfigRefusal, of_values_by_themselves) {
   EXPECT_EQ(refusal_with({}, {"hidden_size"}), "hidden_size is missing.   (config.json)");
   EXPECT_EQ(refusal_with({{"num_local_experts", nullptr}}), "num_local_experts is missing.   (config.json)");
-  EXPECT_EQ(refusal_with({}, {"num_key_value_heads"}), "num_key_value_heads is missing.   (config.json)");
   EXPECT_EQ(refusal_with({{"vocab_size", 0}}),
             "vocab_size is 0, but it must be a whole number from 1 to 2147483647.   (config.json)");
   EXPECT_EQ(refusal_with({{"vocab_size", 1.5}}),
@@ -247,22 +337,54 @@ TEST(ModelConfigRefusal, tells_all_mistakes_at_once) {
 }
 
 TEST(ModelConfigRefusal, of_files_that_are_no_config) {
+  const std::string remedy = "\n       Give a Hugging Face config.json of a Mixtral, or a folder that holds one.";
   EXPECT_EQ(refusal_of([] { read_model_config("/nonexistent/config.json"); }),
-            "the model config /nonexistent/config.json does not exist or cannot be read.\n"
-            "       Give a Hugging Face config.json of a Mixtral, or a folder that holds one.");
+            "the model config is of no use: cannot read /nonexistent/config.json: No such file or directory." + remedy);
   const TemporaryFile other("other.json", "{");
   const std::string path = other.path().string();
-  EXPECT_EQ(
-      refusal_of([&] { read_model_config(other.folder()); }),
-      "the folder " + other.folder().string() +
-          " holds no config.json.\n       Give a Hugging Face config.json of a Mixtral, or a folder that holds one.");
+  EXPECT_EQ(refusal_of([&] { read_model_config(other.folder()); }),
+            "the folder " + other.folder().string() + " holds no config.json." + remedy);
   const std::string not_json = refusal_of([&] { read_model_config(other.path()); });
-  EXPECT_EQ(not_json.find("the model config is not valid JSON: parse error at line 1, column 2: "), 0u) << not_json;
-  EXPECT_NE(not_json.find("   (" + path + ")"), std::string::npos) << not_json;
-  EXPECT_NE(refusal_of([] { read_text(""); }).find("is empty or cannot be read"), std::string::npos);
+  EXPECT_EQ(not_json.find(path + " is not valid JSON: parse error at line 1, column 2: "), 0u) << not_json;
+  EXPECT_NE(refusal_of([] { read_text(""); }).find("is not valid JSON"), std::string::npos);
   EXPECT_EQ(refusal_of([] { read_text("[1]"); }).find("the model config is not a JSON object."), 0u);
-  EXPECT_EQ(refusal_of([] { read_text("{\"a\": 1e999}"); }).find("the model config is not valid JSON: number overflow"),
-            0u);
+  EXPECT_NE(refusal_of([] { read_text("{\"a\": 1e999}"); }).find("is not valid JSON: number overflow"),
+            std::string::npos);
+  EXPECT_NE(refusal_of([] { read_text("{\"a\": 1, \"a\": 2}"); }).find("has the key \"a\" twice"), std::string::npos);
+}
+
+// Every key that is read, with a value so deep that a recursive reader or printer would run out of its stack.
+TEST(ModelConfigRefusal, of_bottomless_values) {
+  json content = json::parse(version_4);
+  content.update({{"rope_parameters", nullptr}, {"quantization_config", nullptr}, {"unread", nullptr}});
+  for (const auto& [key, value] : content.items()) {
+    json changed = content;
+    changed[key] = "HERE";
+    for (const auto& [open, close] : {std::pair("[", "]"), std::pair("{\"a\":", "}")}) {
+      std::string deep;
+      for (int i = 0; i < 100000; ++i) deep += open;
+      deep += "1";
+      for (int i = 0; i < 100000; ++i) deep += close;
+      std::string text = changed.dump();
+      text.replace(text.find("\"HERE\""), 6, deep);
+      EXPECT_NE(refusal_of([&] { read_text(text); }).find("nested deeper than 127 levels"), std::string::npos) << key;
+    }
+  }
+}
+
+TEST(ModelConfigRefusal, of_what_is_no_regular_file) {
+  const TemporaryFile here("here.json", version_4);
+  const std::filesystem::path folder = here.folder();
+  const auto refusal = [&](const std::string& name) { return refusal_of([&] { read_model_config(folder / name); }); };
+  std::filesystem::create_symlink("b.json", folder / "a.json");
+  std::filesystem::create_symlink("a.json", folder / "b.json");
+  EXPECT_NE(refusal("a.json").find("Too many levels of symbolic links"), std::string::npos);
+  EXPECT_NE(refusal(std::string(300, 'x')).find("File name too long"), std::string::npos);
+  ASSERT_EQ(::mkfifo((folder / "fifo").c_str(), 0600), 0);
+  EXPECT_NE(refusal("fifo").find("it is not a regular file"), std::string::npos);
+  EXPECT_NE(refusal_of([] { read_model_config("/dev/zero"); }).find("it is not a regular file"), std::string::npos);
+  std::filesystem::create_symlink("nowhere", folder / "config.json");
+  EXPECT_NE(refusal("").find("No such file or directory"), std::string::npos);
 }
 
 }  // namespace

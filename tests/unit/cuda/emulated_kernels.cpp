@@ -17,7 +17,7 @@ class ChooseThreadOrder : public testing::EmptyTestEventListener {
 };
 
 const bool replaced = [] {
-  use_cuda_kernels(&cuda::kernel_table, at::kCPU);
+  use_kernels(at::kCPU, &cuda::kernel_table);
   testing::UnitTest::GetInstance()->listeners().Append(new ChooseThreadOrder);
   return true;
 }();

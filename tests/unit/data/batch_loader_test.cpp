@@ -30,42 +30,44 @@ void expect_row(const SampleStream& stream, const LoadedBatch& batch, int64_t ro
   }
 }
 
-// Oracle: direct reads at the index formula of the design, in loops over step, micro-step, rank and row. 11 samples an
-// epoch, so that epochs end within steps, micro-steps and batches.
+// Oracle: direct reads at the index formula of the design, in loops over micro-step, rank and row. 11 samples an epoch,
+// so that epochs end within micro-steps and batches.
 TEST(BatchLoader, equals_direct_reads_for_every_rank_through_epochs) {
   const ScratchFolder folder;
   const auto stream = stream_of(folder, 11 * length + 1, Order::shuffled);
   ASSERT_EQ(stream->samples_per_epoch(), 11);
   for (const int64_t world : {1, 2, 3}) {
     for (int64_t rank = 0; rank < world; ++rank) {
-      for (const int64_t micro_steps : {1, 2}) {
-        const int64_t rows = 2;
-        BatchLoader loader(stream, {rows, micro_steps, world, rank});
-        for (int64_t step = 0; step < 8; ++step) {
-          for (int64_t micro_step = 0; micro_step < micro_steps; ++micro_step) {
-            const LoadedBatch& batch = loader.next();
-            const int64_t first = ((step * micro_steps + micro_step) * world + rank) * rows;
-            EXPECT_EQ(batch.first_sample, first);
-            EXPECT_EQ(batch.samples, rows);
-            for (int64_t b = 0; b < rows; ++b) expect_row(*stream, batch, b, first + b);
-          }
+      for (const int64_t rows : {1, 2}) {
+        BatchLoader loader(stream, {rows, world, rank}, 3);
+        for (int64_t micro_step = 0; micro_step < 16; ++micro_step) {
+          const LoadedBatch& batch = loader.next();
+          const int64_t first = 3 + (micro_step * world + rank) * rows;
+          EXPECT_EQ(batch.first_sample, first);
+          EXPECT_EQ(batch.samples, rows);
+          for (int64_t b = 0; b < rows; ++b) expect_row(*stream, batch, b, first + b);
         }
       }
     }
   }
 }
 
-TEST(BatchLoader, a_later_first_step_continues_the_same_run) {
+// The samples that loaders of one shape after the other read are those that one loader reads: none twice, none left
+// out.
+TEST(BatchLoader, another_shape_goes_on_where_the_one_before_ended) {
   const ScratchFolder folder;
   const auto stream = stream_of(folder, 200, Order::shuffled);
-  const BatchShape shape{3, 2, 2, 1};
-  BatchLoader whole(stream, shape), resumed(stream, shape, 4);
-  for (int micro_step = 0; micro_step < 8; ++micro_step) whole.next();
-  for (int micro_step = 0; micro_step < 6; ++micro_step) {
-    const LoadedBatch& expected = whole.next();
-    const LoadedBatch& batch = resumed.next();
-    EXPECT_EQ(batch.inputs_BS, expected.inputs_BS);
-    EXPECT_EQ(batch.targets_BS, expected.targets_BS);
+  int64_t next = 0;
+  for (const auto& [rows, world] : {std::pair<int64_t, int64_t>{3, 2}, {1, 1}, {2, 4}, {5, 1}}) {
+    std::vector<std::unique_ptr<BatchLoader>> ranks;
+    for (int64_t rank = 0; rank < world; ++rank)
+      ranks.push_back(std::make_unique<BatchLoader>(stream, BatchShape{rows, world, rank}, next));
+    for (int micro_step = 0; micro_step < 3; ++micro_step) {
+      for (const auto& loader : ranks) {
+        const LoadedBatch& batch = loader->next();
+        for (int64_t b = 0; b < rows; ++b) expect_row(*stream, batch, b, next++);
+      }
+    }
   }
 }
 
@@ -73,8 +75,8 @@ TEST(BatchLoader, a_later_first_step_continues_the_same_run) {
 TEST(BatchLoader, the_split_over_ranks_does_not_change_a_micro_step) {
   const ScratchFolder folder;
   const auto stream = stream_of(folder, 300, Order::shuffled);
-  BatchLoader alone(stream, {4, 1, 1, 0});
-  BatchLoader half_a(stream, {2, 1, 2, 0}), half_b(stream, {2, 1, 2, 1});
+  BatchLoader alone(stream, {4, 1, 0});
+  BatchLoader half_a(stream, {2, 2, 0}), half_b(stream, {2, 2, 1});
   for (int step = 0; step < 20; ++step) {
     const LoadedBatch& whole = alone.next();
     std::vector<int64_t> joined = half_a.next().inputs_BS;
@@ -88,7 +90,7 @@ TEST(BatchLoader, the_split_over_ranks_does_not_change_a_micro_step) {
 TEST(BatchLoader, rows_behind_the_last_sample_are_ignored) {
   const ScratchFolder folder;
   const auto stream = stream_of(folder, 7 * length + 1, Order::in_order);
-  BatchLoader loader(stream, {2, 1, 2, 1}, 0, stream->samples_per_epoch());
+  BatchLoader loader(stream, {2, 2, 1}, 0, stream->samples_per_epoch());
   EXPECT_EQ(loader.next().samples, 2);
   const LoadedBatch& partial = loader.next();
   EXPECT_EQ(partial.samples, 1);
@@ -105,7 +107,7 @@ TEST(BatchLoader, rows_behind_the_last_sample_are_ignored) {
 // Token 23 is outside the vocabulary. It is in sample 4 (tokens 20 to 25), hence in the third batch of two rows.
 TEST(BatchLoader, a_bad_token_surfaces_at_the_batch_that_holds_it_and_stays) {
   const ScratchFolder folder;
-  BatchLoader loader(stream_of(folder, 100, Order::in_order, 23), {2, 1, 1, 0});
+  BatchLoader loader(stream_of(folder, 100, Order::in_order, 23), {2, 1, 0});
   loader.next();
   loader.next();
   EXPECT_THROW(loader.next(), UserError);
@@ -117,7 +119,7 @@ TEST(BatchLoader, can_be_dropped_at_any_moment) {
   const auto stream = stream_of(folder, 100, Order::shuffled);
   for (int used = 0; used < 4; ++used) {
     for (int repeat = 0; repeat < 20; ++repeat) {
-      BatchLoader loader(stream, {2, 1, 1, 0});
+      BatchLoader loader(stream, {2, 1, 0});
       for (int j = 0; j < used; ++j) EXPECT_EQ(loader.next().first_sample, 2 * j);
     }
   }

@@ -204,7 +204,7 @@ TEST(IndexedTokens, a_missing_file_is_named_with_the_way_to_make_it) {
   const auto prefix = folder / "absent";
   EXPECT_THAT(
       refusal_of([&] { IndexedTokens set(prefix); }),
-      testing::AllOf(HasSubstr(prefix.string() + ".idx"), HasSubstr("No such file"), HasSubstr("conclave.data build")));
+      testing::AllOf(HasSubstr(prefix.string() + ".idx"), HasSubstr("No such file"), HasSubstr("conclave data build")));
   std::ofstream(prefix.string() + ".idx", std::ios::binary) << SetOnDisk::of({{1}}).index();
   EXPECT_THAT(refusal_of([&] { IndexedTokens set(prefix); }), HasSubstr(prefix.string() + ".bin"));
   std::filesystem::create_directory(prefix.string() + ".bin");

@@ -20,7 +20,7 @@ TEST(Inspect, tells_what_is_there) {
   EXPECT_THAT(text, HasSubstr("8 (u16, 16 bytes)"));
   EXPECT_THAT(text, HasSubstr("3 in 3 sequences (index: 102 bytes)"));
   EXPECT_THAT(text, HasSubstr("shortest 1, median 3, mean 2.7, longest 4"));
-  EXPECT_THAT(text, HasSubstr("2 at sequence length 3\n"));
+  EXPECT_THAT(text, HasSubstr("2 at sequence length 3 (tokens at the end that fill none and are not read: 1)\n"));
   EXPECT_THAT(text, HasSubstr("300 (the model's vocab_size must be at least 301; 5 different ids occur)"));
   EXPECT_THAT(text, HasSubstr("1.3863 nats"));
   EXPECT_THAT(text, HasSubstr("9 9 1 9 2 300 9 4\n"));

@@ -5,7 +5,7 @@
 #include <hwy/targets.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "kernels/cuda_kernels.h"
+#include "kernels/kernels.h"
 
 namespace conclave {
 
@@ -88,7 +88,7 @@ void SimdTest::TearDown() {
 
 std::vector<int64_t> simd_targets() {
   // Kernels that stand in the place of the CPU's know no instruction sets: one is as good as all.
-  if (cuda_kernels(at::kCPU) != nullptr) return {HWY_SCALAR};
+  if (&kernels_of(at::kCPU) != &cpu_kernels()) return {HWY_SCALAR};
   std::vector<int64_t> targets;
   for (const int64_t target : {HWY_AVX3, HWY_AVX2, HWY_NEON, HWY_SCALAR}) {
     if (hwy::SupportedTargets() & target) targets.push_back(target);

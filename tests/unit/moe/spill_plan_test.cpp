@@ -12,6 +12,16 @@
 namespace conclave {
 namespace {
 
+// Rows of the most loaded rank over the mean of the ranks; 1 when there are no rows.
+double rank_imbalance(const SpillPlan& plan, int ranks) {
+  std::vector<int64_t> load(static_cast<size_t>(ranks));
+  for (const auto& shares : plan.shares_of_expert)
+    for (const SpillPlan::Share& share : shares) load[share.rank] += share.end - share.begin;
+  const int64_t total = std::accumulate(load.begin(), load.end(), int64_t{0});
+  if (total == 0) return 1;
+  return static_cast<double>(*std::max_element(load.begin(), load.end())) * ranks / static_cast<double>(total);
+}
+
 constexpr uint64_t seed = 11;
 
 // Rows of the experts are divided among ranks without a gap; nobody borrows its own.

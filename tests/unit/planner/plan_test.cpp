@@ -9,15 +9,18 @@
 namespace conclave {
 namespace {
 
-// examples/mixtral-8x7b.yaml: 64 GPUs, expert degree 2, shard degree 32, 2 x 2048 tokens, full recomputation.
+// 64 GPUs as two replicas, expert degree 2 beside 16 shards, 2 x 2048 tokens, full recomputation; else
+// examples/mixtral-8x7b.yaml.
 CheckedJob reference_job() {
   Job job;
   job.data.micro_batch_size = 2;
   job.data.sequence_length = 2048;
   job.parallel.expert_parallel_degree = 2;
-  job.parallel.hybrid_shard_degree = 32;
+  job.parallel.hybrid_shard_degree = 16;
+  job.moe.overload = OverloadPolicy::none;
   job.memory.activation_checkpointing = ActivationCheckpointing::full;
   job.precision.compute = Precision::bf16;
+  job.moe.overload = OverloadPolicy::none;  // no expert is lent
   return check_job(job, ModelConfig(), 64);
 }
 
@@ -29,7 +32,7 @@ CheckedJob reference_job_in_fp32() {
 }
 
 int64_t highest(const Plan& plan, MemoryCategory category) {
-  return plan.classes.front().memory.peak_of.of[static_cast<int>(category)];
+  return plan.classes.front().step.memory.peak_of.of[static_cast<int>(category)];
 }
 
 constexpr int64_t matrix = 4096ll * 14336, experts_of_layer = 8 * 3 * matrix;
@@ -56,10 +59,11 @@ TEST(Plan, of_the_reference_job_is_what_a_hand_works_out) {
   EXPECT_TRUE(plan.fits());
   EXPECT_GE(plan.peak_bytes(), 16.0 * static_cast<double>(plan.parameters_of_rank));
 
-  EXPECT_EQ(plan.traffic.at({"shard", "all_gather"}).calls, 2 * 32 + 2 - 1) << "the last layer stays for its backward";
-  EXPECT_EQ(plan.traffic.at({"expert_shard", "reduce_scatter"}).calls, 32);
-  EXPECT_EQ(plan.traffic.at({"expert", "all_to_all"}).calls, 32 * 7);
-  EXPECT_EQ(plan.traffic.at({"replica", "all_reduce"}).calls, 34);
+  EXPECT_EQ(plan.busiest.traffic.at({"shard", "all_gather"}).calls, 2 * 32 + 2 - 1)
+      << "the last layer stays for its backward";
+  EXPECT_EQ(plan.busiest.traffic.at({"expert_shard", "reduce_scatter"}).calls, 32);
+  EXPECT_EQ(plan.busiest.traffic.at({"expert", "all_to_all"}).calls, 32 * 7);
+  EXPECT_EQ(plan.busiest.traffic.at({"replica", "all_reduce"}).calls, 34);
 }
 
 TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
@@ -68,12 +72,16 @@ TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
   const Plan uneven = make_plan(reference_job_in_fp32(), "h100-80", device, 1.5);
   ASSERT_EQ(even.classes.size(), 1u);
   ASSERT_EQ(uneven.classes.size(), 2u);
-  EXPECT_GT(uneven.peak_bytes(), even.peak_bytes());
-  EXPECT_LT(uneven.classes[1].memory.peak_of.total, even.classes[0].memory.peak_of.total);
+  const auto rows_of = [](const RankClass& ranks) {
+    return ranks.step.memory.peak_of.of[static_cast<size_t>(MemoryCategory::dispatch)];
+  };
+  const RankClass& others = uneven.classes[uneven.classes[0].imbalance > 1 ? 1 : 0];
+  EXPECT_GT(rows_of(uneven.classes[uneven.classes[0].imbalance > 1 ? 0 : 1]), rows_of(even.classes[0]));
+  EXPECT_LT(rows_of(others), rows_of(even.classes[0]));
   EXPECT_EQ(uneven.classes[0].ranks + uneven.classes[1].ranks, 64);
-  EXPECT_GE(even.worst.memory.peak_of.total, uneven.classes[0].memory.peak_of.total);
+  EXPECT_GE(even.worst.step.memory.peak_of.total, uneven.classes[0].step.memory.peak_of.total);
   EXPECT_DOUBLE_EQ(even.worst.imbalance, 2.0);
-  EXPECT_GT(uneven.time.step_seconds, even.time.step_seconds);
+  EXPECT_GT(uneven.busiest.time.step_seconds, even.busiest.time.step_seconds);
   // Without expert parallelism each rank computes its own tokens, however they are routed.
   Job job = reference_job().job;
   job.parallel.expert_parallel_degree = 1;
@@ -90,11 +98,13 @@ TEST(Plan, counts_the_temporaries_of_flash_attention) {
                         + T * 32 * fp32                  // sums of gradient times output
                         + splits * T * queries * fp32    // the query's gradient, accumulated
                         + 2 * T * queries * bf16;        // the key's and the value's, of each query head
-  const int64_t layer = T * 4096 * bf16 + T * 8 * bf16   // normed tokens, gradient of the router's logits
+  const int64_t layer = T * 4096 * bf16                  // normed tokens
                         + T * queries * bf16             // gradient of attention's output
                         + T * packed * bf16 + T * fp32;  // gradient of the projections; the norm's statistics
   const int64_t step = 2 * T * 8 + 2048 * 128 * fp32;    // the batch, rotary tables
-  EXPECT_EQ(highest(plan, MemoryCategory::workspace), flash + layer + step + cublas_workspace_bytes);
+  // Beside them are sums and statistics of a few KB.
+  EXPECT_NEAR(static_cast<double>(highest(plan, MemoryCategory::workspace)),
+              static_cast<double>(flash + layer + step + cublas_workspace_bytes), 64 << 10);
 }
 
 // 64 experts, 8 a rank, 8 choices of 1000 tokens: 1000 rows an expert are grouped, those of a busier rank are not.
@@ -114,15 +124,15 @@ TEST(Plan, ranks_whose_products_are_grouped_may_need_more_than_busier_ones) {
   const DeviceDescription device = read_device("h100-80");
   const Plan even = make_plan(checked, "h100-80", device, 1.0), uneven = make_plan(checked, "h100-80", device, 1.1);
   ASSERT_EQ(uneven.classes.size(), 2u);
-  EXPECT_GE(uneven.classes[0].memory.peak_of.total, uneven.classes[1].memory.peak_of.total);
-  EXPECT_GE(even.worst.memory.peak_of.total, even.classes[0].memory.peak_of.total);
+  EXPECT_GE(uneven.classes[0].step.memory.peak_of.total, uneven.classes[1].step.memory.peak_of.total);
+  EXPECT_GE(even.worst.step.memory.peak_of.total, even.classes[0].step.memory.peak_of.total);
   // The pre-activations of all 8000 rows, which are computed again, and the activations.
   EXPECT_GT(highest(even, MemoryCategory::workspace), 8000 * 3 * 1024 * 2);
   // Where ranks are kept from taking much more than their share (1.3 times), the worst is the most that is grouped.
   job.moe.overload = OverloadPolicy::spill;
   const Plan levelled = make_plan(check_job(job, model, 8), "h100-80", device, 1.0);
   EXPECT_DOUBLE_EQ(levelled.worst.imbalance, 1024.0 / 1000);
-  EXPECT_GT(levelled.worst.memory.peak_of.total, levelled.classes[0].memory.peak_of.total);
+  EXPECT_GT(levelled.worst.step.memory.peak_of.total, levelled.classes[0].step.memory.peak_of.total);
 }
 
 TEST(Plan, overload_policies_bound_the_worst_routing) {
@@ -135,8 +145,8 @@ TEST(Plan, overload_policies_bound_the_worst_routing) {
   const Plan none = planned(OverloadPolicy::none), chunk = planned(OverloadPolicy::chunk);
   EXPECT_DOUBLE_EQ(none.worst.imbalance, 2.0);
   EXPECT_DOUBLE_EQ(planned(OverloadPolicy::spill).worst.imbalance, 1.3);
-  EXPECT_LT(chunk.worst.memory.peak_of.of[static_cast<int>(MemoryCategory::dispatch)],
-            none.worst.memory.peak_of.of[static_cast<int>(MemoryCategory::dispatch)]);
+  EXPECT_LT(chunk.worst.step.memory.peak_of.of[static_cast<int>(MemoryCategory::dispatch)],
+            none.worst.step.memory.peak_of.of[static_cast<int>(MemoryCategory::dispatch)]);
   EXPECT_EQ(chunk.peak_bytes(), none.peak_bytes()) << "an even load is one part";
 }
 
@@ -147,11 +157,12 @@ TEST(Plan, rows_travel_beside_the_experts_where_groups_span_hosts) {
   model.num_local_experts = 16;
   Job job = reference_job().job;
   job.parallel.expert_parallel_degree = 16;
+  job.parallel.hybrid_shard_degree = 2;
   const Plan chosen = make_plan(check_job(job, model, 64), "h100-80", device, 1.0);
   job.moe.dispatch_chunks = 1;
   const Plan one_part = make_plan(check_job(job, model, 64), "h100-80", device, 1.0);
   EXPECT_EQ(chosen.job.job.moe.dispatch_chunks, 2);
-  EXPECT_LT(chosen.time.dispatch, 0.8 * one_part.time.dispatch);
+  EXPECT_LT(chosen.busiest.time.dispatch, 0.8 * one_part.busiest.time.dispatch);
 }
 
 TEST(Plan, bf16_is_refused_where_the_device_has_none) {
@@ -161,22 +172,22 @@ TEST(Plan, bf16_is_refused_where_the_device_has_none) {
 }
 
 // By hand, of one expert's 1024 rows in backward: its three matrices in fp8, and the first two once more because their
-// product is repeated; that product, its gradient in fp8, the activation, and the gradient of the rows. Scales take 4
-// bytes for 128 elements at most. Beside them are cuBLAS's workspaces and small things; fewer tokens than in the
+// product is repeated; the rows in fp8 with a scale for 128 elements; the product twice, for it comes to lie beside its
+// place first; and the activation. Beside them are cuBLAS's workspaces and small things; fewer tokens than in the
 // reference job, whose attention needs more than its experts.
 TEST(Plan, fp8_copies_are_counted) {
   const DeviceDescription device = read_device("h100-80");
   CheckedJob job = reference_job();
   job.job.data.sequence_length = 1024;
-  const double seconds = make_plan(job, "h100-80", device, 1.0).time.products;
+  const double seconds = make_plan(job, "h100-80", device, 1.0).busiest.time.products;
   job.job.precision.experts = ExpertPrecision::fp8;
   const Plan plan = make_plan(job, "h100-80", device, 1.0);
   constexpr double rows = 1024, hidden = 4096, intermediate = 14336, in_fp8 = 1 + 4.0 / 128, in_bf16 = 2;
-  const double copies = (5.0 * matrix + rows * 2 * intermediate) * in_fp8;
-  const double of_rows = rows * (2 * intermediate + intermediate + hidden) * in_bf16;
+  const double copies = 5.0 * matrix + rows * hidden * in_fp8;
+  const double of_rows = rows * (2 * 2 * intermediate + intermediate) * in_bf16;
   EXPECT_NEAR(static_cast<double>(highest(plan, MemoryCategory::workspace)),
               copies + of_rows + static_cast<double>(cublas_workspace_bytes), 1e6);
-  EXPECT_LT(plan.time.products, 0.7 * seconds);
+  EXPECT_LT(plan.busiest.time.products, 0.7 * seconds);
 }
 
 TEST(Plan, fp8_is_refused_where_the_device_has_none) {
@@ -190,9 +201,8 @@ TEST(Search, says_of_every_layout_whether_it_fits) {
   const DeviceDescription device = read_device("h100-80");
   const CheckedJob job = reference_job();
   const LayoutSearch search = search_layouts(job, device, 1.0);
-  // 4 expert degrees (1, 2, 4, 8) x 7 shard degrees (1 .. 64), all of which nest; 2 reshard x 5 policies x 2
-  // micro-batches.
-  EXPECT_EQ(search.fit.size() + search.too_large.size(), 4u * 7 * 2 * 5 * 2);
+  // Expert degrees 1, 2, 4 and 8 leave 7, 6, 5 and 4 shard degrees; 2 reshard x 5 policies x 2 micro-batches.
+  EXPECT_EQ(search.fit.size() + search.too_large.size(), (7u + 6 + 5 + 4) * 2 * 5 * 2);
   EXPECT_TRUE(search.refused.empty());
   ASSERT_FALSE(search.fit.empty());
   ASSERT_FALSE(search.too_large.empty());

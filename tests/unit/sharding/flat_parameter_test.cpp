@@ -8,8 +8,8 @@
 
 #include "base/error.h"
 #include "base/random.h"
-#include "comm/fake_communicator.h"
 #include "comm/local_communicator.h"
+#include "fake_communicator.h"
 
 namespace conclave {
 namespace {

@@ -8,8 +8,8 @@
 #include <string>
 
 #include "base/error.h"
-#include "comm/fake_communicator.h"
 #include "comm/local_communicator.h"
+#include "fake_communicator.h"
 
 namespace conclave {
 namespace {

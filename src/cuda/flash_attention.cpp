@@ -1,0 +1,90 @@
+#include "cuda/flash_attention.h"
+
+#include <ATen/ATen.h>
+
+#include "base/cuda_rules.h"
+
+namespace conclave {
+
+namespace {
+
+// Heads [first, first + heads) of the packed rows as [B, S, heads, D], without a copy: the layout of FlashAttention
+// itself.
+at::Tensor heads_of(const at::Tensor& packed_TM, const AttentionShape& shape, int64_t first, int64_t heads) {
+  return packed_TM.narrow(1, first * shape.head_dim, heads * shape.head_dim)
+      .view({shape.batch, shape.sequence, heads, shape.head_dim});
+}
+
+at::Tensor query_of(const at::Tensor& packed, const AttentionShape& s) {
+  return heads_of(packed, s, 0, s.heads);
+}
+at::Tensor key_of(const at::Tensor& packed, const AttentionShape& s) {
+  return heads_of(packed, s, s.heads, s.kv_heads);
+}
+at::Tensor value_of(const at::Tensor& packed, const AttentionShape& s) {
+  return heads_of(packed, s, s.heads + s.kv_heads, s.kv_heads);
+}
+
+// While it lives, ATen's operators take the forms whose sums have a fixed order, without filling what they leave
+// unwritten.
+class FixedOrderOfSums {
+ public:
+  FixedOrderOfSums() {
+    at::globalContext().setDeterministicFillUninitializedMemory(false);
+    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  }
+  ~FixedOrderOfSums() {
+    at::globalContext().setDeterministicAlgorithms(deterministic_, warn_only_);
+    at::globalContext().setDeterministicFillUninitializedMemory(fill_);
+  }
+  FixedOrderOfSums(const FixedOrderOfSums&) = delete;
+
+ private:
+  bool deterministic_ = at::globalContext().deterministicAlgorithms();
+  bool warn_only_ = at::globalContext().deterministicAlgorithmsWarnOnly();
+  bool fill_ = at::globalContext().deterministicFillUninitializedMemory();
+};
+
+// Keys to the left of the query that it sees; -1: all.
+int64_t keys_to_the_left(const AttentionShape& shape) {
+  return shape.window && *shape.window < shape.sequence ? *shape.window - 1 : -1;
+}
+
+// Else scores are whole.
+bool has_flash_attention(const at::Tensor& qkv_TM, const AttentionShape& shape) {
+  return qkv_TM.is_cuda() && qkv_TM.scalar_type() == at::kBFloat16 &&
+         has_flash_kernel(shape.head_dim, static_cast<int64_t>(qkv_TM.element_size()));
+}
+
+}  // namespace
+
+void cuda::attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& qkv_TM,
+                             const AttentionShape& shape) {
+  if (!has_flash_attention(qkv_TM, shape)) return reference::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
+  if (shape.batch == 0) return;
+  const auto result = at::_flash_attention_forward(
+      query_of(qkv_TM, shape), key_of(qkv_TM, shape), value_of(qkv_TM, shape), /*cum_seq_q=*/{}, /*cum_seq_k=*/{},
+      shape.sequence, shape.sequence, /*dropout_p=*/0, /*is_causal=*/true, /*return_debug_mask=*/false,
+      /*scale=*/std::nullopt, keys_to_the_left(shape), /*window_size_right=*/0);
+  query_of(out_TN, shape).copy_(std::get<0>(result));
+  logsumexp_BNS.copy_(std::get<1>(result));
+}
+
+void cuda::attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
+                              const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape) {
+  if (!has_flash_attention(qkv_TM, shape))
+    return reference::attention_backward(grad_qkv_TM, grad_out_TN, out_TN, logsumexp_BNS, qkv_TM, shape);
+  if (shape.batch == 0) return;
+  const FixedOrderOfSums fixed_order;  // else the kernel adds up the queries' gradient by atomics
+  const at::Tensor no_dropout_state = at::empty({2}, qkv_TM.options().dtype(at::kUInt64));
+  const auto [grad_query, grad_key, grad_value] = at::_flash_attention_backward(
+      query_of(grad_out_TN, shape), query_of(qkv_TM, shape), key_of(qkv_TM, shape), value_of(qkv_TM, shape),
+      query_of(out_TN, shape), logsumexp_BNS, /*cum_seq_q=*/{}, /*cum_seq_k=*/{}, shape.sequence, shape.sequence,
+      /*dropout_p=*/0, /*is_causal=*/true, no_dropout_state, /*unused=*/at::empty({}, no_dropout_state.options()),
+      /*scale=*/std::nullopt, keys_to_the_left(shape), /*window_size_right=*/0);
+  query_of(grad_qkv_TM, shape).copy_(grad_query);
+  key_of(grad_qkv_TM, shape).copy_(grad_key);
+  value_of(grad_qkv_TM, shape).copy_(grad_value);
+}
+
+}  // namespace conclave
