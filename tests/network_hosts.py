@@ -59,3 +59,9 @@ def hosts_of_a_network(count: int) -> Iterator[list[Host]]:
     finally:
         for host in (bridge, *hosts):
             subprocess.run(["ip", "netns", "delete", host.namespace], capture_output=True)
+
+
+def one_rank_a_host(hosts: list[Host]) -> dict:
+    """What `SmallJob.run` takes so that each rank runs on a host of its own."""
+    return {"env": {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": hosts[0].address},
+            "launcher_of_rank": {rank: host.command for rank, host in enumerate(hosts)}}

@@ -8,10 +8,10 @@ import shutil
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from network_hosts import hosts_of_a_network, one_rank_a_host
 from small_job import SmallJob
 
 KEYS = {"parallel.expert_parallel_degree": 2, "run.steps": 3}
-ON_TWO_HOSTS = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def resolved(job):
@@ -34,21 +34,26 @@ def test_a_new_run_lends_experts_evens_out_each_layer_and_routes_in_fp32(tmp_pat
     assert numbers(given) == numbers(job)
 
 
-@pytest.mark.parametrize("keys, places, because, chunks", [
-    ({"moe.dispatcher": "all_gather"}, {}, "moe.dispatcher is all_gather", 1),
-    ({"moe.dispatch_chunks": 2}, {}, "moe.dispatch_chunks is 2", 2),
-    ({}, {"env": ON_TWO_HOSTS}, "an expert group spans hosts", 2),
+@pytest.mark.parametrize("keys, spans_hosts, because, chunks", [
+    ({"moe.dispatcher": "all_gather"}, False, "moe.dispatcher is all_gather", 1),
+    ({"moe.dispatch_chunks": 2}, False, "moe.dispatch_chunks is 2", 2),
+    ({}, True, "an expert group spans hosts", 2),
 ], ids=["all-gather", "parts", "hosts"])
-def test_where_the_default_cannot_lend_the_log_says_why(keys, places, because, chunks, tmp_path):
+def test_where_the_default_cannot_lend_the_log_says_why(keys, spans_hosts, because, chunks, tmp_path):
     job = SmallJob(tmp_path, {**KEYS, **keys})
-    text = job.must_run(2, **places).text
+    if spans_hosts:
+        with hosts_of_a_network(2) as hosts:
+            text = job.must_run(2, **one_rank_a_host(hosts)).text
+    else:
+        text = job.must_run(2).text
     assert text.count(f"experts are not lent to idle ranks (moe.overload), because {because}") == 1
     assert (resolved(job)["moe"]["overload"], resolved(job)["moe"]["dispatch_chunks"]) == ("none", chunks)
 
 
 def test_spill_that_was_asked_for_is_kept_across_hosts(tmp_path):
     job = SmallJob(tmp_path, {**KEYS, "moe.spill_least_rows": 1})
-    assert "not lent" not in job.must_run(2, env=ON_TWO_HOSTS).text
+    with hosts_of_a_network(2) as hosts:
+        assert "not lent" not in job.must_run(2, **one_rank_a_host(hosts)).text
     assert resolved(job)["moe"]["overload"] == "spill"
 
 

@@ -9,6 +9,7 @@ import json
 
 import pytest
 import yaml
+from network_hosts import hosts_of_a_network, one_rank_a_host
 from small_job import MODEL, SmallJob
 
 SEQUENCES = 8  # of a step, over all ranks
@@ -130,7 +131,8 @@ def test_a_way_to_dispatch_is_recomputed_to_the_same_bits(way, tmp_path):
 def test_expert_groups_that_span_hosts_dispatch_in_two_parts(tmp_path):
     two_parts = numbers(train(job_of(tmp_path / "told", 2, 2, run__steps=3, moe__dispatch_chunks=2), 2))
     job = job_of(tmp_path / "chosen", 2, 2, run__steps=3)
-    said = job.must_run(2, env={"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "GLOO_SOCKET_IFNAME": "lo"}).text  # as on two hosts
+    with hosts_of_a_network(2) as hosts:
+        said = job.must_run(2, **one_rank_a_host(hosts)).text
     assert "dispatched in 2 parts" in said
     assert numbers(job.metrics()) == two_parts
 
