@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ def hosts_of_a_network(count: int) -> Iterator[list[Host]]:
     """So many hosts, each with an address of its own and a default route. They are gone afterwards."""
     if os.geteuid() != 0:
         pytest.skip("only root may make network namespaces")
+    if shutil.which("ip") is None:
+        pytest.skip("`ip` of Debian's iproute2 makes network namespaces, and is not there")
     name = f"conclave-{os.getpid()}"
     bridge = Host(f"{name}-bridge", "10.219.0.254")
     hosts = [Host(f"{name}-{number}", f"10.219.0.{number + 1}") for number in range(count)]
