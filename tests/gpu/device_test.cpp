@@ -66,8 +66,8 @@ TEST(DeviceAttention, backward_gives_the_same_bits_again) {
   EXPECT_FALSE(at::globalContext().deterministicAlgorithms());
 }
 
-// Oracle: the plan's formula (planner/layer_memory.cpp) for a fixed order of sums: results, sums in fp32 for each part
-// of the processors, a key's and a value's gradient of each query head. Tolerance 5 %.
+// Oracle: the plan's formula (device/paper_attention.cpp) for a fixed order of sums: results, sums in fp32 for each
+// part of the processors, a key's and a value's gradient of each query head. Tolerance 5 %.
 TEST(DeviceAttention, backward_allocates_what_is_planned) {
   const int64_t sequence = 2048, heads = 8, kv_heads = 2, head_dim = 64;
   const AttentionShape shape{1, sequence, heads, kv_heads, head_dim, {}};
