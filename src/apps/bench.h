@@ -6,7 +6,7 @@
 #include <functional>
 #include <string>
 
-#include "train/step_profile.h"
+#include "benchmarks/step_profile.h"
 
 namespace conclave {
 

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
-#include "train/collective_benchmark.h"
+#include "benchmarks/collective_benchmark.h"
 
 namespace conclave {
 namespace {

@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
-#include "train/product_benchmark.h"
+#include "benchmarks/product_benchmark.h"
 
 namespace conclave {
 namespace {

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench.h"
-#include "train/step_profile.h"
+#include "benchmarks/step_profile.h"
 
 namespace conclave {
 namespace {

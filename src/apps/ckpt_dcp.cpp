@@ -21,8 +21,8 @@
 #include "config/job_file.h"
 #include "config/mixtral_parameters.h"
 #include "optim/learning_rate.h"
-#include "train/disk_names.h"
-#include "train/run_folder.h"
+#include "run/disk_names.h"
+#include "run/run_folder.h"
 
 namespace conclave {
 namespace {

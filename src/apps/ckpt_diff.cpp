@@ -9,7 +9,7 @@
 #include "apps/ckpt.h"
 #include "base/error.h"
 #include "checkpoint/tensor_comparison.h"
-#include "train/disk_names.h"
+#include "run/disk_names.h"
 
 namespace conclave {
 namespace {

@@ -6,10 +6,10 @@
 #include "apps/ckpt.h"
 #include "base/error.h"
 #include "checkpoint/checkpoint_rewrite.h"
-#include "train/checkpoint_values.h"
-#include "train/disk_names.h"
-#include "train/run_export.h"
-#include "train/run_folder.h"
+#include "run/checkpoint_values.h"
+#include "run/disk_names.h"
+#include "run/run_export.h"
+#include "run/run_folder.h"
 
 namespace conclave {
 

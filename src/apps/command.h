@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "train/parallel_job.h"
+#include "step/parallel_job.h"
 
 namespace conclave {
 

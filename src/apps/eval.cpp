@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "config/job_check.h"
 #include "data/bigram_model.h"
-#include "train/evaluation.h"
+#include "run/evaluation.h"
 
 namespace conclave {
 namespace {

@@ -1,7 +1,7 @@
 #include "apps/parameter_source.h"
 
-#include "train/model_source.h"
-#include "train/run_folder.h"
+#include "run/model_source.h"
+#include "run/run_folder.h"
 
 namespace conclave {
 

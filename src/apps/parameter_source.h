@@ -5,8 +5,8 @@
 
 #include <string>
 
-#include "train/checkpoint_values.h"
-#include "train/parallel_job.h"
+#include "run/checkpoint_values.h"
+#include "step/parallel_job.h"
 
 namespace conclave {
 

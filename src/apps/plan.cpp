@@ -7,7 +7,7 @@
 
 #include "apps/command.h"
 #include "apps/plan_report.h"
-#include "train/model_source.h"
+#include "run/model_source.h"
 
 namespace conclave {
 

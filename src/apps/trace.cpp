@@ -5,7 +5,7 @@
 #include "base/error.h"
 #include "config/field_values.h"
 #include "config/job_check.h"
-#include "train/trace.h"
+#include "run/trace.h"
 
 namespace conclave {
 

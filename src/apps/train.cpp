@@ -4,9 +4,9 @@
 #include "apps/command.h"
 #include "base/error.h"
 #include "config/job_check.h"
-#include "train/model_source.h"
-#include "train/profiled_steps.h"
-#include "train/trainer.h"
+#include "run/model_source.h"
+#include "run/profiled_steps.h"
+#include "run/trainer.h"
 
 namespace conclave {
 

@@ -6,9 +6,9 @@
 #include "base/log.h"
 #include "data/fingerprint.h"
 #include "data/sample_stream.h"
-#include "train/model_source.h"
-#include "train/output_place.h"
-#include "train/resume_choice.h"
+#include "run/model_source.h"
+#include "run/output_place.h"
+#include "run/resume_choice.h"
 
 namespace conclave {
 

@@ -192,7 +192,7 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
             fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
             "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");
-  // A path may be gone when a run that went on from it is started again (train/resume_choice.h); a word never was one.
+  // A path may be gone when a run that went on from it is started again (run/resume_choice.h); a word never was one.
   const std::string& resume = job.checkpoint.resume;
   std::error_code unreadable;
   refuse_if(resume != "auto" && resume != "never" && resume.find('/') == std::string::npos &&

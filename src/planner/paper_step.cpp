@@ -9,7 +9,7 @@
 #include "config/model_flops.h"
 #include "device/paper_communicator.h"
 #include "planner/collective_time.h"
-#include "train/train_step.h"
+#include "step/train_step.h"
 
 namespace conclave {
 namespace {

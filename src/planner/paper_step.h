@@ -1,4 +1,4 @@
-// A step of one rank, run on paper: the engine's own code (train/train_step.h) over tensors without memory. Its memory,
+// A step of one rank, run on paper: the engine's own code (step/train_step.h) over tensors without memory. Its memory,
 // traffic and time are what the engine allocates, sends and is priced at, by construction.
 #pragma once
 

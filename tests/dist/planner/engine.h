@@ -14,7 +14,7 @@
 #include "base/error.h"
 #include "device/device.h"
 #include "planner/paper_step.h"
-#include "train/forward_backward.h"
+#include "step/forward_backward.h"
 
 namespace conclave::testing {
 

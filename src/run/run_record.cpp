@@ -1,0 +1,52 @@
+#include "run/run_record.h"
+
+#include <ATen/ATen.h>
+
+#include <string>
+
+#include "run/run_folder.h"
+#include "step/compute_precision.h"
+
+namespace conclave {
+namespace {
+
+std::vector<double> list_of(const at::Tensor& tensor) {
+  const at::Tensor values = tensor.contiguous();
+  return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
+}
+
+std::vector<std::vector<double>> rows_of(const at::Tensor& tensor) {
+  std::vector<std::vector<double>> rows;
+  for (int64_t row = 0; row < tensor.size(0); ++row) rows.push_back(list_of(tensor[row]));
+  return rows;
+}
+
+}  // namespace
+
+void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadExperts& dead_experts,
+                 LoadDetail detail) {
+  record.emplace_back("expert_imbalance", load.imbalance());
+  record.emplace_back("expert_imbalance_by_layer", list_of(load.imbalance_L()));
+  const at::Tensor& count_LE = load.count_LE();
+  record.emplace_back("expert_share", list_of(count_LE.sum(0) / count_LE.sum()));  // of all layers' choices, by expert
+  record.emplace_back("load_entropy", load.entropy_L().mean().item<double>());
+  record.emplace_back("router_confidence", load.confidence_L().mean().item<double>());
+  record.emplace_back("dead_experts", static_cast<int64_t>(dead_experts.dead_L().sum().item<double>()));
+  if (detail == LoadDetail::brief) return;
+  record.emplace_back("expert_share_by_layer", rows_of(load.share_LE()));
+  record.emplace_back("load_entropy_by_layer", list_of(load.entropy_L()));
+  record.emplace_back("router_confidence_by_layer", list_of(load.confidence_L()));
+  record.emplace_back("aux_loss_by_layer", list_of(load.aux_loss_L()));
+  record.emplace_back("z_loss_by_layer", list_of(load.z_loss_L()));
+  record.emplace_back("dead_experts_by_layer", list_of(dead_experts.dead_L()));
+}
+
+void append_start(MetricsRecord& record, const ParallelJob& job, int64_t started_after) {
+  record.emplace_back("started_after", started_after);
+  record.emplace_back("ranks", static_cast<int64_t>(job.layout().world_size()));
+  record.emplace_back("device", job.device().str());
+  record.emplace_back("compute", std::string(precision_name(job.compute())));
+  for (const auto& [name, version] : versions()) record.emplace_back(name + "_version", version);
+}
+
+}  // namespace conclave

@@ -1,0 +1,21 @@
+// The parts of a step's record (metrics/record.h) that say how the experts were loaded, and what a run was started
+// with.
+#pragma once
+
+#include "metrics/record.h"
+#include "moe/dead_experts.h"
+#include "moe/load_statistics.h"
+#include "step/parallel_job.h"
+
+namespace conclave {
+
+enum class LoadDetail { brief, by_layer };
+
+// `brief`: one number for the model, or a short list. `by_layer`: also what there is of each layer and expert, under
+// names that end in `_by_layer`.
+void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadExperts& dead_experts, LoadDetail detail);
+
+// Of the first step after a start: after which step it went on (0: from the beginning), on what, with which versions.
+void append_start(MetricsRecord& record, const ParallelJob& job, int64_t started_after);
+
+}  // namespace conclave

@@ -1,0 +1,118 @@
+#include "run/trace.h"
+
+#include "base/error.h"
+#include "checkpoint/disk_parts.h"
+#include "checkpoint/safetensors_reader.h"
+#include "checkpoint/safetensors_writer.h"
+#include "run/disk_names.h"
+#include "run/model_source.h"
+#include "step/forward_backward.h"
+
+namespace conclave {
+namespace {
+
+struct TracedBatch {
+  MicroBatch of_rank;
+  int64_t batch = 0;  // of all ranks
+  int64_t sequence = 0;
+  int64_t targets = 0;
+};
+
+at::Tensor read_tokens(const SafetensorsReader& file, const char* name) {
+  at::Tensor tensor = file.read_whole(name);
+  if (tensor.scalar_type() != at::kLong || tensor.dim() != 2)
+    user_error("{}: {} must be int64 [B,S], but is {} with {} dims", file.file().path().string(), name,
+               c10::toString(tensor.scalar_type()), tensor.dim());
+  return tensor;
+}
+
+TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path, int world) {
+  const SafetensorsReader file(path);
+  const at::Tensor input_BS = read_tokens(file, "input_ids");
+  const at::Tensor label_BS = read_tokens(file, "labels");
+  if (input_BS.sizes() != label_BS.sizes()) user_error("{}: input_ids and labels must have one shape", path.string());
+  if (input_BS.numel() == 0) user_error("{}: input_ids is empty", path.string());
+  const int64_t vocabulary = job.model_config().vocab_size;
+  if (input_BS.min().item<int64_t>() < 0 || input_BS.max().item<int64_t>() >= vocabulary)
+    user_error("{}: input_ids has a token outside 0..{}", path.string(), vocabulary - 1);
+  const at::Tensor counted = label_BS.ne(-100);
+  if (label_BS.max().item<int64_t>() >= vocabulary || (counted & label_BS.lt(0)).any().item<bool>())
+    user_error("{}: labels has a token outside 0..{} that is not -100", path.string(), vocabulary - 1);
+
+  TracedBatch traced;
+  traced.batch = input_BS.size(0);
+  traced.sequence = input_BS.size(1);
+  traced.targets = counted.sum().item<int64_t>();
+  if (traced.targets == 0) user_error("{}: every label is -100", path.string());
+  const int64_t begin = traced.batch * job.rank() / world;
+  const int64_t end = traced.batch * (job.rank() + 1) / world;
+  const auto part = [&](const at::Tensor& tensor) {
+    return tensor.narrow(0, begin, end - begin).flatten().to(job.device());
+  };
+  traced.of_rank = {part(input_BS), part(label_BS), end - begin, traced.sequence, {}};
+  for (int64_t sample = begin; sample < end; ++sample) traced.of_rank.sample_of_B.push_back(sample);
+  return traced;
+}
+
+// Rank 0 receives what the ranks hold of a tensor of `numel` elements: each puts its part into zeros, and the sum is
+// the whole.
+at::Tensor whole_of_parts(Communicator& world, int64_t numel, at::Device device,
+                          const std::function<void(at::Tensor&)>& put) {
+  at::Tensor whole = at::zeros({numel}, at::device(device).dtype(at::kFloat));
+  put(whole);
+  world.all_reduce(whole).wait();
+  return whole.to(at::kCPU);
+}
+
+}  // namespace
+
+void trace(ParallelJob& job, const TraceRequest& request) {
+  Communicator& world = job.axes().world();
+  const TracedBatch batch = read_batch(job, request.tokens, world.size());
+  ParallelModel& model = job.model();
+  model.allocate_parameters();
+  load_mixtral(job, request.model);
+  const double aux_coefficient = job.aux_coefficient();
+  ForwardBackward forward_backward(model, job.job(), {aux_coefficient, job.job().moe.moe_z_loss_coeff});
+
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
+  const int64_t vocabulary = job.model_config().vocab_size;
+  at::Tensor logits =
+      whole_of_parts(world, batch.batch * batch.sequence * vocabulary, job.device(), [&](at::Tensor& whole) {
+        const int64_t begin = batch.batch * job.rank() / world.size() * batch.sequence * vocabulary;
+        whole.narrow(0, begin, traced.logits_TV.numel()).copy_(traced.logits_TV.flatten());
+      });
+  tensors.emplace_back("logits", logits.view({batch.batch, batch.sequence, vocabulary}));
+  const double lm_loss = job.sum_over_world({traced.result.loss_sum})[0] / static_cast<double>(batch.targets);
+  tensors.emplace_back("lm_loss", at::scalar_tensor(lm_loss, at::kFloat));
+  tensors.emplace_back("rotary_cos", traced.rotary.cos_SD.to(at::kCPU));
+  tensors.emplace_back("rotary_sin", traced.rotary.sin_SD.to(at::kCPU));
+  tensors.emplace_back("aux_loss", at::scalar_tensor(traced.result.balance.aux_loss, at::kFloat));
+  tensors.emplace_back("z_loss", at::scalar_tensor(traced.result.balance.z_loss, at::kFloat));
+
+  if (request.gradients) {
+    model.allocate_training_state();
+    forward_backward.train(batch.of_rank, {true, true, 1.0 / static_cast<double>(batch.targets), 1.0});
+    const std::vector<TensorSlice> slices =
+        model.slices(ParallelModel::Quantity::gradient, ParallelModel::Replicas::once);
+    for (const DiskNames& names : mixtral_disk_names(job.model_config())) {
+      int64_t numel = 1;
+      for (int64_t size : names.shape) numel *= size;
+      const at::Tensor whole = whole_of_parts(world, numel, job.device(), [&](at::Tensor& gradient) {
+        for (const TensorSlice& slice : slices)
+          if (slice.name == names.parameter) gradient.narrow(0, slice.begin, slice.data.numel()).copy_(slice.data);
+      });
+      int64_t begin = 0;
+      for (const DiskTensor& part : names.parts) {
+        const at::Tensor view = whole.narrow(0, begin, c10::multiply_integers(part.shape)).view(part.shape);
+        tensors.emplace_back("grad." + part.name, view);
+        begin += view.numel();
+      }
+    }
+  }
+  if (job.is_first()) write_safetensors(request.out, tensors);
+  world.barrier();
+}
+
+}  // namespace conclave

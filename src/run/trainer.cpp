@@ -1,0 +1,296 @@
+#include "run/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <utility>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/seconds_since.h"
+#include "checkpoint/verdict.h"
+#include "config/mixtral_parameters.h"
+#include "config/model_flops.h"
+#include "data/fingerprint.h"
+#include "device/device.h"
+#include "memory/memory_category.h"
+#include "metrics/running_memory.h"
+#include "optim/learning_rate.h"
+#include "run/abandoned_history.h"
+#include "run/checkpoint_values.h"
+#include "run/data_position.h"
+#include "run/model_source.h"
+#include "run/output_place.h"
+#include "run/resume_choice.h"
+#include "run/run_export.h"
+#include "run/run_record.h"
+#include "run/same_run.h"
+#include "step/compute_precision.h"
+
+namespace conclave {
+
+Trainer::Trainer(ParallelJob& job)
+    : job_(job),
+      training_(open_training(job)),
+      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
+      saves_(
+          job,
+          [this] {
+            if (progress_) progress_->end_line();
+          },
+          [this](const FinishedSave& saved) {
+            clock_.count_save(saved.seconds);
+            signals_.tell_of_saved(saved.step);
+          }),
+      dead_experts_(job.model_config().num_hidden_layers, job.model_config().num_local_experts),
+      warnings_(job.job(), job.model_config().num_experts_per_tok),
+      signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
+      clock_(job.job(), seconds_since_process_start()) {
+  if (job.job().data.validation) validation_ = open_validation(job);
+  start();
+}
+
+void Trainer::start() {
+  const Job& job = job_.job();
+  together(job_.host_world(), [&] {
+    if (!job_.is_first()) return;
+    check_output_place(job);
+    choose_resume(job);  // a mistake in checkpoint.resume makes no folder
+    std::filesystem::create_directories(job.run.output_dir);
+    lock_ = std::make_unique<RunLock>(job.run.output_dir);
+  });
+  job_.model().allocate_parameters();
+  job_.model().allocate_training_state();
+  if (const auto position = resume(job_, *training_)) {
+    position_ = *position;
+    restore(forward_backward_.selection(), position_.values);
+    restore(dead_experts_, position_.values);
+    spdlog::info("going on after step {}", position_.step);
+    signals_.tell_of_saved(position_.step);
+  } else {
+    position_.data_fingerprint = fingerprint(training_->set());
+    start_parameters(job_);
+  }
+  first_step_ = position_.step + 1;
+
+  spdlog::info("{} parameters, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",
+               count_parameters(job_.model().declarations()),
+               count_parameters_per_token(job_.model().declarations(), job_.model_config()), job_.tokens_per_step(),
+               job_.micro_steps(), precision_name(job_.compute()),
+               job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "",
+               job_.device().str());
+  if (job_.is_first()) log_reading(*training_, job.run.steps - position_.step, job_.sequences_per_step());
+  spdlog::info(what_is_kept(job));
+  if (job.run.stop_after) spdlog::info("the run ends before {} (run.stop_after)", text_of(*job.run.stop_after));
+  flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
+  peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
+  device_of(job_.device()).reset_peak_memory(job_.device());  // the peak is training's own
+  spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());
+  if (!job_.is_first()) return;
+  write_file_atomically(resolved_job_file(job), print_job(job));
+  if (position_.step == 0) put_metrics_aside(job);
+  metrics_ = std::make_unique<MetricsLog>(metrics_file(job), position_.step);
+  if (job.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(tensorboard_folder(job), position_.step);
+  progress_ = std::make_unique<ProgressLine>(job.run.steps, job.metrics.log_every, stdout);
+}
+
+void Trainer::profile(ProfiledSteps steps) {
+  if (steps.last < first_step_ && job_.is_first())
+    spdlog::warn("--profile {}:{}: these steps are done already, so none is profiled", steps.first, steps.last);
+  tracer_ = std::make_unique<StepTracer>(job_, forward_backward_.clock(), steps);
+}
+
+ExitCode Trainer::run() {
+  const Job& job = job_.job();
+  if (position_.step >= job.run.steps) {
+    spdlog::info("all {} steps are done already; {}", job.run.steps, how_to_train_on(job));
+    return exit_success;
+  }
+  TrainStep train_step(job_, forward_backward_);
+  BatchLoader loader(training_, {job.data.micro_batch_size, job_.world().size(), job_.rank()}, position_.samples);
+  while (position_.step < job.run.steps) {
+    const int64_t step = position_.step + 1;
+    const double lr = learning_rate(job.schedule, job.optimizer.lr, job.run.steps, step);
+    save_seconds_ = 0;
+    if (tracer_) tracer_->before_step(step);
+    const auto start = std::chrono::steady_clock::now();
+    // A save that is being written reads what the update changes.
+    const StepReport step_report =
+        train_step.run(batches_of(loader, job_), position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
+    // The update is queued still, but of the step. Copies for a checkpoint have a stream of their own, and go on.
+    device_of(job_.device()).finish_computing(job_.device());
+    const double seconds = seconds_since(start);
+    if (tracer_) tracer_->after_step(step);
+    position_.step = step;
+    position_.samples += job_.sequences_per_step();
+    position_.tokens += job_.tokens_per_step();
+    if (step_report.not_finite.empty()) dead_experts_.finish_step(step_report.load.count_LE());
+
+    last_validation_.reset();
+    if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
+      validate(step);
+    const Agreed agreed = report(step, step_report, lr, seconds);
+    warn(step, step_report);
+    count_skipped(step, step_report);
+
+    const bool is_last = step == job.run.steps;
+    if (saves_.is_under_way() && !agreed.saving_is_busy) saves_.go_on();
+    if (job.checkpoint.saves() && (is_last || agreed.ends()))
+      save(RunSaves::Kind::last);
+    else if (job.checkpoint.saves() &&
+             (agreed.save_is_due || (job.checkpoint.every > 0 && step % job.checkpoint.every == 0)))
+      save(RunSaves::Kind::periodic);
+    else if (agreed.save_is_due && job_.is_first())
+      spdlog::warn("step {} is not saved, though SIGUSR2 asked for it: {}", step, what_is_kept(job));
+    if (agreed.ends() && !is_last) return end_early(agreed);
+    if (job.checkpoint.export_every > 0 && (is_last || step % job.checkpoint.export_every == 0)) {
+      if (progress_) progress_->end_line();
+      export_run(job_, step);
+      if (const auto lost = lost_in_export(checkpoint_values(forward_backward_.selection())))
+        spdlog::warn("step {}: {}", step, *lost);
+    }
+    clock_.count_iteration(seconds_since(start) - save_seconds_);
+  }
+  if (progress_) progress_->end_line();
+  return exit_success;
+}
+
+ExitCode Trainer::end_early(const Agreed& agreed) {
+  if (progress_) progress_->end_line();
+  const bool by_signal = agreed.stop_signal != 0;
+  spdlog::info("{} ended the run after step {}; {}",
+               by_signal ? name_of_signal(agreed.stop_signal) : "the deadline (run.stop_after)", position_.step,
+               job_.job().checkpoint.saves()
+                   ? "the same command goes on from there"
+                   : "nothing was saved, for checkpoint.every and checkpoint.every_minutes are 0");
+  return by_signal ? exit_code_of_stop(agreed.stop_signal) : exit_requeue;
+}
+
+void Trainer::warn(int64_t step, const StepReport& step_report) {
+  if (!job_.is_first() || !step_report.not_finite.empty()) return;
+  for (const std::string& warning :
+       warnings_.after_step(step, step_report.lm_loss, step_report.load.count_LE(), dead_experts_)) {
+    progress_->end_line();
+    spdlog::warn(warning);
+  }
+}
+
+void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
+  if (step_report.not_finite.empty()) {
+    ++position_.updates;
+    position_.skipped_in_a_row = 0;
+    return;
+  }
+  if (progress_) progress_->end_line();
+  if (job_.is_first()) spdlog::warn("step {} was skipped on all ranks: not finite: {}", step, step_report.not_finite);
+  if (++position_.skipped_in_a_row < job_.job().optimizer.max_skipped_steps) return;
+  saves_.wait();
+  throw std::runtime_error(
+      fmt::format("{} steps in a row were not finite (optimizer.max_skipped_steps), the last one step {}: {}",
+                  position_.skipped_in_a_row, step, step_report.not_finite));
+}
+
+void Trainer::validate(int64_t step) {
+  last_validation_ = evaluate(job_, forward_backward_, validation_, job_.job().validation.samples);
+  if (progress_) progress_->end_line();
+  spdlog::info("step {}: validation loss {:.4f} over {}", step, last_validation_->lm_loss,
+               samples_in_words(*last_validation_, *validation_));
+}
+
+void Trainer::save(RunSaves::Kind kind) {
+  position_.values = checkpoint_values(forward_backward_.selection());
+  position_.values.merge(checkpoint_values(dead_experts_));
+  const auto start = std::chrono::steady_clock::now();
+  clock_.count_save_begin(seconds_since_process_start());
+  saves_.save(kind, position_);
+  save_seconds_ += seconds_since(start);
+}
+
+Trainer::Agreed Trainer::own_view() {
+  const double now = seconds_since_process_start();
+  const bool save_was_asked_for = signals_.take_save_request();
+  return {signals_.to_end(), job_.is_first() && clock_.deadline_is_near(now, saves_.is_under_way()),
+          save_was_asked_for || (job_.is_first() && clock_.save_is_due(now)), saves_.is_busy()};
+}
+
+Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
+  const MemoryReport memory = memory_report();
+  const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
+  // The rank that needs most memory, and the rank that waited longest, are what limits the run.
+  const std::optional<FinishedSave> saved = saves_.take_finished();
+  const Agreed own = own_view();
+  std::vector<double> extremes = {static_cast<double>(device_of(job_.device()).peak_memory()),
+                                  static_cast<double>(running_memory().peak_resident_bytes),
+                                  seconds_in(Phase::gather),
+                                  seconds_in(Phase::reduce),
+                                  seconds_in(Phase::dispatch),
+                                  seconds_in(Phase::data),
+                                  seconds_in(Phase::offload),
+                                  static_cast<double>(own.stop_signal),
+                                  static_cast<double>(own.saving_is_busy),
+                                  saves_.take_stall_seconds(),
+                                  static_cast<double>(own.deadline_is_near),
+                                  static_cast<double>(own.save_is_due)};
+  extremes = job_.max_over_world(extremes);
+  const Agreed agreed{static_cast<int>(extremes[7]), extremes[10] != 0, extremes[11] != 0, extremes[8] != 0};
+  if (!job_.is_first()) return agreed;
+
+  const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
+  MetricsRecord record = {{"loss", step_report.loss},
+                          {"lm_loss", step_report.lm_loss},
+                          {"aux_loss", step_report.aux_loss},
+                          {"z_loss", step_report.z_loss},
+                          {"grad_norm", step_report.gradient_norm},
+                          {"lr", lr},
+                          {"tokens", position_.tokens},
+                          {"tokens_per_second", tokens_per_second},
+                          {"step_seconds", seconds},
+                          {"data_seconds", extremes[5]},
+                          {"gather_wait_seconds", extremes[2]},
+                          {"reduce_wait_seconds", extremes[3]},
+                          {"dispatch_wait_seconds", extremes[4]},
+                          {"offload_wait_seconds", extremes[6]},
+                          {"peak_memory_bytes", static_cast<int64_t>(extremes[0])},
+                          {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
+                          {"drop_rate", step_report.drop_rate}};
+  const bool is_first_or_last = step == 1 || step == job_.job().run.steps;
+  append_load(record, step_report.load, dead_experts_,
+              is_first_or_last || step % job_.job().metrics.log_every == 0 ? LoadDetail::by_layer : LoadDetail::brief);
+  const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
+  record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
+  record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
+  Progress progress;
+  for (int category = 0; category < memory_categories; ++category) {
+    const char* name = name_of(static_cast<MemoryCategory>(category));
+    record.emplace_back(fmt::format("memory/{}", name), memory.at_peak.of[category]);
+    progress.memory_of.emplace_back(name, memory.at_peak.of[category]);
+  }
+  record.emplace_back("save_stall_seconds", extremes[9]);  // waiting for checkpoints since the record before
+  if (saved) {                                             // a checkpoint was finished since then
+    record.emplace_back("saved_step", saved->step);
+    record.emplace_back("save_seconds", saved->seconds);
+    record.emplace_back("save_bytes", saved->bytes);
+  }
+  if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
+  if (last_validation_) {
+    record.emplace_back("validation_loss", last_validation_->lm_loss);
+    record.emplace_back("validation_samples", last_validation_->samples);
+  }
+  if (step == first_step_) append_start(record, job_, first_step_ - 1);
+  metrics_->write(step, record);
+  if (tensorboard_) tensorboard_->write(step, record);
+
+  progress.step = step;
+  progress.loss = step_report.loss;
+  progress.grad_norm = step_report.gradient_norm;
+  progress.lr = lr;
+  progress.tokens_per_second = tokens_per_second;
+  progress.step_seconds = seconds;
+  progress.expert_imbalance = step_report.load.imbalance();
+  progress.peak_memory_bytes = static_cast<int64_t>(extremes[0]);
+  progress_->show(progress);
+  return agreed;
+}
+
+}  // namespace conclave

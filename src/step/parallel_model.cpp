@@ -1,0 +1,110 @@
+#include "step/parallel_model.h"
+
+#include "checkpoint/checkpoint_writer.h"
+#include "config/mixtral_parameters.h"
+
+namespace conclave {
+namespace {
+
+at::Tensor& quantity_of(FlatParameter& group, ParallelModel::Quantity quantity) {
+  switch (quantity) {
+    case ParallelModel::Quantity::parameter:
+      return group.parameter_shard;
+    case ParallelModel::Quantity::exp_avg:
+      return group.exp_avg;
+    case ParallelModel::Quantity::exp_avg_sq:
+      return group.exp_avg_sq;
+    case ParallelModel::Quantity::gradient:
+      break;
+  }
+  return group.gradient_shard;
+}
+
+// The shard's ranges of equal treatment: neighbouring slices with the same decay rule, and the padding between them,
+// are one range.
+std::vector<OptimizerRange> ranges_of(FlatParameter& group) {
+  std::vector<OptimizerRange> ranges;
+  const auto add = [&](int64_t begin, int64_t end, bool decay) {
+    const auto part = [&](const at::Tensor& shard) { return shard.narrow(0, begin, end - begin); };
+    ranges.push_back(
+        {part(group.parameter_shard), part(group.exp_avg), part(group.exp_avg_sq), part(group.gradient_shard), decay});
+  };
+  int64_t begin = 0;
+  int64_t end = 0;
+  bool decay = true;
+  for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
+    const bool slice_decay = group.parameters()[slice.parameter].decay;
+    if (end > begin && slice_decay != decay) {
+      add(begin, end, decay);
+      begin = slice.shard_offset;
+    } else if (end == begin) {
+      begin = slice.shard_offset;
+    }
+    end = slice.shard_offset + slice.numel;
+    decay = slice_decay;
+  }
+  if (end > begin) add(begin, end, decay);
+  return ranges;
+}
+
+}  // namespace
+
+ParallelModel::ParallelModel(const ModelConfig& config, const Axes& axes, const FlatParameterOptions& options)
+    : config_(config), axes_(axes), options_(options), declarations_(declare_mixtral(config)) {
+  for (const UnitDeclaration& declaration : declarations_) units_.emplace_back(declaration, axes.sharding(), options);
+}
+
+std::vector<Unit*> ParallelModel::units() {
+  std::vector<Unit*> units;
+  for (Unit& unit : units_) units.push_back(&unit);
+  return units;
+}
+
+void ParallelModel::allocate_parameters() {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.allocate_parameters();
+}
+
+void ParallelModel::allocate_training_state() {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.allocate_training_state();
+}
+
+void ParallelModel::initialize(uint64_t seed) {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.initialize(seed);
+}
+
+std::vector<TensorSlice> ParallelModel::slices(Quantity quantity, Replicas replicas) {
+  std::vector<TensorSlice> slices;
+  for (Unit& unit : units_) {
+    for (FlatParameter& group : unit.groups()) {
+      if (replicas == Replicas::once && group.replica_axis().rank() != 0) continue;
+      const at::Tensor& shard = quantity_of(group, quantity);
+      std::vector<TensorSlice> of_group;
+      for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
+        const ParameterDeclaration& parameter = group.parameters()[slice.parameter];
+        of_group.push_back(
+            {parameter.name, parameter.shape, slice.begin, shard.narrow(0, slice.shard_offset, slice.numel)});
+      }
+      if (replicas == Replicas::shared)
+        of_group = share_among_replicas(of_group, group.replica_axis().rank(), group.replica_axis().size());
+      slices.insert(slices.end(), of_group.begin(), of_group.end());
+    }
+  }
+  return slices;
+}
+
+std::vector<OptimizerUnit> ParallelModel::optimizer_units() {
+  std::vector<OptimizerUnit> units;
+  for (Unit& unit : units_) {
+    OptimizerUnit& optimizer_unit = units.emplace_back();
+    for (FlatParameter& group : unit.groups()) {
+      for (OptimizerRange& range : ranges_of(group)) optimizer_unit.ranges.push_back(std::move(range));
+      if (group.replica_axis().rank() == 0) optimizer_unit.counted_gradients.push_back(group.gradient_shard);
+    }
+  }
+  return units;
+}
+
+}  // namespace conclave

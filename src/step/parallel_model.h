@@ -1,0 +1,47 @@
+// A model's declared parameters, laid over the ranks: one sharded Unit for each declared unit. Where a model (which
+// knows nothing of ranks) and sharding (which knows nothing of Mixtral) meet. No rank ever holds more than its shards
+// and the units that are gathered at the moment.
+#pragma once
+
+#include <deque>
+#include <vector>
+
+#include "checkpoint/tensor_slice.h"
+#include "config/model_config.h"
+#include "optim/optimizer.h"
+#include "sharding/unit.h"
+#include "step/axes.h"
+
+namespace conclave {
+
+class ParallelModel {
+ public:
+  // Declares only; `axes` outlives the model.
+  ParallelModel(const ModelConfig& config, const Axes& axes, const FlatParameterOptions& options);
+
+  const ModelConfig& config() const { return config_; }
+  const Axes& axes() const { return axes_; }
+  const FlatParameterOptions& options() const { return options_; }
+  const std::vector<UnitDeclaration>& declarations() const { return declarations_; }
+  std::vector<Unit*> units();
+
+  void allocate_parameters();
+  void allocate_training_state();
+  void initialize(uint64_t seed);
+
+  enum class Quantity { parameter, exp_avg, exp_avg_sq, gradient };
+  // This rank's ranges of every parameter, as views of the shards. Of ranks that hold the same range, along the replica
+  // axis, each gets it with `all`, only the first with `once`, and each a part of its own with `shared`.
+  enum class Replicas { all, once, shared };
+  std::vector<TensorSlice> slices(Quantity quantity, Replicas replicas);
+  std::vector<OptimizerUnit> optimizer_units();
+
+ private:
+  ModelConfig config_;
+  const Axes& axes_;
+  FlatParameterOptions options_;
+  std::vector<UnitDeclaration> declarations_;
+  std::deque<Unit> units_;
+};
+
+}  // namespace conclave

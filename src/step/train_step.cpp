@@ -1,0 +1,107 @@
+#include "step/train_step.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+namespace conclave {
+
+std::shared_ptr<const SampleStream> open_training(const ParallelJob& job) {
+  auto set = std::make_shared<const IndexedTokens>(job.job().data.train, job.model_config().vocab_size);
+  return std::make_shared<const SampleStream>(std::move(set), job.job().data.sequence_length,
+                                              static_cast<uint64_t>(job.job().run.seed), Order::shuffled);
+}
+
+MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device) {
+  const int64_t tokens = loaded.samples * sequence;  // rows without a sample are left out
+  const auto tensor = [&](const std::vector<int64_t>& values) {
+    return at::from_blob(const_cast<int64_t*>(values.data()), {tokens}, at::kLong)
+        .to(device, at::kLong, /*non_blocking=*/true, /*copy=*/true);
+  };
+  MicroBatch batch{tensor(loaded.inputs_BS), tensor(loaded.targets_BS), loaded.samples, sequence, {}};
+  for (int64_t b = 0; b < loaded.samples; ++b) batch.sample_of_B.push_back(loaded.first_sample + b);
+  return batch;
+}
+
+std::function<MicroBatch()> batches_of(BatchLoader& loader, const ParallelJob& job) {
+  return [&loader, sequence = job.job().data.sequence_length, device = job.device()] {
+    return to_micro_batch(loader.next(), sequence, device);
+  };
+}
+
+TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
+    : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {
+  forward_backward.reserve_offload(job.job().data.micro_batch_size * job.job().data.sequence_length);
+}
+
+StepReport TrainStep::run(const NextBatch& next, int64_t update, double lr,
+                          const std::function<void()>& before_update) {
+  StepClock& clock = forward_backward_.clock();
+  clock.take();  // what evaluation took in between
+  StepReport report = compute(next, update, lr, before_update);
+  report.times = clock.take();
+  return report;
+}
+
+StepReport TrainStep::compute(const NextBatch& next, int64_t update, double lr,
+                              const std::function<void()>& before_update) {
+  StepClock& clock = forward_backward_.clock();
+  const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
+  const int64_t micro_steps = job_.micro_steps();
+  const auto targets = static_cast<double>(job_.tokens_per_step());
+  StepReport report;
+  double loss_sum = 0;
+  for (int64_t m = 0; m < micro_steps; ++m) {
+    const MicroBatch batch = [&] {
+      const ClockScope scope(clock, Phase::data, clock.whole_step());
+      return next();
+    }();
+    const MicroStepResult result = forward_backward_.train(
+        batch, {m == 0, m == micro_steps - 1, 1.0 / targets, 1.0 / static_cast<double>(micro_steps)});
+    loss_sum += result.loss_sum;
+    report.aux_loss += result.balance.aux_loss / static_cast<double>(micro_steps);
+    report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
+    if (const auto factor = job_.job().moe.capacity_factor) {
+      const ModelConfig& model = job_.model_config();
+      const int64_t capacity =
+          expert_capacity(*factor, result.balance.tokens, model.num_experts_per_tok, model.num_local_experts);
+      report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
+    }
+    report.load.add(result.balance);
+  }
+  {
+    const ClockScope scope(clock, Phase::reduce, clock.whole_step());
+    report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
+  }
+  report.loss =
+      report.lm_loss + job_.aux_coefficient() * report.aux_loss + job_.job().moe.moe_z_loss_coeff * report.z_loss;
+
+  // Every rank has the same numbers here, so all skip or none does.
+  update_unless_not_finite(report, update, lr, before_update);
+  return report;
+}
+
+void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, double lr,
+                                         const std::function<void()>& before_update) {
+  StepClock& clock = forward_backward_.clock();
+  const ClockScope scope(clock, Phase::optimizer, clock.whole_step());
+  const std::vector<double> squares = optimizer_.gradient_squares(job_.axes().world(), job_.device());
+  double square_sum = 0;
+  std::vector<std::string> units;
+  for (size_t i = 0; i < squares.size(); ++i) {
+    square_sum += squares[i];
+    if (!std::isfinite(squares[i])) units.push_back(job_.model().declarations()[i].name);
+  }
+  report.gradient_norm = std::sqrt(square_sum);
+  if (!std::isfinite(report.loss)) {
+    report.not_finite = "loss";
+  } else if (!units.empty()) {
+    report.not_finite = fmt::format("gradient of {}", fmt::join(units, ", "));
+  } else {
+    before_update();
+    optimizer_.update(lr, update, report.gradient_norm);
+    forward_backward_.selection().finish_step(report.load.count_LE());
+  }
+}
+
+}  // namespace conclave
