@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "checkpoint/hugging_face_export.h"
 #include "step/parallel_job.h"
 
 namespace conclave {
