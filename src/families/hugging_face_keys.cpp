@@ -1,4 +1,4 @@
-#include "config/hugging_face_keys.h"
+#include "families/hugging_face_keys.h"
 
 #include <fmt/format.h>
 
@@ -10,8 +10,8 @@
 #include "base/shown_path.h"
 #include "base/strict_json.h"
 #include "base/text_file.h"
-#include "config/ignored_keys.h"
 #include "config/mistake.h"
+#include "families/ignored_keys.h"
 
 namespace conclave {
 namespace {
@@ -49,6 +49,13 @@ ConfigText read_config_text(const std::filesystem::path& file_or_folder, const s
   }
 }
 
+bool is_nothing(const json& value) {
+  if (value.is_boolean()) return !value.get<bool>();
+  if (value.is_number()) return value.get<double>() == 0;
+  if (value.is_string()) return value.get_ref<const std::string&>().empty();
+  return value.empty();
+}
+
 HuggingFaceKeys::HuggingFaceKeys(const ConfigText& config) : content_(parse_object(config)), place_(config.origin) {}
 
 void HuggingFaceKeys::read_required_size(const char* key, int64_t& value) {
@@ -67,6 +74,13 @@ void HuggingFaceKeys::read_size(const char* key, int64_t& value) {
   } else {
     refuse(fmt::format("{} is {}, but it must be a whole number from 1 to {}.", key, found.dump(), largest_size), "");
   }
+}
+
+void HuggingFaceKeys::read_count(const char* key, int64_t& value) {
+  if (!missing(key) && content_[key].is_number_integer() && content_[key] == 0)
+    value = 0;
+  else
+    read_size(key, value);
 }
 
 void HuggingFaceKeys::read_number(const char* key, double& value, double least, bool least_is_allowed) {
@@ -133,7 +147,7 @@ void HuggingFaceKeys::only_for_each_layer(const char* key, int64_t layers, const
                      std::all_of(found.begin(), found.end(), [&](const json& layer) { return layer == wanted; });
   if (!alike)
     refuse(fmt::format("{} is {}, but this version's {} layers are all \"{}\".", key, found.dump(), layers, wanted),
-           "Remove the key if the model was trained so: Transformers' Mixtral computes all layers alike.");
+           "Remove the key if the model was trained so: Transformers computes all layers of this family alike.");
 }
 
 void HuggingFaceKeys::refuse(const std::string& problem, const std::string& remedy) {

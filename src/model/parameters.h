@@ -1,5 +1,5 @@
-// The parameters of a Mixtral, unit by unit, under Conclave's own names. Projections that are always used together are
-// one parameter: query, key and value rows in `qkv`, gate and up rows of each expert in `gate_up`.
+// The parameters of a model, unit by unit, as its blocks declare them, under Conclave's own names. Projections that are
+// always used together are one parameter: query, key and value rows in `qkv`, gate and up rows in `gate_up`.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,7 @@
 namespace conclave {
 
 // Units in forward order: the embedding, the decoder layers, the head.
-std::vector<UnitDeclaration> declare_mixtral(const ModelConfig& config);
+std::vector<UnitDeclaration> declare_model(const ModelConfig& config);
 
 int64_t count_parameters(const std::vector<UnitDeclaration>& units);
 // That one token uses: all but the experts it is not routed to.

@@ -1,4 +1,4 @@
-#include "config/model_config.h"
+#include "families/family.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,7 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "refused.h"
+#include "mixtral_shape.h"
+#include "unit/config/refused.h"
 
 namespace conclave {
 namespace {
@@ -57,7 +58,7 @@ std::string refusal_with(const json& changes, const std::vector<std::string>& wi
 // Oracle: the published numbers, spelled out.
 TEST(ModelConfig, of_a_version_4_file) {
   const ModelConfig config = read_text(version_4);
-  ModelConfig published;
+  MixtralShape published;
   published.vocab_size = 32000;
   published.hidden_size = 4096;
   published.intermediate_size = 14336;
@@ -75,31 +76,32 @@ TEST(ModelConfig, of_a_version_4_file) {
   published.num_local_experts = 8;
   published.router_aux_loss_coef = 0.02;
   published.router_jitter_noise = 0;
-  published.bos_token_id = 1;
-  published.eos_token_ids = {2};
-  published.pad_token_id = std::nullopt;
   EXPECT_EQ(config, published);
+  EXPECT_EQ(config.bos_token_id, 1);
+  EXPECT_EQ(config.eos_token_ids, std::vector<int64_t>{2});
+  EXPECT_EQ(config.pad_token_id, std::nullopt);
 }
 
 ModelConfig expected_of_version_5() {
-  ModelConfig expected;
-  expected.vocab_size = 99;
-  expected.hidden_size = 64;
-  expected.intermediate_size = 96;
-  expected.num_hidden_layers = 2;
-  expected.num_attention_heads = 4;
-  expected.num_key_value_heads = 2;
-  expected.head_dim = 32;
-  expected.max_position_embeddings = 512;
-  expected.rms_norm_eps = 1e-6;
-  expected.rope_theta = 5000;
-  expected.initializer_range = 0.01;
-  expected.tie_word_embeddings = true;
-  expected.sliding_window = 128;
-  expected.num_experts_per_tok = 3;
-  expected.num_local_experts = 6;
-  expected.router_aux_loss_coef = 0.001;
-  expected.router_jitter_noise = 0.1;
+  MixtralShape shape;
+  shape.vocab_size = 99;
+  shape.hidden_size = 64;
+  shape.intermediate_size = 96;
+  shape.num_hidden_layers = 2;
+  shape.num_attention_heads = 4;
+  shape.num_key_value_heads = 2;
+  shape.head_dim = 32;
+  shape.max_position_embeddings = 512;
+  shape.rms_norm_eps = 1e-6;
+  shape.rope_theta = 5000;
+  shape.initializer_range = 0.01;
+  shape.tie_word_embeddings = true;
+  shape.sliding_window = 128;
+  shape.num_experts_per_tok = 3;
+  shape.num_local_experts = 6;
+  shape.router_aux_loss_coef = 0.001;
+  shape.router_jitter_noise = 0.1;
+  ModelConfig expected = shape;
   expected.bos_token_id = std::nullopt;
   expected.eos_token_ids = {2, 7};
   expected.pad_token_id = 0;
@@ -121,7 +123,7 @@ TEST(ModelConfig, what_may_be_null_or_absent) {
   json content = json::parse(version_4);
   content["num_key_value_heads"] = nullptr;
   content["rope_parameters"] = {{"rope_theta", 1000000.0}, {"rope_type", "default"}};
-  EXPECT_EQ(read_text(content.dump()).num_key_value_heads, 32);
+  EXPECT_EQ(read_text(content.dump()).layers.front().attention.key_value_heads, 32);
   // What a file lacks is what Transformers takes for it.
   for (const char* key : {"rms_norm_eps", "rope_theta", "rope_parameters", "router_aux_loss_coef",
                           "max_position_embeddings", "initializer_range", "tie_word_embeddings", "sliding_window",
@@ -129,7 +131,7 @@ TEST(ModelConfig, what_may_be_null_or_absent) {
     content.erase(key);
   const ModelConfig config = read_text(content.dump());
   EXPECT_EQ(config.rms_norm_eps, 1e-5);
-  EXPECT_EQ(config.rope_theta, 1e6);
+  EXPECT_EQ(config.rotary.theta, 1e6);
   EXPECT_EQ(config.router_aux_loss_coef, 0.001);
   EXPECT_EQ(config.max_position_embeddings, 131072);
   EXPECT_EQ(config.initializer_range, 0.02);
@@ -158,19 +160,20 @@ TEST(ModelConfig, is_written_so_that_both_versions_read_it) {
     EXPECT_TRUE(key == "transformers_version" || written.contains(key)) << key;
 
   EXPECT_EQ(json::parse(hugging_face_config_json(read_text(version_4), "float32"))["eos_token_id"], 2);
-  ModelConfig none;
+  ModelConfig none = MixtralShape();
   none.eos_token_ids = {};
   EXPECT_EQ(read_text(hugging_face_config_json(none, "float32")), none);
 }
 
 TEST(ModelConfigRefusal, of_another_architecture) {
-  EXPECT_EQ(refusal_with({{"model_type", "llama"}}),
-            "model_type is \"llama\", but this version trains Mixtral models only.\n"
-            "       Use a model whose model_type is \"mixtral\".   (config.json)");
-  EXPECT_EQ(refusal_with({}, {"model_type"}),
-            "model_type is missing, and this version trains Mixtral models only.   (config.json)");
+  const std::string remedy = "\n       Use " + a_model_in_words() + ".   (config.json)";
+  EXPECT_EQ(refusal_with({{"model_type", "gpt2"}}),
+            "model_type is \"gpt2\", which this version does not train." + remedy);
+  EXPECT_EQ(refusal_with({{"model_type", 3}}), "model_type is 3, which this version does not train." + remedy);
+  EXPECT_EQ(refusal_with({}, {"model_type"}), "model_type is missing." + remedy);
+  EXPECT_NE(remedy.find("a model whose model_type is \"mixtral\", \"llama\""), std::string::npos);
   EXPECT_EQ(refusal_with({{"hidden_act", "gelu"}}),
-            "hidden_act is \"gelu\", but this version has experts with silu only.\n"
+            "hidden_act is \"gelu\", but this version has MLPs with silu only.\n"
             "       Use a model whose hidden_act is \"silu\".   (config.json)");
   EXPECT_EQ(refusal_with({{"attention_dropout", 0.1}}),
             "attention_dropout is 0.1, but this version has no attention dropout.\n"
@@ -181,17 +184,22 @@ TEST(ModelConfigRefusal, of_another_architecture) {
 }
 
 TEST(ModelConfigRefusal, of_another_rotary_embedding) {
-  const std::string default_only =
-      ", but this version has the default rotary embedding only.\n"
-      "       Use a model whose rope_type is \"default\".   (config.json)";
-  EXPECT_EQ(refusal_with({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}),
-            "rope_scaling.type is \"linear\"" + default_only);
+  const std::string not_computed =
+      "the model has a scaled rotary embedding, which this version does not compute.\n       Use another model.   "
+      "(config.json)";
+  EXPECT_EQ(refusal_with({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}), not_computed);
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"type", "linear"}, {"factor", 2.0}, {"rope_theta", 5.0}}}}),
-            "rope_parameters.type is \"linear\"" + default_only);
+            not_computed);
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1000000.0}}}}),
-            "rope_parameters.rope_type is \"yarn\"" + default_only);
-  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", nullptr}}}}),
-            "rope_parameters.rope_type is null" + default_only);
+            "rope_parameters.factor is missing, and this kind of scaling needs it.   (config.json)");
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "yarn"}, {"factor", 4.0}, {"truncate", 1}}}}),
+            "rope_parameters.truncate is 1, but it must be true or false.   (config.json)");
+  const std::string known =
+      ", but this version has the rotary embeddings \"default\", \"linear\", \"llama3\" and \"yarn\" only.\n"
+      "       Use a model whose rope_type is one of these.   (config.json)";
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "dynamic"}, {"factor", 2.0}}}}),
+            "rope_parameters.rope_type is \"dynamic\"" + known);
+  EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", nullptr}}}}), "rope_parameters.rope_type is null" + known);
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"factor", 2.0}}}}),
             "rope_parameters.factor is 2.0, but the default rotary embedding does not use it.\n"
             "       Remove it if the model was trained without, or use a model whose rotary embedding is not scaled.   "
@@ -214,7 +222,7 @@ double theta_of(const json& changes, bool without_theta = false) {
   json content = json::parse(version_4);
   if (!changes.is_null()) content.update(changes);
   if (without_theta) content.erase("rope_theta");
-  return read_text(content.dump()).rope_theta;
+  return read_text(content.dump()).rotary.theta;
 }
 
 // Oracle: Transformers' PreTrainedConfig, as tests/python/test_model_config_keys.py asks it.
@@ -238,13 +246,15 @@ TEST(ModelConfig, newer_names_and_absent_heads) {
     for (const std::string& key : without) content.erase(key);
     return read_text(content.dump());
   };
-  EXPECT_EQ(read_with({{"num_experts", 6}}, {"num_local_experts"}).num_local_experts, 6);
-  EXPECT_EQ(read_with({{"num_experts", 6}}, {}).num_local_experts, 6);
-  EXPECT_EQ(read_with({{"num_experts", nullptr}}, {}).num_local_experts, 8);
-  EXPECT_EQ(read_with({}, {"num_key_value_heads"}).num_key_value_heads, 8);  // MixtralConfig's default
-  EXPECT_EQ(read_with({{"num_attention_heads", 4}}, {"num_key_value_heads"}).num_key_value_heads, 4);
-  EXPECT_EQ(read_with({{"num_key_value_heads", nullptr}}, {}).num_key_value_heads, 32);
-  EXPECT_EQ(read_with({{"head_dim", nullptr}}, {}).head_dim, 128);
+  EXPECT_EQ(read_with({{"num_experts", 6}}, {"num_local_experts"}).experts(), 6);
+  EXPECT_EQ(read_with({{"num_experts", 6}}, {}).experts(), 6);
+  EXPECT_EQ(read_with({{"num_experts", nullptr}}, {}).experts(), 8);
+  EXPECT_EQ(read_with({}, {"num_key_value_heads"}).layers.front().attention.key_value_heads,
+            8);  // MixtralConfig's default
+  EXPECT_EQ(read_with({{"num_attention_heads", 4}}, {"num_key_value_heads"}).layers.front().attention.key_value_heads,
+            4);
+  EXPECT_EQ(read_with({{"num_key_value_heads", nullptr}}, {}).layers.front().attention.key_value_heads, 32);
+  EXPECT_EQ(read_with({{"head_dim", nullptr}}, {}).layers.front().attention.head_dim, 128);
   EXPECT_EQ(read_with({{"hidden_act", "swish"}}, {}), read_with({}, {}));
 }
 
@@ -337,7 +347,8 @@ TEST(ModelConfigRefusal, tells_all_mistakes_at_once) {
 }
 
 TEST(ModelConfigRefusal, of_files_that_are_no_config) {
-  const std::string remedy = "\n       Give a Hugging Face config.json of a Mixtral, or a folder that holds one.";
+  const std::string remedy =
+      "\n       Give a Hugging Face config.json of " + a_model_in_words() + ", or a folder that holds one.";
   EXPECT_EQ(refusal_of([] { read_model_config("/nonexistent/config.json"); }),
             "the model config is of no use: cannot read /nonexistent/config.json: No such file or directory." + remedy);
   const TemporaryFile other("other.json", "{");

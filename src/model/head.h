@@ -2,8 +2,9 @@
 // gradient where they lie, so [T,V] never exists, forward or backward.
 #pragma once
 
-#include "base/gradient.h"
 #include "config/model_config.h"
+#include "model/embedding.h"
+#include "model/unit_tensors.h"
 
 namespace conclave {
 
@@ -17,10 +18,15 @@ struct HeadGradients {
   Gradient projection_VH;
 };
 
-class MixtralHead {
+class Head {
  public:
-  MixtralHead(const ModelConfig& config, int64_t chunk_tokens)
-      : eps_(config.rms_norm_eps), chunk_tokens_(chunk_tokens) {}
+  static void declare(const ModelConfig& config, UnitDeclaration& unit);
+  // `embedding`: whose table a tied head projects with.
+  Head(const ModelConfig& config, const UnitDeclaration& unit, const Embedding& embedding, int64_t chunk_tokens);
+
+  // Its own among the tensors of its unit, and of the embedding's when they are tied.
+  HeadWeights weights(const UnitWeights& head, const UnitWeights& embedding) const;
+  HeadGradients gradients(UnitGradients head, UnitGradients embedding) const;
 
   // Sum of the cross-entropies of all targets. hidden [T,H] becomes, in place, the gradient of scale x that sum with
   // respect to itself.
@@ -34,6 +40,9 @@ class MixtralHead {
   // The logits of normed rows, in the compute dtype.
   at::Tensor project(const at::Tensor& normed_CH, const at::Tensor& projection_VH) const;
 
+  ParameterSlot norm_H_;
+  ParameterSlot projection_VH_;
+  bool tied_;
   double eps_;
   int64_t chunk_tokens_;
 };

@@ -1,4 +1,4 @@
-#include "model/mixtral_head.h"
+#include "model/head.h"
 
 #include <algorithm>
 
@@ -7,18 +7,46 @@
 #include "kernels/rms_norm.h"
 #include "kernels/values.h"
 #include "memory/memory_category.h"
+#include "model/declarations.h"
 
 namespace conclave {
+namespace {
 
-at::Tensor MixtralHead::project(const at::Tensor& normed_CH, const at::Tensor& projection_VH) const {
+constexpr const char* norm_name = "norm";
+constexpr const char* projection_name = "lm_head";
+
+}  // namespace
+
+void Head::declare(const ModelConfig& config, UnitDeclaration& unit) {
+  unit.parameters.push_back(norm_weight(norm_name, config.hidden_size));
+  if (!config.tie_word_embeddings)
+    unit.parameters.push_back(matrix(config, projection_name, {config.vocab_size, config.hidden_size}));
+}
+
+Head::Head(const ModelConfig& config, const UnitDeclaration& unit, const Embedding& embedding, int64_t chunk_tokens)
+    : norm_H_(unit, norm_name),
+      projection_VH_(config.tie_word_embeddings ? embedding.table() : ParameterSlot(unit, projection_name)),
+      tied_(config.tie_word_embeddings),
+      eps_(config.rms_norm_eps),
+      chunk_tokens_(chunk_tokens) {}
+
+HeadWeights Head::weights(const UnitWeights& head, const UnitWeights& embedding) const {
+  return {norm_H_(head), projection_VH_(tied_ ? embedding : head)};
+}
+
+HeadGradients Head::gradients(UnitGradients head, UnitGradients embedding) const {
+  return {norm_H_(head), projection_VH_(tied_ ? embedding : head)};
+}
+
+at::Tensor Head::project(const at::Tensor& normed_CH, const at::Tensor& projection_VH) const {
   MemoryScope scope(MemoryCategory::logits);
   at::Tensor logits_CV = at::empty({normed_CH.size(0), projection_VH.size(0)}, normed_CH.options());
   linear_forward(logits_CV, normed_CH, projection_VH);
   return logits_CV;
 }
 
-double MixtralHead::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_T, double scale,
-                                        const HeadWeights& weights, HeadGradients gradients) const {
+double Head::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_T, double scale,
+                                 const HeadWeights& weights, HeadGradients gradients) const {
   at::Tensor sum;  // on the device: waited for once
   at::Tensor& grad_norm_H = gradients.norm_H.zeroed();
   // One chunk at least, so that a rank without tokens still writes its gradients.
@@ -44,7 +72,7 @@ double MixtralHead::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& 
   return value_of(sum);
 }
 
-double MixtralHead::loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const {
+double Head::loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const {
   double sum = 0;
   for (int64_t begin = 0; begin < hidden_TH.size(0); begin += chunk_tokens_) {
     const int64_t count = std::min(chunk_tokens_, hidden_TH.size(0) - begin);
@@ -57,7 +85,7 @@ double MixtralHead::loss(const at::Tensor& hidden_TH, const at::Tensor& target_T
   return sum;
 }
 
-at::Tensor MixtralHead::logits(const at::Tensor& hidden_TH, const HeadWeights& weights) const {
+at::Tensor Head::logits(const at::Tensor& hidden_TH, const HeadWeights& weights) const {
   at::Tensor normed_TH = at::empty_like(hidden_TH);
   at::Tensor rstd_T = at::empty({hidden_TH.size(0)}, hidden_TH.options().dtype(at::kFloat));
   rms_norm_forward(normed_TH, rstd_T, hidden_TH, weights.norm_H, eps_);

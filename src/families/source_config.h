@@ -1,5 +1,5 @@
-// The config.json beside the weights that a run starts from: a Mixtral's (model.init_from), or that of a dense Mistral
-// or Llama (model.upcycle_from).
+// The config.json beside the weights that a run starts from: a model of the same family (model.init_from), or a dense
+// one whose MLPs become experts (model.upcycle_from).
 #pragma once
 
 #include <cstdint>

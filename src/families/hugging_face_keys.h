@@ -17,8 +17,11 @@ struct ConfigText {
   std::string text;
   std::string origin;  // the file, for messages
 };
-// Of a config.json, or of the one in a folder. `model`: what it should be of, for messages: "a Mixtral". UserError.
+// Of a config.json, or of the one in a folder. `model`: what it should be of, for messages. UserError.
 ConfigText read_config_text(const std::filesystem::path& file_or_folder, const std::string& model);
+
+// Null, false, 0, "", [] and {}: what Python takes for no.
+bool is_nothing(const nlohmann::json& value);
 
 class HuggingFaceKeys {
  public:
@@ -35,6 +38,8 @@ class HuggingFaceKeys {
 
   void read_required_size(const char* key, int64_t& value);
   void read_size(const char* key, int64_t& value);
+  // The same, and 0.
+  void read_count(const char* key, int64_t& value);
   void read_number(const char* key, double& value, double least, bool least_is_allowed);
   void read_flag(const char* key, bool& value);
   // One token, several, or none. An absent key leaves the default; null means none.

@@ -1,4 +1,4 @@
-#include "config/ignored_keys.h"
+#include "families/ignored_keys.h"
 
 #include <algorithm>
 #include <iterator>
@@ -18,7 +18,8 @@ constexpr const char* of_other_heads = "of a classifier, which is not trained he
 constexpr const char* of_execution = "how Transformers computes, not what";
 constexpr const char* of_generation =
     "for generation, which is not done here; exports take generation_config.json along";
-constexpr const char* of_other_models = "Transformers reads it for models that have it, and a Mixtral has not";
+constexpr const char* of_other_models =
+    "Transformers reads it for models that have it; a family that has it reads it before";
 constexpr const char* of_layers_apart = "of per_layer_config, which is refused";
 constexpr const char* overridden = "Transformers reads it where initializer_range or rope_parameters are not known";
 
