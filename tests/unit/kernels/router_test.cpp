@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <set>
 
-#include "base/error.h"
 #include "kernel_test.h"
 
 namespace conclave {
@@ -287,19 +286,6 @@ TEST(Router, does_not_depend_on_threads) {
                                    statistics.confidence_sum,
                                    grad};
   });
-}
-
-TEST(RouterEntry, refuses_options_that_do_not_fit) {
-  const at::Tensor logits = at::zeros({3, 4});
-  EXPECT_THROW(route(logits, {.top_k = 5}), InvariantError);
-  EXPECT_THROW(route(logits, {.top_k = 0}), InvariantError);
-  EXPECT_THROW(route(logits, {.top_k = 1, .groups = 3}), InvariantError);
-  EXPECT_THROW(route(logits, {.top_k = 1, .groups = 2, .top_groups = 3}), InvariantError);
-  EXPECT_THROW(route(logits, {.top_k = 3, .groups = 2, .top_groups = 1}), InvariantError);
-  const RouterOptions sigmoid{.top_k = 2, .scores = RouterScores::sigmoid};
-  const Routing routing = route(logits, sigmoid);
-  at::Tensor grad = at::empty_like(logits);
-  EXPECT_THROW(route_backward(grad, routing, sigmoid, routing.weight_TK, {}, 0.1), InvariantError);
 }
 
 }  // namespace
