@@ -5,6 +5,8 @@
 #include <array>
 #include <atomic>
 
+#include "kernels/attention_sink.h"
+#include "kernels/bias.h"
 #include "kernels/cpu.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
@@ -33,11 +35,14 @@ constinit const Kernels reference_kernels{
         },
     .attention_forward = reference::attention_forward,
     .attention_backward = reference::attention_backward,
+    .sink_forward_ = reference::sink_forward_,
+    .sink_backward = reference::sink_backward,
+    .expand_latent = reference::expand_latent,
+    .collect_latent = reference::collect_latent,
     .rotary_table = reference::rotary_table,
     .rotary_ =
-        [](at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse) {
-          const int64_t head_dim = 2 * table.cos_SD.size(1);
-          (inverse ? reference::rotary_backward_ : reference::rotary_forward_)(std::move(qkv_TN), heads, head_dim,
+        [](at::Tensor rows_TN, int64_t heads, int64_t head_dim, const RotaryTable& table, bool inverse) {
+          (inverse ? reference::rotary_backward_ : reference::rotary_forward_)(std::move(rows_TN), heads, head_dim,
                                                                                table);
         },
     .swiglu_forward = reference::swiglu_forward,
@@ -45,6 +50,8 @@ constinit const Kernels reference_kernels{
     .rms_norm_forward = reference::rms_norm_forward,
     .rms_norm_repeat = reference::rms_norm_repeat,
     .rms_norm_backward = reference::rms_norm_backward,
+    .add_bias = reference::add_bias,
+    .bias_gradient = reference::bias_gradient,
     .cross_entropy =
         [](const at::Tensor& logits_CV, const at::Tensor& targets_C) {
           return at::scalar_tensor(reference::cross_entropy(logits_CV, targets_C), at::kDouble);

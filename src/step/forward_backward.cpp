@@ -119,7 +119,8 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
   if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
   const ModelConfig& config = model_.config();
-  rotary_ = rotary_table(batch.sequence, config.head_dim, config.rope_theta, model_.options().device);
+  const RotaryOptions options{.dims = config.head_dim, .theta = config.rope_theta};
+  rotary_ = rotary_table(batch.sequence, options, model_.options().device);
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
