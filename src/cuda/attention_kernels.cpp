@@ -4,10 +4,15 @@
 
 #include "base/cuda_rules.h"
 #include "cuda/flash_attention.h"
-#include "cuda/tensor_arguments.h"
+#include "cuda/tensor_pointers.h"
 
 namespace conclave::cuda {
 namespace {
+
+// A matrix whose rows lie any distance apart.
+Matrix matrix_of(const at::Tensor& rows) {
+  return {rows.data_ptr(), rows.stride(0)};
+}
 
 NormShape shape_of(const at::Tensor& x_TH, const at::Tensor& weight_H) {
   return {.tokens = x_TH.size(0), .heads = x_TH.size(1) / weight_H.numel(), .hidden = weight_H.numel()};
@@ -45,17 +50,6 @@ void rotary_(at::Tensor rows_TN, int64_t heads, int64_t head_dim, const RotaryTa
                           .interleaved = table.interleaved};
   cuda::rotary(current_stream(), element_of(rows_TN), matrix_of(rows_TN), data<float>(table.cos_SD),
                data<float>(table.sin_SD), shape, inverse);
-}
-
-void add_bias(at::Tensor out_RN, const at::Tensor& in_RN, const at::Tensor& bias_N) {
-  cuda::add_bias(current_stream(), element_of(out_RN), matrix_of(out_RN), matrix_of(in_RN), bias_N.data_ptr(),
-                 out_RN.size(0), out_RN.size(1));
-}
-
-void bias_gradient(at::Tensor grad_bias_N, const at::Tensor& grad_RN) {
-  const at::Tensor partial = room_for_partial_sums(grad_RN.size(0), grad_bias_N);
-  cuda::bias_gradient(current_stream(), element_of(grad_RN), data<float>(grad_bias_N), data<float>(partial),
-                      matrix_of(grad_RN), grad_RN.size(0), grad_RN.size(1));
 }
 
 SinkShape shape_of_heads(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS) {
@@ -100,8 +94,6 @@ void use_attention_kernels(Kernels& table) {
   table.rms_norm_repeat = rms_norm_repeat;
   table.rms_norm_backward = rms_norm_backward;
   table.rotary_ = rotary_;
-  table.add_bias = add_bias;
-  table.bias_gradient = bias_gradient;
   table.sink_forward_ = sink_forward_;
   table.sink_backward = sink_backward;
   table.expand_latent = expand_latent;

@@ -1,4 +1,4 @@
-// What surrounds attention, on CUDA: norms, rotary embedding, biases, sinks, latent keys and values. Arguments as in
+// What surrounds attention, on CUDA: norms, rotary embedding, sinks, latent keys and values. Arguments as in
 // kernels/*.h, already checked.
 #pragma once
 

@@ -6,8 +6,9 @@
 
 #include "base/error.h"
 #include "cuda/attention_kernels.h"
+#include "cuda/expert_calls.h"
 #include "cuda/library_products.h"
-#include "cuda/tensor_arguments.h"
+#include "cuda/tensor_pointers.h"
 #include "cuda/two_streams.h"
 
 namespace conclave::cuda {
@@ -119,7 +120,8 @@ RouterShape shape_of(const at::Tensor& score_TE, const RouterOptions& options) {
           .renormalize = options.renormalize,
           .scale = static_cast<float>(options.scale),
           .groups = options.groups,
-          .top_groups = options.top_groups};
+          .top_groups = options.top_groups,
+          .best_of_group = options.best_of_group};
 }
 
 Routing route_or_weigh(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& bias_E,
@@ -231,6 +233,7 @@ Kernels make_table() {
   Kernels table = reference_kernels;
   table.swiglu_forward = swiglu_forward;
   table.swiglu_backward = swiglu_backward;
+  add_expert_calls(table);
   table.cross_entropy = cross_entropy;
   table.cross_entropy_with_gradient_ = cross_entropy_with_gradient_;
   table.adamw_step = adamw_step;

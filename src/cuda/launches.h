@@ -28,6 +28,29 @@ struct Matrix {
   int64_t stride;
 };
 
+struct ClampedShape {
+  float limit, slope;
+};
+void clamped_swiglu_forward(Stream stream, Element element, void* out, const void* gate_up, const float* weight,
+                            int64_t rows, int64_t intermediate, ClampedShape shape);
+void clamped_swiglu_backward(Stream stream, Element element, void* grad_gate_up, void* activation, float* grad_weight,
+                             const void* grad_out, const void* gate_up, const float* weight, int64_t rows,
+                             int64_t intermediate, ClampedShape shape);
+
+// Biases [biases, columns], of one type with the rows or fp32; `ends` [biases]: where the rows of each end, null with
+// one bias. A null scale is 1.
+struct BiasShape {
+  int64_t rows, columns, biases;
+  const int32_t* ends;
+  Element bias_element;
+  int64_t stride;  // of the rows that a bias is added to
+};
+void add_bias(Stream stream, Element element, void* y, const void* bias, const float* scale, const BiasShape& shape);
+void bias_backward(Stream stream, Element element, float* grad_bias, const void* grad_y, const float* scale,
+                   bool accumulate, const BiasShape& shape);
+void bias_scale_backward_add(Stream stream, Element element, float* grad_scale, const void* grad_y, const void* bias,
+                             const BiasShape& shape);
+
 // A row has `heads` of `hidden` elements, and each is normalized by itself.
 struct NormShape {
   int64_t tokens, heads, hidden;
@@ -47,11 +70,6 @@ struct RotaryShape {
 void rotary(Stream stream, Element element, Matrix rows, const float* cosine, const float* sine,
             const RotaryShape& shape, bool inverse);
 
-// `in` may have no data.
-void add_bias(Stream stream, Element element, Matrix out, Matrix in, const void* bias, int64_t rows, int64_t columns);
-// `partial` [norm_blocks(rows), columns] is scratch.
-void bias_gradient(Stream stream, Element element, float* grad_bias, float* partial, Matrix grad, int64_t rows,
-                   int64_t columns);
 // sum [columns] += partial [blocks, columns], block after block.
 void add_partial_sums(Stream stream, float* sum, const float* partial, int64_t blocks, int64_t columns);
 
@@ -108,7 +126,7 @@ struct RouterShape {
   int64_t tokens, experts, top_k;
   bool sigmoid, renormalize;
   float scale;
-  int64_t groups, top_groups;
+  int64_t groups, top_groups, best_of_group;
 };
 // The most experts that a warp's shared memory holds.
 int64_t router_experts_limit();

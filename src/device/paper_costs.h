@@ -1,10 +1,11 @@
-// What kernels on paper are made of: tensors that take room, and passes over memory that take time.
+// What kernels on paper are made of: tensors that take room, and passes over memory that take time (paper_pass.h).
 #pragma once
 
 #include <ATen/ATen.h>
 
 #include "base/cuda_rules.h"
 #include "device/paper_device.h"
+#include "device/paper_pass.h"
 
 namespace conclave::paper {
 
@@ -14,14 +15,6 @@ inline bool on_gpu() {
 
 inline at::Tensor room(at::IntArrayRef sizes, at::ScalarType dtype) {
   return at::empty(sizes, at::device(at::kMeta).dtype(dtype));
-}
-
-// A pass over these tensors.
-inline void pass(std::initializer_list<at::Tensor> tensors) {
-  double bytes = 0;
-  for (const at::Tensor& tensor : tensors)
-    if (tensor.defined()) bytes += static_cast<double>(tensor.nbytes());
-  paper_device().clock().pass(bytes);
 }
 
 // Of a sum over rows: a partial one for each block of them (kernels/cpu.h, base/cuda_rules.h).

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "device/paper_attention.h"
 #include "device/paper_costs.h"
+#include "device/paper_experts.h"
 
 namespace conclave::paper {
 namespace {
@@ -38,15 +39,6 @@ void rotary_(at::Tensor rows_TN, int64_t heads, int64_t, const RotaryTable& tabl
   paper_device().clock().pass(2.0 * static_cast<double>(rows_TN.size(0) * width) * rows_TN.element_size());
 }
 
-void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
-  pass({out_RI, gate_up_RJ, weight_R});
-}
-
-void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
-                     const at::Tensor& grad_out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
-  pass({grad_gate_up_RJ, activation_RI, grad_weight_R, grad_out_RI, gate_up_RJ, weight_R});
-}
-
 void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor&, double) {
   pass({y_TH, rstd_T, x_TH});
 }
@@ -60,15 +52,6 @@ void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at:
                        const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor&, bool add) {
   const at::Tensor partial = room_for_partial_sums(on_gpu() ? rstd_T.numel() : x_TH.size(0), grad_weight_H);
   pass({grad_x_TH, add ? grad_x_TH : at::Tensor(), grad_y_TH, x_TH, rstd_T});
-}
-
-void add_bias(at::Tensor out_RN, const at::Tensor& in_RN, const at::Tensor& bias_N) {
-  pass({out_RN, in_RN, bias_N});
-}
-
-void bias_gradient(at::Tensor grad_bias_N, const at::Tensor& grad_RN) {
-  const at::Tensor partial = room_for_partial_sums(grad_RN.size(0), grad_bias_N);
-  pass({grad_RN});
 }
 
 at::Tensor sum_of_losses(const at::Tensor& logits_CV) {

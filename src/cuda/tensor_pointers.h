@@ -1,4 +1,4 @@
-// From tensors to what launches take: pointers, elements and strides.
+// From tensors to what the .cu files take.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,11 +19,6 @@ T* data(const at::Tensor& tensor) {
 template <class T>
 T* data_or_null(const at::Tensor& tensor) {
   return tensor.defined() ? data<T>(tensor) : nullptr;
-}
-
-// A matrix whose rows lie any distance apart.
-inline Matrix matrix_of(const at::Tensor& rows) {
-  return {rows.defined() ? rows.data_ptr() : nullptr, rows.defined() ? rows.stride(0) : 0};
 }
 
 }  // namespace conclave::cuda
