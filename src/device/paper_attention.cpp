@@ -127,7 +127,7 @@ void expand_latent(at::Tensor qkv_TM, const at::Tensor& kv_TX, const at::Tensor&
 
 void collect_latent(at::Tensor grad_kv_TX, at::Tensor grad_rotary_TR, const at::Tensor& grad_qkv_TM,
                     const LatentHeads& heads) {
-  expand_latent(grad_qkv_TM, grad_kv_TX, grad_rotary_TR, heads);  // reads what that writes
+  paper::expand_latent(grad_qkv_TM, grad_kv_TX, grad_rotary_TR, heads);  // reads what that writes
 }
 
 }  // namespace conclave::paper
