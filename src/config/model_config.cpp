@@ -8,9 +8,6 @@ namespace conclave {
 namespace {
 
 void look_at(const AttentionConfig& attention, std::vector<std::string>& found) {
-  if (attention.qk_norm != AttentionConfig::QkNorm::none) found.emplace_back("norms of queries and keys");
-  if (attention.qkv_bias) found.emplace_back("biases of the query, key and value projections");
-  if (attention.output_bias) found.emplace_back("a bias of the attention's output projection");
   if (attention.sinks) found.emplace_back("attention sinks");
   if (attention.score_scale) found.emplace_back("attention scores with a scale of their own");
   if (attention.latent) found.emplace_back("latent attention");

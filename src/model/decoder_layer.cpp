@@ -33,7 +33,7 @@ DecoderLayer::DecoderLayer(const ModelConfig& config, const Mixture::Place& plac
                            ActivationCheckpointing checkpointing, const MixtureOptions& options)
     : checkpointing_(checkpointing),
       input_norm_(config, Names(unit).input_norm, unit),
-      attention_(config.layers.at(place.layer).attention, Names(unit).attention, unit),
+      attention_(config, config.layers.at(place.layer).attention, Names(unit).attention, unit),
       post_attention_norm_(config, Names(unit).post_attention_norm, unit) {
   if (config.layers[place.layer].mixture() != nullptr)
     mixture_.emplace(place, unit, options);

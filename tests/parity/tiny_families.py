@@ -26,8 +26,11 @@ COMMON = {
 ROUTED = {"num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.02}
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 48, "num_local_experts": 8, **ROUTED},
+    "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 48, "intermediate_size": 64, "head_dim": 8, "norm_topk_prob": True, **ROUTED},
+    "olmoe": {"num_experts": 8, "intermediate_size": 48, "norm_topk_prob": False, **ROUTED},
     "llama": {"intermediate_size": 80},
     "mistral": {"intermediate_size": 80, "head_dim": 12, "sliding_window": 7},
+    "qwen3": {"intermediate_size": 80, "head_dim": 12},
 }
 
 
@@ -50,13 +53,27 @@ class Case:
 # The kinds of rotary scaling are those that the family's Transformers class takes.
 CASES = [
     Case("mixtral"),
+    Case("qwen3_moe"),
+    Case("qwen3_moe", "dense layers among sparse ones", {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}, batch=3),
+    Case("qwen3_moe", "window, biases, weights as they are", {"norm_topk_prob": False, "use_sliding_window": True, "sliding_window": 5,
+                                                              "attention_bias": True}, ignored=True),
+    Case("qwen3_moe", "tied, 6 experts, 3 chosen", {"tie_word_embeddings": True, "num_experts": 6, "num_experts_per_tok": 3, "head_dim": 12}, batch=1),
+    Case("olmoe"),
+    Case("olmoe", "grouped heads, renormalized", {"num_key_value_heads": 1, "norm_topk_prob": True, "num_experts_per_tok": 3}, batch=3, sequence=13),
+    Case("olmoe", "biases, three layers", {"attention_bias": True, "num_hidden_layers": 3}, ignored=True),
     Case("llama"),
+    Case("llama", "biases", {"attention_bias": True}),
     Case("llama", "multi-head attention, three layers", {"num_key_value_heads": 4, "num_hidden_layers": 3}),
     Case("llama", "tied", {"tie_word_embeddings": True}, ignored=True),
     Case("llama", "one sequence: ranks have none", batch=1),
     Case("llama", "odd sizes", {"hidden_size": 36, "intermediate_size": 50, "head_dim": 10, "vocab_size": 101}, batch=3, sequence=13),
     Case("mistral"),
     Case("mistral", "no window", {"sliding_window": None, "head_dim": 8}),
+    Case("qwen3"),
+    Case("qwen3", "a window from layer 1 on", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "num_hidden_layers": 3}),
+    Case("qwen3", "biases, tied, layers by their types", {
+        "attention_bias": True, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 6, "num_key_value_heads": 4,
+        "layer_types": ["sliding_attention", "full_attention"]}, batch=3),
 ]
 
 
