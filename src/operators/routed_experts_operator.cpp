@@ -7,7 +7,7 @@
 #include <torch/library.h>
 
 #include "base/error.h"
-#include "config/job.h"
+#include "config/moe_section.h"
 #include "device/device.h"
 #include "moe/routed_experts.h"
 #include "operators/part_tensors.h"

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "config/job.h"
+#include "config/optimizer_section.h"
 
 namespace conclave {
 
