@@ -63,7 +63,7 @@ StepProfile profile_of(const double* numbers, size_t rows) {
 
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   const auto training = open_training(job);
-  ForwardBackward forward_backward(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff});
+  ForwardBackward forward_backward(job.model(), job.settings());
   job.model().allocate_parameters();
   job.model().allocate_training_state();
   start_parameters(job);

@@ -23,10 +23,10 @@ void describe_balancing(MoeConfig& moe, Fields& to) {
            "strength of aux_loss; null: the model's own router_aux_loss_coef");
   to.field(
       "moe.aux_loss_scope", moe.aux_loss_scope,
-      Choices<AuxLossTokens>{{{"all_ranks", AuxLossTokens::all_ranks}, {"rank", AuxLossTokens::rank}}, {}},
+      Choices<AuxLossScope>{{{"all_ranks", AuxLossScope::all_ranks}, {"rank", AuxLossScope::each_rank}}, {}},
       "whose tokens of a micro-step aux_loss is taken over; rank: each rank's own, averaged: depends on the layout");
   to.field("moe.aux_loss_layers", moe.aux_loss_layers,
-           Choices<AuxLossRows>{{{"together", AuxLossRows::together}, {"each", AuxLossRows::each}}, {}},
+           Choices<AuxLossLayers>{{{"together", AuxLossLayers::together}, {"each", AuxLossLayers::each}}, {}},
            "together: one product over all layers' tokens, as in Transformers; each: every layer's own, averaged: "
            "evens out each layer; null: together after model.init_from, else each");
   to.field("moe.moe_z_loss_coeff", moe.moe_z_loss_coeff, at_least(0),
@@ -89,7 +89,7 @@ void check_balancing(const MoeConfig& moe, KeyRules& rules) {
   refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_scope",
                      moe.aux_loss_scope != defaults.aux_loss_scope, "rank", "all_ranks");
   refuse_unless_rule(LoadBalancing::aux_loss, "aux_loss", "moe.aux_loss_layers",
-                     moe.aux_loss_layers == AuxLossRows::each, "each", "null");
+                     moe.aux_loss_layers == AuxLossLayers::each, "each", "null");
   refuse_unless_rule(LoadBalancing::sinkhorn, "sinkhorn", "moe.sinkhorn_tolerance",
                      moe.sinkhorn_tolerance != defaults.sinkhorn_tolerance, fmt::format("{}", moe.sinkhorn_tolerance),
                      "its default, 0.01");

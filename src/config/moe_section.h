@@ -10,17 +10,19 @@ class Fields;
 class KeyRules;
 
 enum class LoadBalancing { none, aux_loss, sinkhorn, balanced, bias };
-enum class AuxLossTokens { all_ranks, rank };
-enum class AuxLossRows { together, each };
+enum class AuxLossScope { all_ranks, each_rank };
+enum class AuxLossLayers { together, each };
 enum class DispatcherKind { all_to_all, all_gather };
+// What a full expert keeps: the choices of the highest score, of equal ones the earlier token; or the first in the
+// order of the data's stream.
 enum class DropPolicy { probability, position };
 enum class OverloadPolicy { none, chunk, spill };
 
 struct MoeConfig {
   LoadBalancing moe_load_balancing = LoadBalancing::aux_loss;
-  std::optional<double> moe_aux_loss_coeff = {};            // default: the model's own router_aux_loss_coef
-  AuxLossTokens aux_loss_scope = AuxLossTokens::all_ranks;  // whose tokens of a micro-step aux_loss is taken over
-  std::optional<AuxLossRows> aux_loss_layers = {};          // over which layers' rows at once; default: checked_job.h
+  std::optional<double> moe_aux_loss_coeff = {};          // default: the model's own router_aux_loss_coef
+  AuxLossScope aux_loss_scope = AuxLossScope::all_ranks;  // whose tokens of a micro-step aux_loss is taken over
+  std::optional<AuxLossLayers> aux_loss_layers = {};      // over which layers' rows at once; default: checked_job.h
   double moe_z_loss_coeff = 0.0;
   double sinkhorn_tolerance = 0.01;  // of an expert's demand, relative to the mean
   int64_t sinkhorn_iterations = 50;  // at most

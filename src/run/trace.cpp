@@ -72,8 +72,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   ParallelModel& model = job.model();
   model.allocate_parameters();
   load_mixtral(job, request.model);
-  const double aux_coefficient = job.aux_coefficient();
-  ForwardBackward forward_backward(model, job.job(), {aux_coefficient, job.job().moe.moe_z_loss_coeff});
+  ForwardBackward forward_backward(model, job.settings());
 
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);

@@ -33,7 +33,7 @@ namespace conclave {
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
       training_(open_training(job)),
-      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
+      forward_backward_(job.model(), job.settings()),
       saves_(
           job,
           [this] {
