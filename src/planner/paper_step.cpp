@@ -148,7 +148,8 @@ class PaperRank {
       for (const Unit* unit : job_.model().units())
         for (const FlatParameter& group : unit->groups())
           saved += group.layout().shard_numel() / group.replica_axis().size();
-      hold(MemoryCategory::checkpoint, 3 * saved * static_cast<int64_t>(sizeof(float)));
+      hold(MemoryCategory::checkpoint,
+           static_cast<int64_t>(job_.model().kept().size()) * saved * static_cast<int64_t>(sizeof(float)));
     }
   }
 

@@ -1,6 +1,7 @@
 #include "step/step_settings.h"
 
 #include "device/device.h"
+#include "optim/optimizer.h"
 
 namespace conclave {
 
@@ -10,7 +11,7 @@ StepSettings step_settings(const CheckedJob& checked, at::ScalarType compute, at
   const auto seed = static_cast<uint64_t>(job.run.seed);
   const at::ScalarType reduce = job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat;
   return {
-      .parameters = {compute, reduce, device, facts.rounds_when_read},
+      .parameters = {compute, reduce, device, facts.rounds_when_read, make_optimizer_rule(job.optimizer)->state()},
       .prefetch_units = job.parallel.prefetch_units,
       .reshard_after_forward = job.parallel.reshard_after_forward,
       .router = job.precision.router,

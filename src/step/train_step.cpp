@@ -32,7 +32,8 @@ std::function<MicroBatch()> batches_of(BatchLoader& loader, const ParallelJob& j
 TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
     : job_(job),
       forward_backward_(forward_backward),
-      optimizer_(job.settings().optimizer, job.model().optimizer_units()) {
+      optimizer_(make_optimizer_rule(job.settings().optimizer), job.settings().optimizer.grad_clip,
+                 job.model().optimizer_units()) {
   forward_backward.reserve_offload(job.settings().tokens_per_micro_step);
 }
 
