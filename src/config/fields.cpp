@@ -8,7 +8,7 @@
 
 namespace conclave {
 
-std::vector<Field*> Fields::all() const {
+std::vector<Field*> Fields::all() const& {
   std::vector<Field*> all;
   for (const Section& section : sections_)
     for (const auto& field : section.fields) all.push_back(field.get());

@@ -92,8 +92,11 @@ class Fields {
     const char* help;
     std::vector<std::unique_ptr<Field>> fields;
   };
-  const std::vector<Section>& sections() const { return sections_; }
-  std::vector<Field*> all() const;
+  // Of fields that have a name: those of a temporary would be gone.
+  const std::vector<Section>& sections() const& { return sections_; }
+  void sections() const&& = delete;
+  std::vector<Field*> all() const&;
+  void all() const&& = delete;
   Field& at(std::string_view key) const;
 
  private:

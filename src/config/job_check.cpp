@@ -58,8 +58,9 @@ std::vector<std::string> mistakes_between_keys(const Job& job, KeyRules::Known k
 }
 
 void validate_job(Job job) {
+  const Fields fields = fields_of(job);
   std::vector<std::string> mistakes;
-  for (const Field* field : fields_of(job).all())
+  for (const Field* field : fields.all())
     if (const std::string refusal = field->refusal(); !refusal.empty())
       mistakes.push_back(mistake(fmt::format("{} is {}{}", field->key(), field->printed(), refusal), "",
                                  job.origins.of(field->key())));

@@ -81,13 +81,15 @@ std::string value_in(const KeyValues& values, const std::string& key) {
 
 KeyValues values_of(Job job) {
   KeyValues values;
-  for (const Field* field : fields_of(job).all()) values.emplace(field->key(), field->printed());
+  const Fields fields = fields_of(job);
+  for (const Field* field : fields.all()) values.emplace(field->key(), field->printed());
   return values;
 }
 
 KeyValues values_but_places_of(Job job) {
   KeyValues values;
-  for (const Field* field : fields_of(job).all())
+  const Fields fields = fields_of(job);
+  for (const Field* field : fields.all())
     if (!field->is_path()) values.emplace(field->key(), field->printed());
   return values;
 }

@@ -15,7 +15,8 @@ FieldNames names_of_a_job() {
   Job job;
   SmpSettled settled;
   FieldNames names = names_of(fields_of(job));
-  for (const Field* field : fields_of(settled).all()) names.keys.push_back(field->key());
+  const FieldNames of_smp = names_of(fields_of(settled));
+  names.keys.insert(names.keys.end(), of_smp.keys.begin(), of_smp.keys.end());
   for (const OtherName& name : smp_other_names()) names.keys.emplace_back(name.smp);
   return names;
 }
@@ -96,7 +97,8 @@ std::string job_help() {
   std::string text =
       "The job file (YAML or JSON). Relative paths are relative to the folder the program is started in.\n\n";
   Job defaults;
-  for (const Fields::Section& section : fields_of(defaults).sections()) {
+  const Fields fields = fields_of(defaults);
+  for (const Fields::Section& section : fields.sections()) {
     text += fmt::format("{}: {}\n", section.name, section.help);
     for (const auto& field : section.fields)
       text += fmt::format("  {:<27} {}; {}\n{:30}{}\n", field->name(), field->type_in_words(), default_in_words(*field),

@@ -62,8 +62,9 @@ struct Described {
 
 Described described_keys() {
   Job job;
+  const Fields fields = fields_of(job);
   Described described;
-  for (const Field* field : fields_of(job).all()) {
+  for (const Field* field : fields.all()) {
     EXPECT_TRUE(described.keys.insert(field->key()).second) << field->key() << " is described twice";
     EXPECT_GT(std::string(field->help()).size(), 0u) << field->key();
     if (field->only() != nullptr) described.only.insert(field->key());
