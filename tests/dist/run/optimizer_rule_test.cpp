@@ -49,7 +49,7 @@ MicroBatch batch_of(int rank, int64_t step) {
 }
 
 StepSettings settings_of(const Job& job, const Layout& layout) {
-  StepSettings settings = step_settings(CheckedJob{job, small_model(), layout}, at::kFloat, at::kCPU);
+  StepSettings settings = step_settings(CheckedJob{job, small_model(), layout, 1, {}, {}}, at::kFloat, at::kCPU);
   settings.parameters.optimizer_state = Momentum().state();
   return settings;
 }
