@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "config/duration.h"
-#include "config/given.h"
 #include "config/mistake.h"
 #include "config/reshard_rule.h"
 #include "config/value_rules.h"
+#include "config/written_keys.h"
 
 namespace conclave {
 

@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "base/expert_chunk.h"
 #include "base/gradient.h"
 #include "moe/dispatcher.h"
 

@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/damaged_checkpoint.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 #include "data/fingerprint.h"
 #include "run/abandoned_history.h"
 #include "run/data_position.h"

@@ -9,7 +9,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/seconds_since.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 #include "config/mixtral_parameters.h"
 #include "config/model_flops.h"
 #include "data/fingerprint.h"
