@@ -24,8 +24,6 @@ class Field {
   // Takes a value that a user wrote. Returns the refusal of one that its type or rule does not allow, which changes
   // nothing.
   virtual std::string take(const GivenValue& given) = 0;
-  // The refusal of the value it has, by its rule; empty: it obeys.
-  virtual std::string refusal() const = 0;
   virtual std::string printed() const = 0;
   virtual std::string type_in_words() const = 0;
   virtual bool is_path() const = 0;
@@ -51,7 +49,6 @@ class FieldOf final : public Field {
     if (refusal.empty()) value_ = std::move(candidate);
     return refusal;
   }
-  std::string refusal() const override { return check_value(value_, rule_); }
   std::string printed() const override { return print_value(value_, rule_); }
   std::string type_in_words() const override { return describe_type(value_, rule_); }
   bool is_path() const override {
