@@ -27,6 +27,7 @@ class Field {
   virtual std::string printed() const = 0;
   virtual std::string type_in_words() const = 0;
   virtual bool is_path() const = 0;
+  virtual bool may_be_null() const = 0;
   virtual bool is_given() const = 0;                 // not null, nor an empty path
   virtual const RequiredPath* required() const = 0;  // null: it need not be given
   virtual const Only* only() const = 0;              // null: it has more than one value
@@ -54,6 +55,7 @@ class FieldOf final : public Field {
   bool is_path() const override {
     return std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, std::optional<std::filesystem::path>>;
   }
+  bool may_be_null() const override { return IsOptional<T>::value || std::is_same_v<T, std::filesystem::path>; }
   bool is_given() const override {
     if constexpr (IsOptional<T>::value) return value_.has_value();
     if constexpr (std::is_same_v<T, std::filesystem::path>) return !value_.empty();
