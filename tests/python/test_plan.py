@@ -32,6 +32,18 @@ def test_sinkhorns_reductions_are_counted():
     assert not any("sinkhorn" in line for line in plain["assumptions"])
 
 
+# Oracle: docs/families.md, by hand from the published configs.
+@pytest.mark.parametrize("job, world, parameters, per_token, of_rank", [
+    ("examples/olmoe-1b-7b.yaml", 8, 6_919_161_856, 1_282_017_280, 864_895_232),
+    ("examples/qwen3-30b-a3b.yaml", 64, 30_532_122_624, 3_353_032_704, 477_064_992),
+])
+def test_examples_of_families_have_their_published_sizes(job, world, parameters, per_token, of_rank):
+    answer = json.loads(plan(job, "--world", world, "--device", "h100-80", "--json"))
+    assert (answer["parameters"], answer["parameters_per_token"], answer["parameters_of_rank"]) == (parameters, per_token, of_rank)
+    assert answer["classes"][0]["at_peak"]["parameters"] == 4 * of_rank
+    assert answer["fits"]
+
+
 @pytest.mark.parametrize("job, parameters, device", [
     ("examples/mixtral-8x7b.yaml", 46.7e9, "h100-80"),
     ("examples/mixtral-8x22b.yaml", 140.6e9, "h100-80"),
