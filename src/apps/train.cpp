@@ -6,6 +6,7 @@
 #include "config/job_check.h"
 #include "run/model_source.h"
 #include "run/profiled_steps.h"
+#include "run/resume_choice.h"
 #include "run/trainer.h"
 
 namespace conclave {
@@ -40,6 +41,7 @@ void add_train(CLI::App& app, int& exit_code) {
       Job job = read_job(options->job.file, options->job.overrides);
       require(job, "data.train");
       if (!options->profile.empty()) parse_profiled_steps(options->profile, job.run.steps);
+      take_over_from_run(job);
       return job;
     };
     ExitCode ended = exit_success;

@@ -77,7 +77,7 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
     const Gradient grad_down_weight = gradient_of(gradients.down_LHI, gradients.guest_down_GHI, chunk);
     if (chunk.rows == 0) {
       for (const Gradient& gradient : {grad_gate_up_weight, grad_down_weight})
-        if (!gradient.accumulate) gradient.tensor.zero_();
+        if (gradient.tensor.defined() && !gradient.accumulate) gradient.tensor.zero_();
       continue;
     }
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
@@ -89,8 +89,8 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
     products.down_backward(activation, grad_rows);
     // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
     swiglu_backward(gate_up, activation, rows_of(grad.weight_R), activation, gate_up, rows_of(rows.weight_R));
-    Products::add_weight_gradient(grad_down_weight, grad_rows, activation);
-    Products::add_weight_gradient(grad_gate_up_weight, gate_up, input);
+    if (grad_down_weight.tensor.defined()) Products::add_weight_gradient(grad_down_weight, grad_rows, activation);
+    if (grad_gate_up_weight.tensor.defined()) Products::add_weight_gradient(grad_gate_up_weight, gate_up, input);
     products.gate_up_backward(rows_of(grad.row_RH), gate_up);
   }
   return grad;

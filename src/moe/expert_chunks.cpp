@@ -59,6 +59,7 @@ at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int
 }
 
 Gradient gradient_of(const Gradient& own_LXY, const Gradient& guest_GXY, const ExpertChunk& chunk) {
+  if (!own_LXY.tensor.defined()) return {};
   const bool is_own = chunk.expert < own_LXY.tensor.size(0);
   return {of_expert(own_LXY.tensor, guest_GXY.tensor, chunk.expert),
           (is_own ? own_LXY : guest_GXY).accumulate || !chunk.first_of_expert};

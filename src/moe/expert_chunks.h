@@ -40,7 +40,8 @@ struct ForwardRoom {
 // The matrices of the expert at a place among a rank's own and its guests.
 at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int64_t place);
 
-// Where the gradient of the chunk's expert goes, and whether it is added to what is there.
+// Where the gradient of the chunk's expert goes, and whether it is added to what is there. Without a tensor where the
+// own have none: nobody wants it.
 Gradient gradient_of(const Gradient& own_LXY, const Gradient& guest_GXY, const ExpertChunk& chunk);
 
 }  // namespace conclave

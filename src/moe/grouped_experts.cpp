@@ -26,6 +26,7 @@ at::Tensor ends_of(const std::vector<int64_t>& rows_per_expert, at::Device devic
 // alone is too small to fill a GPU to its end, so they overlap.
 void add_weight_gradients(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
                           const std::vector<int64_t>& rows_per_expert) {
+  if (!gradient.tensor.defined()) return;  // of frozen experts
   std::vector<int64_t> begin(rows_per_expert.size(), 0);
   std::exclusive_scan(rows_per_expert.begin(), rows_per_expert.end(), begin.begin(), int64_t{0});
   const auto add = [&](int64_t expert) {

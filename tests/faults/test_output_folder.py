@@ -161,6 +161,20 @@ def test_the_lock_ends_with_its_process_however_that_ends(running):
     assert [record["step"] for record in job.metrics()] == [1, 2]
 
 
+def test_a_run_that_is_started_while_the_one_before_still_ends_waits_for_it(running):
+    job, first = running
+    first.signal(signal.SIGSTOP)  # neither ends before it goes on
+    second = job.with_keys({"run.steps": 100000, "checkpoint.every": 1}).start(2)
+    second.wait_until(lambda: "in use by another run" in "".join(second.output(0)), "that it waits")
+    first.signal(signal.SIGTERM)
+    first.signal(signal.SIGCONT)
+    assert first.wait().codes == [4, 4]
+    done = len(job.metrics())
+    second.wait_until(job.has_steps(done + 2), "two more steps")
+    second.signal(signal.SIGTERM)
+    assert second.wait().codes == [4, 4]
+
+
 def test_another_folder_through_a_link_is_the_same_folder(running, tmp_path):
     job, _ = running
     (tmp_path / "link").symlink_to(job.output)
