@@ -7,6 +7,7 @@
 #include "run/model_source.h"
 #include "run/profiled_steps.h"
 #include "run/resume_choice.h"
+#include "run/run_signals.h"
 #include "run/trainer.h"
 
 namespace conclave {
@@ -37,6 +38,7 @@ void add_train(CLI::App& app, int& exit_code) {
       "The job file\n\n" +
       job_help());
   command->callback([options, &exit_code] {
+    answer_signals_while_starting();
     const auto read = [options] {
       Job job = read_job(options->job.file, options->job.overrides);
       require(job, "data.train");

@@ -22,7 +22,6 @@
 namespace conclave {
 namespace {
 
-constexpr const char* lock_file_name = "lock";
 // A supervisor starts a run again while the one before still ends: its ranks save, or wait for each other.
 constexpr std::chrono::seconds patience{10};
 constexpr std::chrono::milliseconds pause{100};

@@ -10,6 +10,8 @@
 
 namespace conclave {
 
+inline constexpr const char* lock_file_name = "lock";
+
 class RunLock {
  public:
   // Takes the lock of `folder`, which must exist. UserError, naming the folder and the process that holds it, when

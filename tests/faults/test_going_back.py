@@ -195,6 +195,14 @@ def test_a_folder_of_another_history_is_put_aside_whole(finished, tmp_path):
     assert job.checkpoints == ["step-00000006", "step-00000007"]
 
 
+def test_what_has_the_name_of_an_abandoned_folder_stays(finished):
+    (finished.output / "checkpoints/abandoned-1").write_text("mine")
+    (finished.output / "checkpoints/abandoned-2").symlink_to("nowhere")
+    going_back(finished, 5, **{"run.steps": 7}).must_run()
+    assert abandoned(finished, 3) == ["job.yaml", "metrics.jsonl", "step-00000006"]
+    assert (finished.output / "checkpoints/abandoned-1").read_text() == "mine"
+
+
 def test_a_refused_start_leaves_the_history_as_it_was(finished):
     before = numbers(finished)
     ended = going_back(finished, 4, **{"run.seed": 9}).run(2)

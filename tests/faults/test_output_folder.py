@@ -45,8 +45,16 @@ def with_file_for_checkpoints(folder):
     return folder / "run"
 
 
-def with_folder_for_metrics(folder):
-    (folder / "run/metrics.jsonl").mkdir(parents=True)
+def with_folder_for(name):
+    def make(folder):
+        (folder / "run" / name).mkdir(parents=True)
+        return folder / "run"
+    return make
+
+
+def with_latest_in_a_loop(folder):
+    (folder / "run/checkpoints").mkdir(parents=True)
+    (folder / "run/checkpoints/latest").symlink_to("latest")
     return folder / "run"
 
 
@@ -60,7 +68,10 @@ PLACES = [
     ("a-path-too-long", lambda folder: folder / "/".join(["n" * 200] * 30), ["at most 4095 characters"]),
     ("in-proc", lambda folder: "/proc/conclave/run", ["nothing can be made in /proc"]),
     ("checkpoints-is-a-file", with_file_for_checkpoints, ["checkpoints is there and not a folder"]),
-    ("metrics-is-a-folder", with_folder_for_metrics, ["metrics.jsonl is there and not a file"]),
+    ("metrics-is-a-folder", with_folder_for("metrics.jsonl"), ["metrics.jsonl is there and not a file"]),
+    ("lock-is-a-folder", with_folder_for("lock"), ["lock is there and not a file"]),
+    ("latest-is-a-folder", with_folder_for("checkpoints/latest"), ["latest is there and not a file"]),
+    ("latest-is-a-link-to-itself", with_latest_in_a_loop, ["latest cannot be examined"]),
 ]
 
 
