@@ -68,7 +68,7 @@ def test_a_slip_in_an_override(override, facts, tmp_path):
     assert_refused(conclave("validate", SmallJob(tmp_path).write(), "--set", override), *facts)
 
 
-@pytest.mark.parametrize("override", ["run.steps={}", "moe.overload={}", "run.stop_after={}", "checkpoint.allow_changed={}"])
+@pytest.mark.parametrize("override", ["run.steps={}", "moe.overload={}", "run.stop_after={}"])
 def test_a_long_value_does_not_hide_its_mistake(override, tmp_path):
     for letter in ("x", "\u00fc"):
         ended = conclave("validate", SmallJob(tmp_path).write(), "--set", override.format(letter * 50_000))
