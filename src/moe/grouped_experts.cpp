@@ -91,9 +91,10 @@ ExpertRows grouped_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
   activate_backward(gate_up_RJ, activation_RI, grad.weight_R, rows.weight_R, weights.form);
   if (weights.down_bias_LH.defined()) {
     bias_scale_backward_add(grad.weight_R, grad_RH, weights.down_bias_LH, ends_L);
-    bias_backward(gradients.down_bias_LH.tensor, grad_RH, gradients.down_bias_LH.accumulate, rows.weight_R, ends_L);
+    if (gradients.down_bias_LH.tensor.defined())
+      bias_backward(gradients.down_bias_LH.tensor, grad_RH, gradients.down_bias_LH.accumulate, rows.weight_R, ends_L);
   }
-  if (weights.gate_up_bias_LJ.defined())
+  if (gradients.gate_up_bias_LJ.tensor.defined())
     bias_backward(gradients.gate_up_bias_LJ.tensor, gate_up_RJ, gradients.gate_up_bias_LJ.accumulate, {}, ends_L);
   const auto add = [&](const Gradient& gradient, const at::Tensor& grad_y, const at::Tensor& x) {
     add_weight_gradients(gradient, input_major ? x : grad_y, input_major ? grad_y : x, rows_per_expert);
