@@ -45,7 +45,7 @@ struct ExpertWeights {
   int64_t intermediate() const { return down_LHI.size(is_input_major() ? 1 : 2); }
 };
 
-// Those of biases are there where the biases are. Of frozen experts none is: they are not computed.
+// Those of biases are there where the biases are.
 struct ExpertGradients {
   Gradient gate_up_LJH;
   Gradient down_LHI;
