@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "data/fingerprint.h"
 #include "data/sample_stream.h"
+#include "run/job_and_model.h"
 #include "run/model_source.h"
 #include "run/output_place.h"
 #include "run/resume_choice.h"
@@ -30,7 +31,7 @@ void add_validate(CLI::App& app, int& exit_code) {
     set_up_logging(0, 1);
     Job read = read_job(options->job.file, options->job.overrides);
     take_over_from_run(read);
-    const CheckedJob checked = check_job(std::move(read), options->world);
+    const CheckedJob checked = check_job_and_model(std::move(read), options->world);
     const Job& job = checked.job;
     check_output_place(job);
     std::optional<std::string> data_fingerprint;
