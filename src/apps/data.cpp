@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "apps/command_line.h"
 #include "apps/python_pipe.h"
 #include "data/bigram_model.h"
 #include "data/inspect.h"
@@ -38,9 +39,8 @@ void add_data(CLI::App& app, int& exit_code) {
   add_module_command(*data, "synthetic", "write token files without a text");
   CLI::App* command = data->add_subcommand("inspect", "check a .bin/.idx pair and show what it holds");
   command->add_option("prefix", options->prefix, "the path of the pair without .bin or .idx")->required();
-  command->add_option("--sequence-length", options->sequence_length, "of a sample")->check(CLI::PositiveNumber);
-  command->add_option("--vocab-size", options->vocab_size, "refuse token ids from this one on")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--sequence-length", options->sequence_length, "of a sample")->check(above_zero());
+  command->add_option("--vocab-size", options->vocab_size, "refuse token ids from this one on")->check(above_zero());
   command->add_option("--ngram", options->ngram,
                       "a validation pair: also its unigram and bigram cross-entropy, estimated on the first pair");
   command->callback([options] {

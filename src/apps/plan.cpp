@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "apps/command_line.h"
 #include "apps/plan_report.h"
 #include "run/job_and_model.h"
 #include "run/model_source.h"
@@ -39,7 +40,7 @@ void add_plan(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--search", options->search, "also try all layouts and memory settings for this world");
   command->add_option("--top", options->top, "layouts that --search shows of each kind; 0: all")
-      ->check(CLI::NonNegativeNumber)
+      ->check(zero_or_more())
       ->capture_default_str();
   command->add_flag("--json", options->json, "print one JSON object (docs/plan.md); --search is complete in it");
   command->footer(

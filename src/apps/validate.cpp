@@ -29,7 +29,9 @@ void add_validate(CLI::App& app, int& exit_code) {
   command->add_flag("--quiet", options->quiet, "print nothing when the job is right");
   command->callback([options] {
     set_up_logging(0, 1);
-    const CheckedJob checked = check_job_and_model(read_job(options->job.file, options->job.overrides), options->world);
+    Job read = read_job(options->job.file, options->job.overrides);
+    take_over_from_run(read);
+    const CheckedJob checked = check_job_and_model(std::move(read), options->world);
     const Job& job = checked.job;
     check_output_place(job);
     std::optional<std::string> data_fingerprint;

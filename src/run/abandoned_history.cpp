@@ -40,10 +40,14 @@ bool is_there(const fs::path& path) {
 
 }  // namespace
 
+bool is_own_checkpoint(const Job& job, const fs::path& checkpoint) {
+  std::error_code not_there;
+  return fs::equivalent(fs::canonical(checkpoint, not_there).parent_path(), checkpoints_folder(job), not_there);
+}
+
 void abandon_history_after(const Job& job, const fs::path& checkpoint, int64_t step) {
   const fs::path folder = checkpoints_folder(job);
-  std::error_code not_there;
-  const bool is_own = fs::equivalent(fs::canonical(checkpoint).parent_path(), folder, not_there);
+  const bool is_own = is_own_checkpoint(job, checkpoint);
   const std::vector<fs::path> checkpoints = is_own ? entries_after(folder, step) : list_checkpoints(folder);
   if (checkpoints.empty()) {
     if (!is_own) put_metrics_aside(job);
