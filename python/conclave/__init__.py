@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from conclave.gradients import clip_grad_norm_, synchronize_gradients
     from conclave.initialization import check_materialized, materialize
     from conclave.job import Job, Run, plan, read_metrics
+    from conclave.load import load_metrics
     from conclave.mesh import Mesh, init
     from conclave.moe_config import MoEConfig
     from conclave.pretrained import load_pretrained, save_pretrained
     from conclave.sharding import fully_shard, parameter_groups
     from conclave.state import load_state_dict, load_state_dict_from_rank0, state_dict
     from conclave.trainer import Trainer
-    from conclave.transformation import load_metrics, transform
+    from conclave.transformation import transform
 
 _MODULE_OF = {
     "nn": "",
@@ -51,12 +52,13 @@ _MODULE_OF = {
     **dict.fromkeys(["check_materialized", "materialize"], "initialization"),
     **dict.fromkeys(["Job", "Run", "plan", "read_metrics"], "job"),
     **dict.fromkeys(["Mesh", "init"], "mesh"),
+    "load_metrics": "load",
     "MoEConfig": "moe_config",
     **dict.fromkeys(["load_pretrained", "save_pretrained"], "pretrained"),
     **dict.fromkeys(["fully_shard", "parameter_groups"], "sharding"),
     **dict.fromkeys(["load_state_dict", "load_state_dict_from_rank0", "state_dict"], "state"),
     "Trainer": "trainer",
-    **dict.fromkeys(["load_metrics", "transform"], "transformation"),
+    "transform": "transformation",
 }
 __all__ = sorted(_MODULE_OF)
 

@@ -11,6 +11,7 @@ from conclave._library import operators
 from conclave.adapters import is_adapted
 from conclave.errors import NotMaterializedError, OrderError
 from conclave.regions import Region, local_of
+from conclave.selection_bias import is_selection_bias
 from conclave.transformed_model import transformed
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ def allocate(model: PreTrainedModel) -> None:
             module._parameters[other] = first._parameters[name]
     with torch.no_grad():
         for module in model.modules():
-            if list(module.buffers(recurse=False)):
+            if any(not is_selection_bias(name) for name, _ in module.named_buffers(recurse=False)):
                 model._init_weights(module)
+            for name, buffer in module.named_buffers(recurse=False):
+                if is_selection_bias(name):
+                    buffer.zero_()
 
 
 def check_materialized(model: nn.Module) -> None:

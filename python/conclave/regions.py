@@ -12,6 +12,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from conclave.selection_bias import is_selection_bias
+
 
 @dataclass(frozen=True)
 class Region:
@@ -52,10 +54,10 @@ class Region:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds: parameters, tied ones once, and the buffers that belong to the model's state."""
+    """What a folder of Transformers holds: parameters, tied ones once, and the buffers that belong to the model's state."""
     stored: dict[str, torch.Tensor] = dict(model.named_parameters())
     kept = model.state_dict(keep_vars=True)
-    return stored | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return stored | {name: buffer for name, buffer in model.named_buffers() if name in kept and not is_selection_bias(name)}
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:

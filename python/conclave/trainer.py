@@ -17,9 +17,9 @@ from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 from conclave.adapters import base_of, check_adapters, check_same_adapters, refuse_bare_layers
 from conclave.errors import CheckpointError, UnsupportedError
 from conclave.gradients import clip_grad_norm_, synchronize_gradients
+from conclave.load import load_metrics
 from conclave.pretrained import load_pretrained, save_pretrained
 from conclave.state import load_state_dict, state_dict
-from conclave.transformation import load_metrics
 from conclave.transformed_model import transformed
 
 # What computes each element for itself, so that a part of a parameter is updated as it is in the whole.
@@ -112,7 +112,7 @@ class Trainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **load_metrics(self.model)}
+            logs = {**logs, **{name: value for name, value in load_metrics(self.model).items() if not isinstance(value, list)}}
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

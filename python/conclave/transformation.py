@@ -18,7 +18,7 @@ from conclave.errors import OrderError, ProcessGroupError, UnsupportedModelError
 from conclave.experts import ExpertAxis, divided, module_forward
 from conclave.mesh import Mesh, current_mesh
 from conclave.moe_config import MoEConfig
-from conclave.transformed_model import EXPERT_PARAMETERS, Transformed, become_transformed, transformed
+from conclave.transformed_model import EXPERT_PARAMETERS, Transformed, become_transformed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -88,21 +88,6 @@ def _block_name(experts_name: str) -> str:
     while experts_name.endswith(".base_layer"):
         experts_name = experts_name.removesuffix(".base_layer")
     return experts_name.rpartition(".")[0]
-
-
-def load_metrics(model: nn.Module) -> dict[str, float | int]:
-    """How evenly tokens fell on the experts since the last call, over all ranks. Collective; starts the count anew.
-
-    `expert_imbalance`: max / mean of the choices over a layer's experts, averaged over layers; 1 is even. `expert_imbalance_max`: of the most
-    uneven layer. `dead_experts`: experts, over all layers, that got no token.
-    """
-    state = transformed(model, "conclave.load_metrics")
-    counts = torch.stack([module.conclave_axis.take_load() for module in state.experts.values()])
-    dist.all_reduce(counts)
-    counts = counts.double()
-    mean = counts.mean(dim=1).clamp_min(1e-9)
-    imbalance = counts.amax(dim=1) / mean
-    return {"expert_imbalance": imbalance.mean().item(), "expert_imbalance_max": imbalance.max().item(), "dead_experts": int((counts == 0).sum().item())}
 
 
 def _check_order(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
-from conclave import adapters
+from conclave import adapters, balancing_losses
 from conclave.activation_checkpointing import checkpoint_context
 from conclave.derived_class import stand_before
 from conclave.errors import NotMaterializedError, OrderError, UnsupportedError
@@ -56,7 +56,13 @@ class TransformedModel(JoinedGeneration):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if not self.__dict__.get("_conclave_is_real"):
             self._check_real()
-        return super().__call__(*arguments, **options)
+        config = self.conclave.config
+        if not config.has_own_losses:
+            return super().__call__(*arguments, **options)
+        balancing_losses.begin_forward(self, config, options)
+        output = super().__call__(*arguments, **options)
+        mask = options.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
+        return balancing_losses.add_losses(self, config, output, mask, self.__dict__.get("conclave_balancing_factor", 1.0))
 
     def _check_real(self) -> None:
         """Before FSDP2 says it in its own words."""
