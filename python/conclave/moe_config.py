@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
 
 from conclave._library import call_checked, operators
 from conclave.errors import ConfigError
@@ -91,6 +94,20 @@ class MoEConfig:
         if self.gathers_tokens and self.overload == "spill":
             raise ConfigError("overload is 'spill', but with the dispatcher 'all_gather' every rank gets all tokens, and nothing is lent.\n"
                               "Use overload='none', or dispatcher='all_to_all'.")
+
+    @classmethod
+    def of(cls, config: MoEConfig | Mapping[str, Any]) -> MoEConfig:
+        """`config` itself, or one with the fields that a dictionary gives."""
+        if isinstance(config, MoEConfig):
+            return config
+        if not isinstance(config, Mapping):
+            raise ConfigError(f"a MoEConfig or a dictionary of its fields was expected, not {type(config).__name__}.\nGive conclave.MoEConfig(...).")
+        unknown = sorted(set(config) - set(cls.__dataclass_fields__))
+        if unknown:
+            nearest = get_close_matches(unknown[0], cls.__dataclass_fields__, 1)
+            raise ConfigError(f"MoEConfig has no field {unknown[0]!r}." + (f" Did you mean {nearest[0]}?" if nearest else f"\nThere are "
+                              f"{', '.join(cls.__dataclass_fields__)}."))
+        return cls(**config)
 
     @property
     def gathers_tokens(self) -> bool:

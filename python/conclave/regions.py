@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -63,3 +63,9 @@ def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of `tensor`, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def tied_names(model: nn.Module, wanted: Container[str]) -> dict[str, str]:
+    """By the name that the model stores a tied parameter under, its other name."""
+    pairs = getattr(model, "all_tied_weights_keys", {}).items()
+    return {name: other for target, source in pairs for name, other in ((source, target), (target, source)) if name in wanted and other not in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ def _transformed_experts_forward(self: nn.Module, hidden_states: torch.Tensor, t
 ALL_EXPERTS_FUNCTIONS.register("conclave", _transformed_experts_forward)
 
 
-def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTrainedModel:
+def transform(model: PreTrainedModel, config: MoEConfig | Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Give each rank its slice of every layer's experts and route tokens to them.
 
     The model is changed in place and returned. Expert parameters become DTensors on the expert axis, `gate_up_proj` [E,2I,H] and `down_proj` [E,H,I]
@@ -47,7 +48,7 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
     A transformed model's gradient is the mean over the ranks that share a parameter, as that of `fully_shard` and DistributedDataParallel: experts'
     gradients are already the mean over the expert axis after backward.
 
-    `config`: None: what `conclave.init` was given, if it was.
+    `config`: a MoEConfig or a dictionary of its fields; None: what `conclave.init` was given, if it was.
 
     Raises:
         UnsupportedModelError: the model's family, activation or experts' layout is not supported, or it has no auxiliary loss to switch on.
@@ -58,7 +59,7 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
         ProcessGroupError: `conclave.init` was not called, or ranks hold different models, weights or configs.
     """
     mesh = together(current_mesh) if dist.is_initialized() else current_mesh()
-    config = mesh.moe if config is None else config
+    config = mesh.moe if config is None else together(lambda: MoEConfig.of(config))
     base = base_of(model)
     experts = together(lambda: _checked_experts(model, base, mesh, config))
     _check_same_model(model, config)

@@ -15,6 +15,7 @@ from tiny_models import batches, tiny_model
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 from torch.distributed.tensor import DTensor
+from row_exchange import sinkhorn_choice
 from torch_ranks import run_torch_ranks
 
 import conclave

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import free_port
-from row_exchange import HIDDEN, INTERMEDIATE, EXPERTS, needs_memory, memory_links, axis_of, axis_named, compute, same_bits, bytes_read
+from row_exchange import HIDDEN, INTERMEDIATE, EXPERTS, needs_memory, memory_links, axis_of, axis_named, compute, same_bits, bytes_read, sinkhorn_choice
 from torch_ranks import run_torch_ranks
 
 from conclave._library import operators
