@@ -94,11 +94,11 @@ void describe(AnyJob& job, Visitor&& visitor) {
 
   visitor.section("model", "the model's shape, and its weights if there are any yet");
   visitor.field("model.config", job.model.config, RequiredPath{"every job", true},
-                "a Hugging Face config.json of a Mixtral, or its folder");
+                "a Hugging Face config.json, or its folder");
   visitor.field("model.init_from", job.model.init_from, Anything{},
                 "a Hugging Face checkpoint folder to start from; null: random weights");
   visitor.field("model.upcycle_from", job.model.upcycle_from, Anything{},
-                "a Hugging Face folder of a dense Mistral or Llama to start from: every expert begins as its MLP");
+                "a Hugging Face folder of a dense model to start from: every expert begins as its MLP");
   visitor.field("model.upcycle_noise", job.model.upcycle_noise, at_least(0),
                 "standard deviation of the noise added to each expert, relative to that of the dense weights");
   visitor.field("model.upcycle_reinit_fraction", job.model.upcycle_reinit_fraction, NumberRange{0, 1},

@@ -110,7 +110,7 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   refuse_if(model.init_from && model.upcycle_from, {"model.upcycle_from", "model.init_from"},
             fmt::format("model.init_from is {} and model.upcycle_from is {}, but a run starts from one of them.",
                         model.init_from.value_or("").string(), model.upcycle_from.value_or("").string()),
-            "Give init_from a Mixtral's folder, or upcycle_from a dense model's.");
+            "Give init_from a folder of the same model, or upcycle_from one of a dense model.");
   const auto refuse_without_dense_model = [&](const char* key, double value) {
     refuse_if(value != 0 && !model.upcycle_from, {key, "model.upcycle_from"},
               fmt::format("{} is {}, but there is no model.upcycle_from, and without it nothing uses it.", key, value),

@@ -11,6 +11,7 @@
 #include "checkpoint/damaged_checkpoint.h"
 #include "checkpoint/verdict.h"
 #include "data/fingerprint.h"
+#include "families/family.h"
 #include "run/abandoned_history.h"
 #include "run/data_position.h"
 #include "run/resume_choice.h"

@@ -31,8 +31,10 @@ std::vector<std::string> RunWarnings::after_step(int64_t step, double lm_loss, c
   const auto add = [&](std::optional<std::string> warning) {
     if (warning) due.push_back(fmt::format("step {}: {}", step, *warning));
   };
-  add(of_dead_experts(dead));
-  add(of_imbalance(count_LE));
+  if (count_LE.defined()) {
+    add(of_dead_experts(dead));
+    add(of_imbalance(count_LE));
+  }
   add(of_divergence(lm_loss));
   return due;
 }

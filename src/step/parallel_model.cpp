@@ -1,7 +1,7 @@
 #include "step/parallel_model.h"
 
 #include "checkpoint/checkpoint_writer.h"
-#include "config/mixtral_parameters.h"
+#include "model/parameters.h"
 
 namespace conclave {
 namespace {
@@ -50,7 +50,7 @@ std::vector<OptimizerRange> ranges_of(FlatParameter& group) {
 }  // namespace
 
 ParallelModel::ParallelModel(const ModelConfig& config, const Axes& axes, const FlatParameterOptions& options)
-    : config_(config), axes_(axes), options_(options), declarations_(declare_mixtral(config)) {
+    : config_(config), axes_(axes), options_(options), declarations_(declare_model(config)) {
   for (const UnitDeclaration& declaration : declarations_) units_.emplace_back(declaration, axes.sharding(), options);
 }
 

@@ -7,6 +7,7 @@
 #include "dist/world.h"
 #include "memory/memory_category.h"
 #include "step/forward_backward.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -19,7 +20,7 @@ const bool installed = (install_counting_allocator(), true);
 constexpr int64_t sequence = 24;
 
 ModelConfig model_of(int64_t layers) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 101;
   model.hidden_size = 24;
   model.intermediate_size = 20;

@@ -187,7 +187,7 @@ TEST(JobRefusal, two_names_that_disagree) {
 
 TEST(JobRefusal, missing) {
   EXPECT_EQ(refusal_of_job("run: {output_dir: a}\n", {}, ""),
-            "model.config is missing, and every job needs it: a Hugging Face config.json of a Mixtral, or its folder.\n"
+            "model.config is missing, and every job needs it: a Hugging Face config.json, or its folder.\n"
             "       Add it to the section model, or give --set model.config=...   (job.yaml)");
   EXPECT_EQ(
       refusal_of_job("model: {config: a}\nrun: {output_dir: null}\n", {}, ""),
@@ -235,7 +235,7 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
   EXPECT_EQ(
       refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
       "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
-      "       Give init_from a Mixtral's folder, or upcycle_from a dense model's.   (--set model.upcycle_from=b)");
+      "       Give init_from a folder of the same model, or upcycle_from one of a dense model.   (--set model.upcycle_from=b)");
   EXPECT_EQ(refusal_of_overrides({"model.upcycle_noise=0.1"}),
             "model.upcycle_noise is 0.1, but there is no model.upcycle_from, and without it nothing uses it.\n"
             "       Give model.upcycle_from, or set model.upcycle_noise to 0.   (--set model.upcycle_noise=0.1)");
