@@ -104,6 +104,7 @@ def main(arguments: list[str] | None = None, text: torch.Tensor | None = None, c
         total_steps = content["total_steps"]
         lr_scheduler.load_state_dict(content["lr_scheduler"])
 
+    model.train()
     text, log = read_text() if text is None else text, []
     while total_steps < args.steps:
         tokens = batch_of(text, total_steps, rank, ranks, sequences=2, length=64)

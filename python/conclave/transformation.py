@@ -132,7 +132,7 @@ def _check_same_model(model: nn.Module, config: MoEConfig) -> None:
     """Ranks must agree on what there is before they compare values: one that builds another model would leave the others waiting."""
     parameters = dict(model.named_parameters())
     on_meta = next(iter(parameters.values())).is_meta
-    own = (on_meta, repr(config), [(name, tuple(value.shape), value.dtype) for name, value in parameters.items()])
+    own = (on_meta, repr(config), model.training, [(name, tuple(value.shape), value.dtype) for name, value in parameters.items()])
     others: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(others, own)
     if any(other[0] != others[0][0] for other in others):
@@ -142,9 +142,12 @@ def _check_same_model(model: nn.Module, config: MoEConfig) -> None:
                          "conclave.load_state_dict_from_rank0(model, state_dict if rank == 0 else None).")
     if any(other[1] != others[0][1] for other in others):
         raise ProcessGroupError("the ranks transform with different MoEConfigs.\nGive every rank the same.")
+    if any(other[2] != others[0][2] for other in others):
+        raise ProcessGroupError("some ranks' models are in training mode and others in evaluation mode, as from_pretrained leaves them: in a step some would wait "
+                                "for the others.\nCall model.train() on every rank.")
     for rank, other in enumerate(others):
-        if other[2] != others[0][2]:
-            name = next(iter(sorted({each[0] for each in set(other[2]) ^ set(others[0][2])})), "their order")
+        if other[3] != others[0][3]:
+            name = next(iter(sorted({each[0] for each in set(other[3]) ^ set(others[0][3])})), "their order")
             raise ProcessGroupError(f"rank {rank} has built another model than rank 0: {name} differs.\nGive every rank the same configuration.")
     if not on_meta:
         _check_same_weights(parameters)

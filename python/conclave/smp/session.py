@@ -116,7 +116,7 @@ def transform(model: PreTrainedModel, device: torch.device | str | None = None, 
     """torch.sagemaker.transform. `config`: None: SMP's defaults (`conclave.smp.MoEConfig()`).
 
     `load_state_dict_from_rank0`: rank 0 has the weights, the others have the model on the meta device or with any weights. From here on all have it on
-    the meta device; `FullyShardedDataParallel` hands out rank 0's weights, one tensor at a time, each rank keeping its parts. `cp_comm_type`: of context
+    the meta device, in rank 0's mode (evaluation after from_pretrained); `FullyShardedDataParallel` hands out rank 0's weights, one tensor at a time, each rank keeping its parts. `cp_comm_type`: of context
     parallelism, whose degree is 1.
 
     Raises:
@@ -142,6 +142,9 @@ def transform(model: PreTrainedModel, device: torch.device | str | None = None, 
     if load_state_dict_from_rank0:
         weights = dict(model.state_dict(keep_vars=False)) if dist.get_rank() == 0 else {}
         _to_meta(model)
+        mode = [model.training]
+        dist.broadcast_object_list(mode, src=0)
+        model.train(mode[0])
     transformed = conclave.transform(model, config)
     if load_state_dict_from_rank0:
         transformed.__dict__[PENDING_STATE] = weights
