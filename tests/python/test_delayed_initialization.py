@@ -98,7 +98,7 @@ def buffers_that_nobody_computes_are_named() -> None:
     model = _empty(tiny_config("mixtral"))
     model.model.register_buffer("table", torch.arange(4.0), persistent=False)
     assert torch.equal(conclave.materialize(prepare(model, True)).model.table, torch.arange(4.0)), "a buffer with values keeps them"
-    with pytest.raises(conclave.NotMaterializedError, match="still on the meta device: model.embed_tokens.weight"):
+    with pytest.raises(conclave.NotMaterializedError, match="model.embed_tokens.weight is still on the meta device"):
         prepare(on_meta(AutoModelForCausalLM, tiny_config("mixtral")), True)(batches(1, 1)[0, 0])
 
 

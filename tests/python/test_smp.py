@@ -201,4 +201,4 @@ def on_two_ranks() -> None:
 
 
 def test_what_cannot_be_honoured_is_refused_by_name():
-    run_torch_ranks(2, on_two_ranks)
+    run_torch_ranks(2, on_two_ranks, patience=300)

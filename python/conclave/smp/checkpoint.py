@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import functools
-import time
+import io
 from concurrent.futures import Future
 from os import PathLike
 from pathlib import Path
@@ -29,24 +29,32 @@ _under_way: list[Future] = []
 def save(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: str | PathLike[str], **user_content: Any) -> None:
     """Model, optimizer and what else a script wants back (numbers, texts, a schedule's state). Collective; waits for a save under way."""
     maybe_finalize_async_calls(blocking=True)
-    save_state({**conclave.state_dict(model, optimizer), _USER_CONTENT: user_content}, folder)
+    save_state({**conclave.state_dict(model, optimizer), _USER_CONTENT: _packed(user_content)}, folder)
 
 
 def async_save(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: str | PathLike[str], **user_content: Any) -> None:
     """The same, written while the script goes on: `maybe_finalize_async_calls` tells when it is whole. Collective."""
     maybe_finalize_async_calls(blocking=True)
-    async_save_state({**conclave.state_dict(model, optimizer), _USER_CONTENT: user_content}, folder)
+    async_save_state({**conclave.state_dict(model, optimizer), _USER_CONTENT: _packed(user_content)}, folder)
 
 
 def load(model: nn.Module, optimizer: torch.optim.Optimizer | None, folder: str | PathLike[str]) -> dict[str, Any]:
     """Into a model that has memory; returns the user content. Collective."""
     maybe_finalize_async_calls(blocking=True)
     together(lambda: _check_folder(Path(folder)))
-    content = [name for name in dcp.FileSystemReader(folder).read_metadata().state_dict_metadata if name.partition(".")[0] == _USER_CONTENT]
-    state = {**conclave.state_dict(model, optimizer), _USER_CONTENT: {name.partition(".")[2]: None for name in content}}
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata.get(_USER_CONTENT)
+    content = {} if stored is None else {_USER_CONTENT: torch.empty(stored.size, dtype=torch.uint8)}
+    state = {**conclave.state_dict(model, optimizer), **content}
     load_state(state, folder)
     conclave.load_state_dict(model, state, optimizer)
-    return state[_USER_CONTENT]
+    return torch.load(io.BytesIO(state[_USER_CONTENT].numpy().tobytes()), weights_only=True) if content else {}
+
+
+def _packed(user_content: dict[str, Any]) -> torch.Tensor:
+    """As bytes: PyTorch's checkpoints would take a dictionary apart."""
+    file = io.BytesIO()
+    torch.save(user_content, file)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
 
 
 def save_state(state: dict[str, Any], folder: str | PathLike[str]) -> None:
@@ -75,13 +83,6 @@ def maybe_finalize_async_calls(blocking: bool = False, process_group: dist.Proce
                 break
         _refused(_under_way.pop(0).result)
     return len(_under_way)
-
-
-def wait_for_saves() -> float:
-    """Waits until all is written; returns the seconds."""
-    began = time.monotonic()
-    maybe_finalize_async_calls(blocking=True)
-    return time.monotonic() - began
 
 
 @functools.cache
