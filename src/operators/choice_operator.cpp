@@ -6,32 +6,26 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "config/fields.h"
+#include "config/moe_section.h"
 #include "moe/capacity.h"
-#include "moe/sinkhorn_selection.h"
+#include "moe/selection_settings.h"
 #include "operators/plugin_kernels.h"
 #include "operators/process_group_communicator.h"
 
 namespace conclave {
 namespace {
 
-struct Rule {
-  std::string name;  // as moe.moe_load_balancing has it
-  std::optional<at::Tensor> bias_E;
-  SinkhornOptions sinkhorn;
-};
-
-std::unique_ptr<ExpertSelection> selection_of(const Rule& rule, const RouterOptions& options, const at::Tensor& logits,
-                                              Communicator& world) {
-  if (rule.name == "sinkhorn") return std::make_unique<SinkhornSelection>(options, rule.sinkhorn, world);
-  if (rule.name == "balanced") return std::make_unique<RoundRobinSelection>(options);
-  if (rule.name == "bias") {
-    check_invariant(rule.bias_E.has_value(), "the rule bias has no bias");
-    auto selection =
-        std::make_unique<BiasedSelection>(options, /*rate=*/0, /*layers=*/1, logits.size(1), logits.device());
-    selection->restore(rule.bias_E->unsqueeze(0));
-    return selection;
+// What is given by the names of the job's section `moe`.
+MoeConfig moe_of(const std::string& rule, const std::string& drop_policy) {
+  MoeConfig moe;
+  Fields fields;
+  describe(moe, fields);
+  for (const auto& [key, value] : {std::pair("moe.moe_load_balancing", rule), {"moe.drop_policy", drop_policy}}) {
+    const std::string refusal = fields.at(key).take({GivenValue::Kind::plain, value});
+    check_invariant(refusal.empty(), "{} is {}{}", key, value, refusal);
   }
-  return std::make_unique<TopKSelection>(options);
+  return moe;
 }
 
 // A script's tokens have no place in a stream of samples: those of a micro-step are counted through, one rank's after
@@ -55,11 +49,13 @@ std::tuple<at::Tensor, at::Tensor> choose_experts(const at::Tensor& logits, int6
                                                   std::string drop_policy, bool training, std::string group) {
   const OperatorDevice device(logits);
   const auto world = communicator_of("world", group, logits.device());
-  RouterOptions options;
-  options.top_k = top_k;
+  MoeConfig moe = moe_of(rule, drop_policy);
+  moe.sinkhorn_tolerance = sinkhorn_tolerance;
+  moe.sinkhorn_iterations = sinkhorn_iterations;
   const at::Tensor logits_TE = logits.detach().contiguous();
   const auto selection =
-      selection_of({rule, bias, {sinkhorn_tolerance, sinkhorn_iterations}}, options, logits_TE, *world);
+      make_selection(selection_settings(moe), {.top_k = top_k}, /*layers=*/1, logits.size(1), *world, logits.device());
+  if (bias) selection->restore(bias->unsqueeze(0));
   if (!training) {
     const at::Tensor choice = selection->route_in_evaluation(0, logits_TE).expert_of_choice_TK.to(at::kLong);
     return {choice, choice.clone()};
@@ -70,8 +66,7 @@ std::tuple<at::Tensor, at::Tensor> choose_experts(const at::Tensor& logits, int6
   const Routing routing = selection->route_in_training(0, logits_TE, tokens);
   at::Tensor dispatched = routing.expert_of_choice_TK;
   if (capacity_factor) {
-    const KeptChoices kept = drop_policy == "position" ? KeptChoices::earliest : KeptChoices::most_probable;
-    dispatched = ExpertCapacity({*capacity_factor, kept}, *world).apply(routing, tokens);
+    dispatched = ExpertCapacity({*capacity_factor, *moe.drop_policy}, *world).apply(routing, tokens);
   }
   return {routing.expert_of_choice_TK.to(at::kLong), dispatched.to(at::kLong, /*non_blocking=*/false, /*copy=*/true)};
 }
