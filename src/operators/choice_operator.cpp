@@ -21,7 +21,8 @@ MoeConfig moe_of(const std::string& rule, const std::string& drop_policy) {
   MoeConfig moe;
   Fields fields;
   describe(moe, fields);
-  for (const auto& [key, value] : {std::pair("moe.moe_load_balancing", rule), {"moe.drop_policy", drop_policy}}) {
+  for (const auto& [key, value] :
+       {std::pair("moe.moe_load_balancing", rule), std::pair("moe.drop_policy", drop_policy)}) {
     const std::string refusal = fields.at(key).take({GivenValue::Kind::plain, value});
     check_invariant(refusal.empty(), "{} is {}{}", key, value, refusal);
   }
@@ -65,9 +66,7 @@ std::tuple<at::Tensor, at::Tensor> choose_experts(const at::Tensor& logits, int6
   const TokenNumbers tokens{numbers, 1};
   const Routing routing = selection->route_in_training(0, logits_TE, tokens);
   at::Tensor dispatched = routing.expert_of_choice_TK;
-  if (capacity_factor) {
-    dispatched = ExpertCapacity({*capacity_factor, *moe.drop_policy}, *world).apply(routing, tokens);
-  }
+  if (capacity_factor) dispatched = ExpertCapacity({*capacity_factor, *moe.drop_policy}, *world).apply(routing, tokens);
   return {routing.expert_of_choice_TK.to(at::kLong), dispatched.to(at::kLong, /*non_blocking=*/false, /*copy=*/true)};
 }
 // NOLINTEND(performance-unnecessary-value-param)
