@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 DEAD_STEPS = 100  # as in docs/balancing.md
+LATEST_LOAD = "_conclave_latest_load"  # of a model: what its Trainer's last log told, with the values by layer
 
 
 class MetricsLog:
@@ -120,7 +121,7 @@ class MetricsCallback(transformers.TrainerCallback):
     def __init__(self, folder: str | PathLike[str] | None = None) -> None:
         self._folder = folder
         self._log: MetricsLog | None = None
-        self._validation_loss: float | None = None
+        self._newest: dict[str, Any] = {}  # not written yet: an evaluation after the step belongs to it
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module | None = None, **others: Any) -> None:
         self._log = MetricsLog(model, self._folder or args.output_dir, resumed_step=state.global_step, steps=state.max_steps)
@@ -128,12 +129,20 @@ class MetricsCallback(transformers.TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None,
                model: nn.Module | None = None, **others: Any) -> None:
         logs = logs or {}
-        if self._log is None or "loss" not in logs:
-            self._validation_loss = logs.get("eval_loss", self._validation_loss)
-            return
-        self._log.write(state.global_step, loss=logs["loss"], grad_norm=logs.get("grad_norm"), lr=logs.get("learning_rate"),
-                        validation_loss=self._validation_loss, load=model.__dict__.get("_conclave_latest_load"))
-        self._validation_loss = None
+        if "eval_loss" in logs and self._newest.get("step") == state.global_step:
+            self._newest["validation_loss"] = logs["eval_loss"]
+        if "loss" in logs and self._log is not None:
+            self._write()
+            self._newest = {"step": state.global_step, "loss": logs["loss"], "grad_norm": logs.get("grad_norm"), "lr": logs.get("learning_rate"),
+                            "load": model.__dict__.get(LATEST_LOAD)}
+
+    def on_train_end(self, *arguments: Any, **others: Any) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        if self._newest:
+            self._log.write(**self._newest)
+            self._newest = {}
 
 
 def _plain(value: Any) -> Any:

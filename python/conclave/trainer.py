@@ -18,13 +18,13 @@ from conclave.adapters import base_of, check_adapters, check_same_adapters, refu
 from conclave.errors import CheckpointError, UnsupportedError
 from conclave.gradients import clip_grad_norm_, synchronize_gradients
 from conclave.load import load_metrics
+from conclave.metrics_log import LATEST_LOAD
 from conclave.pretrained import load_pretrained, save_pretrained
 from conclave.state import load_state_dict, state_dict
 from conclave.transformed_model import transformed
 
 # What computes each element for itself, so that a part of a parameter is updated as it is in the whole.
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
-LATEST_LOAD = "_conclave_latest_load"  # of a model: what its last log told, with the values by layer
 OPTIMIZER_FOLDER = "optimizer"  # in a checkpoint folder: a checkpoint of torch.distributed.checkpoint
 
 
