@@ -18,11 +18,13 @@ from conclave._library import call_checked, operators
 from conclave.agreement import together
 from conclave.errors import ConfigError, LayoutError, ProcessGroupError, UnsupportedError
 from conclave.moe_config import MoEConfig, yaml_of
+from conclave.smp_dictionary import unwrapped, warn_of_cache_flushes
 
 # What a configuration may give here. The other keys of a job belong to the program.
 _USED = {"parallel.expert_parallel_degree", "parallel.hybrid_shard_degree", "parallel.tensor_parallel_degree", "parallel.context_parallel_degree",
          "parallel.random_seed", "run.seed", "parallel.sm_activation_offloading", "memory.sm_activation_offloading", "memory.activation_offloading",
          "parallel.activation_loading_horizon", "memory.activation_loading_horizon"}
+_OFFLOADING = ("parallel.sm_activation_offloading", "memory.sm_activation_offloading", "memory.activation_offloading")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Mesh:
         experts: axes ("expert_replica", "expert_shard", "expert"): the expert axis lies over adjacent ranks.
         seed: of initial values.
         spans_hosts: whether ranks that divide experts among them lie on more than one host, in any of the groups.
+        activation_offloading: whether what `gradient_checkpointing_enable` keeps leaves the device, `activation_loading_horizon` layers at most being there.
+        warns_of_cache_flushes: whether a warning says that CUDA's allocator has given memory back and asked for it again.
     """
 
     dense: DeviceMesh
@@ -43,6 +47,9 @@ class Mesh:
     seed: int
     moe: MoEConfig
     spans_hosts: bool
+    activation_offloading: bool = False
+    activation_loading_horizon: int = 2
+    warns_of_cache_flushes: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Mesh:
         """Ranks are not copied with a model."""
@@ -96,6 +103,7 @@ def init(config: Mapping[str, Any] | str | PathLike[str] | None = None) -> Mesh:
     if not (dist.is_available() and dist.is_initialized()):
         raise ProcessGroupError("conclave.init needs a process group, and torch.distributed has none.\n"
                                 "Start the script by torchrun and call torch.distributed.init_process_group() before.")
+    config, smp = together(lambda: unwrapped(config))
     given, resolved, degrees = together(lambda: _resolve(config))
     hosts = _hosts_of_same(given)
     parallel = resolved["parallel"]
@@ -104,7 +112,10 @@ def init(config: Mapping[str, Any] | str | PathLike[str] | None = None) -> Mesh:
     experts = init_device_mesh(device, (degrees[2], degrees[3], degrees[4]), mesh_dim_names=("expert_replica", "expert_shard", "expert"))
     moe, degree = MoEConfig(**_moe_keys(given)), parallel["expert_parallel_degree"]
     spans_hosts = any(len(set(hosts[first : first + degree])) > 1 for first in range(0, len(hosts), degree))
-    _current = Mesh(dense, experts, degree, parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe, spans_hosts)
+    _current = Mesh(dense, experts, degree, parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe, spans_hosts,
+                    any(given.get(key) for key in _OFFLOADING), resolved["memory"]["activation_loading_horizon"], smp.fsdp_cache_flush_warnings)
+    if smp.fsdp_cache_flush_warnings:
+        warn_of_cache_flushes()
     return _current
 
 
@@ -112,12 +123,19 @@ def _resolve(config: Mapping[str, Any] | str | PathLike[str] | None) -> tuple[di
     """(the keys as given, all of them with defaults, the degrees of the axes)."""
     given = _given_keys(config)
     _refuse_unused(given)
-    resolved = yaml.safe_load(call_checked(operators().read_settings, [f"{key}={yaml_of(value)}" for key, value in given.items()]))
+    resolved = yaml.safe_load(call_checked(operators().read_settings, _overrides(given)))
     MoEConfig(**_moe_keys(given))
     expert_degree, shard_degree = resolved["parallel"]["expert_parallel_degree"], resolved["parallel"]["hybrid_shard_degree"]
     # The model is not known yet: its experts are taken to suit.
     degrees = call_checked(operators().layout_degrees, dist.get_world_size(), expert_degree, shard_degree, expert_degree, error=LayoutError)
     return given, resolved, degrees
+
+
+def _overrides(given: dict[str, Any]) -> list[str]:
+    """Of all keys but those of the section `moe` that MoEConfig knows and checks itself. What is checkpointed, a script says elsewhere."""
+    known = {f"moe.{name}" for name in MoEConfig.__dataclass_fields__}
+    overrides = [f"{key}={yaml_of(value)}" for key, value in given.items() if key not in known]
+    return [*overrides, *(["memory.activation_checkpointing=selective"] if any(given.get(key) for key in _OFFLOADING) else [])]
 
 
 def _moe_keys(given: dict[str, Any]) -> dict[str, Any]:
@@ -179,12 +197,8 @@ def _given_keys(config: Mapping[str, Any] | str | PathLike[str] | None) -> dict[
 
 
 def _refuse_unused(given: dict[str, Any]) -> None:
-    for key, value in given.items():
-        if key.endswith("activation_offloading") and value:
-            raise UnsupportedError(f"{key} is true, but in a PyTorch script activations are kept by PyTorch.\n"
-                                   "Set it to false, and use torch.autograd.graph.save_on_cpu around the forward pass.")
     moe = {f"moe.{name}" for name in MoEConfig.__dataclass_fields__}
-    call_checked(operators().read_settings, [f"{key}={yaml_of(value)}" for key, value in given.items()])  # knows all keys, and says what was meant
+    call_checked(operators().read_settings, _overrides(given))  # knows all keys, and says what was meant
     for key, value in given.items():
         if key not in _USED | moe:
             raise UnsupportedError(f"{key} is a key of the program, and conclave.init would not use it.\n"

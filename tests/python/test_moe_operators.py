@@ -15,6 +15,7 @@ from tiny_models import batches, tiny_model
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 from torch.distributed.tensor import DTensor
+from row_exchange import sinkhorn_choice
 from torch_ranks import run_torch_ranks
 
 import conclave
@@ -295,7 +296,7 @@ def check_sinkhorn() -> None:
     """Choices are those over all ranks' tokens, training does not depend on the expert degree, recomputation asks nobody again, evaluation is plain."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
     everyone = [torch.randn(tokens, EXPERTS, generator=torch.Generator().manual_seed(tokens)) * 2 for tokens in (40, 9)]
-    choice = operators().sinkhorn_choice(everyone[rank], 2, dist.group.WORLD.group_name)
+    choice = sinkhorn_choice(everyone[rank], 2, dist.group.WORLD.group_name)
     begin = 40 * rank
     assert torch.equal(choice, even_choice(torch.cat(everyone), 2)[begin : begin + everyone[rank].shape[0]])
 
