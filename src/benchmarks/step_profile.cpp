@@ -82,7 +82,8 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     const auto start = std::chrono::steady_clock::now();
     if (const auto count = device.count_waits()) count(true);
     StepReport report =
-        train_step.run(batches_of(loader, job), step,
+        train_step.run(batches_of(loader, job),
+                       training->content((step - 1) * job.sequences_per_step(), job.sequences_per_step()).targets, step,
                        learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto count = device.count_waits()) {

@@ -105,7 +105,7 @@ class PaperRank {
 
   void train() {
     TrainStep step(job_, forward_backward_);
-    const StepReport report = step.run([this] { return next_batch(); }, /*update=*/1, /*lr=*/0);
+    const StepReport report = step.run([this] { return next_batch(); }, {job_.tokens_per_step()}, /*update=*/1, /*lr=*/0);
     add_times(report.times);
     begins_.push_back(costs());  // the end of the last
   }
@@ -160,7 +160,7 @@ class PaperRank {
     const auto tokens = [&] { return at::empty({batch * sequence}, at::device(at::kMeta).dtype(at::kLong)); };
     std::vector<int64_t> samples(static_cast<size_t>(batch));
     std::iota(samples.begin(), samples.end(), planned_.rank * batch);
-    return {tokens(), tokens(), batch, sequence, std::move(samples)};
+    return {tokens(), tokens(), batch, sequence, std::move(samples), {}};
   }
 
   void add_times(const std::vector<StepClock::Times>& times) {

@@ -29,16 +29,17 @@ EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward,
   EvaluationResult result;
   result.samples_of_set = stream->samples_per_epoch();
   result.samples = samples > 0 ? std::min(samples, result.samples_of_set) : result.samples_of_set;
-  result.targets = result.samples * sequence_length;
+  const auto blend = std::make_shared<const Blend>(stream);
+  result.targets = blend->content(0, result.samples).all_targets();
+  const auto tokens = static_cast<double>(result.samples * sequence_length);
   const int64_t micro_steps = (result.samples + sequences - 1) / sequences;
-  BatchLoader loader(stream, {job.job().data.micro_batch_size, job.world().size(), job.rank()}, 0, result.samples);
+  BatchLoader loader(blend, {job.job().data.micro_batch_size, job.world().size(), job.rank()}, 0, result.samples);
   double loss_sum = 0;
   for (int64_t m = 0; m < micro_steps; ++m) {
     const MicroStepResult micro_step =
         forward_backward.evaluate(to_micro_batch(loader.next(), sequence_length, job.device()));
     loss_sum += micro_step.loss_sum;
-    result.aux_loss += micro_step.balance.aux_loss * static_cast<double>(micro_step.balance.tokens) /
-                       static_cast<double>(result.targets);
+    result.aux_loss += micro_step.balance.aux_loss * static_cast<double>(micro_step.balance.tokens) / tokens;
   }
   result.lm_loss = job.sum_over_world({loss_sum})[0] / static_cast<double>(result.targets);
   return result;

@@ -55,7 +55,7 @@ class Trainer {
 
   ParallelJob& job_;
   std::unique_ptr<RunLock> lock_;  // rank 0's: of the output folder, for as long as anything is written there
-  std::shared_ptr<const SampleStream> training_;
+  std::shared_ptr<const Blend> training_;
   std::shared_ptr<const SampleStream> validation_;  // null without data.validation
   TrainingPosition position_;
   ForwardBackward forward_backward_;

@@ -264,7 +264,7 @@ def test_long_chats(tmp_path: Path, folder: Path, chats: Callable[..., str]) -> 
     assert len(read_masks(tmp_path / "out")) == 3
     most = mask.index(1) + 5
     told = chats(PLAIN, path, "--max-tokens", str(most), "--too-long", "cut")
-    assert f"cut 1 document at their end" in told
+    assert "cut 1 document at their end" in told
     assert read_pair(tmp_path / "out", masked=True)[3] == ids[:most] and read_masks(tmp_path / "out")[3] == mask[:most]
     told = chats(PLAIN, path, "--max-tokens", str(most - 5), "--too-long", "cut")
     assert f"left out 1 document: nothing to train on in its first {most - 5} tokens" in told
@@ -279,7 +279,7 @@ def test_options_of_chats_without_chats(tmp_path: Path, folder: Path, capsys: py
     path = write_lines(tmp_path / "a.jsonl", [{"messages": CHATS[0]}])
     command = ["build", str(path), "--tokenizer", str(folder), "--output", str(tmp_path / "out")]
     assert main([*command, "--train-on", "last"]) == 2 and "give --chats, too" in capsys.readouterr().err
-    assert main(command) == 2 and "--chats reads chats" in capsys.readouterr().err
+    assert main(command) == 2 and "it is a chat: --chats reads those" in capsys.readouterr().err
     assert main(["build", "stdlib", "--chats", *command[2:]]) == 2 and "stdlib is text" in capsys.readouterr().err
 
 
