@@ -11,6 +11,7 @@
 #include "memory/memory_category.h"
 #include "optim/learning_rate.h"
 #include "run/model_source.h"
+#include "step/open_data.h"
 #include "step/train_step.h"
 
 namespace conclave {
@@ -62,8 +63,8 @@ StepProfile profile_of(const double* numbers, size_t rows) {
 }  // namespace
 
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
-  const auto training = open_training(job);
-  ForwardBackward forward_backward(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff});
+  const auto training = open_training(job.job(), job.model_config().vocab_size);
+  ForwardBackward forward_backward(job.model(), job.settings());
   job.model().allocate_parameters();
   job.model().allocate_training_state();
   start_parameters(job);

@@ -10,7 +10,7 @@
 #include "comm/communicator.h"
 #include "comm/process.h"
 #include "comm/watchdog.h"
-#include "config/job.h"
+#include "config/run_section.h"
 #include "memory/offload_medium.h"
 
 namespace conclave {

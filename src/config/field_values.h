@@ -9,9 +9,14 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <vector>
 
-#include "config/fields.h"
+#include "config/data_sets.h"
+#include "config/duration.h"
 #include "config/given.h"
+#include "config/mistake.h"
+#include "config/reshard_rule.h"
+#include "config/value_rules.h"
 
 namespace conclave {
 

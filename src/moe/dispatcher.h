@@ -7,13 +7,13 @@
 #pragma once
 
 #include <memory>
-#include <optional>
 
 #include "base/step_clock.h"
 #include "comm/communicator.h"
 #include "moe/arriving.h"
 #include "moe/choices.h"
 #include "moe/dispatch_plan.h"
+#include "moe/dispatch_settings.h"
 
 namespace conclave {
 
@@ -59,18 +59,9 @@ class Dispatcher {
   static void put(const at::Tensor& sum_TH, at::Tensor out_TH, const at::Tensor& residual_TH);
 };
 
-enum class DispatchBy { all_to_all, all_gather };
-
-struct DispatcherOptions {
-  DispatchBy by = DispatchBy::all_to_all;
-  std::optional<uint64_t> shuffle_seed =
-      {};  // of the global token shuffle; none: tokens are dispatched from where they are
-  std::optional<SpillOptions> spill = {};  // with all_to_all only; none: an expert is computed where it lives
-};
-
 // `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive the dispatcher. `experts`: of
 // the whole layer.
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,
-                                            const DispatcherOptions& options = {});
+                                            const DispatchSettings& settings = {});
 
 }  // namespace conclave

@@ -11,9 +11,6 @@
 
 namespace conclave {
 
-// What the products' operands are: rows and weights as they are, or in fp8 (moe/fp8_experts.h).
-enum class ExpertProducts { compute, fp8 };
-
 // On a CPU whole experts may be fp32 where rows are bf16 (kernels/linear.h rounds them); guests are of the rows' dtype.
 struct ExpertWeights {
   at::Tensor gate_up_LJH;

@@ -93,8 +93,7 @@ class PaperRank {
         device_(machine_of(planned)),
         world_(process_of(planned), world_on_paper(device_, planned)),
         job_(with_few_micro_steps(planned.job), world_),
-        forward_backward_(job_.model(), job_.job(), {job_.aux_coefficient(), job_.job().moe.moe_z_loss_coeff},
-                          planned.routing.get()) {
+        forward_backward_(job_.model(), job_.settings(), planned.routing.get()) {
     job_.model().allocate_parameters();
     job_.model().allocate_training_state();
     hold_what_stays();
@@ -105,7 +104,7 @@ class PaperRank {
 
   void train() {
     TrainStep step(job_, forward_backward_);
-    const StepReport report = step.run([this] { return next_batch(); }, {job_.tokens_per_step()}, /*update=*/1, /*lr=*/0);
+    const StepReport report = step.run([this] { return next_batch(); }, targets_of_source(), /*update=*/1, /*lr=*/0);
     add_times(report.times);
     begins_.push_back(costs());  // the end of the last
   }
@@ -149,7 +148,8 @@ class PaperRank {
       for (const Unit* unit : job_.model().units())
         for (const FlatParameter& group : unit->groups())
           saved += group.layout().shard_numel() / group.replica_axis().size();
-      hold(MemoryCategory::checkpoint, 3 * saved * static_cast<int64_t>(sizeof(float)));
+      hold(MemoryCategory::checkpoint,
+           static_cast<int64_t>(job_.model().kept().size()) * saved * static_cast<int64_t>(sizeof(float)));
     }
   }
 
@@ -159,8 +159,15 @@ class PaperRank {
     const int64_t batch = job_.job().data.micro_batch_size, sequence = job_.job().data.sequence_length;
     const auto tokens = [&] { return at::empty({batch * sequence}, at::device(at::kMeta).dtype(at::kLong)); };
     std::vector<int64_t> samples(static_cast<size_t>(batch));
+    const std::vector<int64_t> sources(targets_of_source().size() > 1 ? samples.size() : 0);
     std::iota(samples.begin(), samples.end(), planned_.rank * batch);
-    return {tokens(), tokens(), batch, sequence, std::move(samples), {}};
+    return {tokens(), tokens(), batch, sequence, std::move(samples), sources};
+  }
+  // Which source a target is of changes no cost; how many sources there are is how many losses are summed.
+  std::vector<int64_t> targets_of_source() {
+    std::vector<int64_t> targets(std::max<size_t>(job_.job().data.train.sets.size(), 1));
+    targets[0] = job_.tokens_per_step();
+    return targets;
   }
 
   void add_times(const std::vector<StepClock::Times>& times) {

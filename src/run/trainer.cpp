@@ -32,8 +32,9 @@ namespace conclave {
 
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
-      training_(open_training(job)),
-      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
+      training_(open_training(job.job(), job.model_config().vocab_size)),
+      validation_(open_validation(job.job(), job.model_config().vocab_size)),
+      forward_backward_(job.model(), job.settings()),
       saves_(
           job,
           [this] {
@@ -47,7 +48,6 @@ Trainer::Trainer(ParallelJob& job)
       warnings_(job.job(), job.model_config().num_experts_per_tok),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
-  if (job.job().data.validation) validation_ = open_validation(job);
   start();
 }
 
@@ -129,8 +129,8 @@ ExitCode Trainer::run() {
     position_.tokens += job_.tokens_per_step();
     if (step_report.not_finite.empty()) dead_experts_.finish_step(step_report.load.count_LE());
 
-    last_validation_.reset();
-    if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
+    last_validation_.clear();
+    if (!validation_.empty() && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
       validate(step);
     const Agreed agreed = report(step, step_report, lr, seconds);
     warn(step, step_report);
@@ -194,10 +194,8 @@ void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
 }
 
 void Trainer::validate(int64_t step) {
-  last_validation_ = evaluate(job_, forward_backward_, validation_, job_.job().validation.samples);
   if (progress_) progress_->end_line();
-  spdlog::info("step {}: validation loss {:.4f} over {}", step, last_validation_->lm_loss,
-               samples_in_words(*last_validation_, *validation_));
+  last_validation_ = conclave::validate(job_, forward_backward_, validation_, step);
 }
 
 void Trainer::save(RunSaves::Kind kind) {
@@ -276,16 +274,15 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
     record.emplace_back("save_bytes", saved->bytes);
   }
   if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
-  if (last_validation_) {
-    record.emplace_back("validation_loss", last_validation_->lm_loss);
-    record.emplace_back("validation_samples", last_validation_->samples);
-  }
+  const auto& validation = job_.job().data.validation;
+  append_validation(record, validation_, last_validation_, validation && validation->is_named());
   append_sources(record, *training_, position_.samples, step_report);
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
 
   progress.step = step;
+  progress.sources = losses_of(*training_, step_report);
   progress.loss = step_report.loss;
   progress.grad_norm = step_report.gradient_norm;
   progress.lr = lr;

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_reader.h"
 #include "config/source_config.h"
 #include "run/disk_names.h"
@@ -164,7 +165,7 @@ void upcycle(ParallelModel& model, const ModelSource& source, uint64_t seed, Com
       copies_differ ? dense_moments(config, reader, host_world) : std::map<std::string, std::vector<Moments>>();
 
   model.initialize(seed);  // of which the routers remain
-  for (const TensorSlice& slice : model.slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::all)) {
+  for (const TensorSlice& slice : model.slices(kind_parameter, ParallelModel::Replicas::all)) {
     if (slice.name.ends_with(".router")) continue;
     load_slice(reader, slice, stored.vocab_size, seed);
     if (copies_differ && expert_matrices(config, slice.name)) diversify(slice, config, moments.at(slice.name), options);

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "comm/device.h"
-#include "config/job.h"
+#include "config/precision_section.h"
 
 namespace conclave {
 

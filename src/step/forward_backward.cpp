@@ -6,74 +6,17 @@
 #include "device/device.h"
 #include "kernels/embedding.h"
 #include "memory/memory_category.h"
-#include "moe/sinkhorn_selection.h"
 
 namespace conclave {
 namespace {
 
 constexpr size_t embedding_unit = 0;
 
-LayerOptions layer_options(const ModelConfig& config, const Job& job, const AssumedChoices* assumed) {
-  return {job.memory.activation_checkpointing, job.precision.router,
-          job.moe.router_jitter_noise.value_or(config.router_jitter_noise), static_cast<uint64_t>(job.run.seed),
-          assumed};
-}
-
 std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::vector<Unit*>& units) {
   std::vector<bool> stays;
   stays.reserve(units.size());
   for (const Unit* unit : units) stays.push_back(rule.stays_gathered(unit->name()));
   return stays;
-}
-
-AuxLossOptions aux_loss_options(const MoeConfig& moe) {
-  return {moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank : AuxLossScope::all_ranks,
-          moe.aux_loss_layers == AuxLossRows::each ? AuxLossLayers::each : AuxLossLayers::together};
-}
-
-std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeConfig& moe) {
-  const ModelConfig& config = model.config();
-  const RouterOptions router{.top_k = config.num_experts_per_tok};
-  switch (moe.moe_load_balancing) {
-    case LoadBalancing::sinkhorn:
-      return std::make_unique<SinkhornSelection>(
-          router, SinkhornOptions{moe.sinkhorn_tolerance, moe.sinkhorn_iterations}, model.axes().world());
-    case LoadBalancing::balanced:
-      return std::make_unique<RoundRobinSelection>(router);
-    case LoadBalancing::bias:
-      return std::make_unique<BiasedSelection>(router, moe.bias_update_rate, config.num_hidden_layers,
-                                               config.num_local_experts, model.options().device);
-    case LoadBalancing::none:
-    case LoadBalancing::aux_loss:
-      break;
-  }
-  return std::make_unique<TopKSelection>(router);
-}
-
-DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
-  DispatcherOptions options;
-  if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
-  if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
-  if (job.moe.overload == OverloadPolicy::spill)
-    options.spill =
-        SpillOptions{.threshold = job.moe.spill_threshold,
-                     .least_rows = job.moe.spill_least_rows.value_or(device_of(device).facts().least_spill_rows)};
-  return options;
-}
-
-RoutedOptions routed_options(const Job& job) {
-  RoutedOptions options{.overlapping = job.moe.dispatch_chunks.value_or(1)};
-  if (job.moe.overload == OverloadPolicy::chunk) options.most_rows_factor = job.moe.max_tokens_per_rank_factor;
-  if (job.precision.experts == ExpertPrecision::fp8) options.products = ExpertProducts::fp8;
-  return options;
-}
-
-std::unique_ptr<ExpertCapacity> make_capacity(ParallelModel& model, const MoeConfig& moe) {
-  if (!moe.capacity_factor) return nullptr;
-  const bool earliest = moe.drop_policy == DropPolicy::position;
-  return std::make_unique<ExpertCapacity>(
-      CapacityOptions{*moe.capacity_factor, earliest ? KeptChoices::earliest : KeptChoices::most_probable},
-      model.axes().world());
 }
 
 }  // namespace
@@ -83,30 +26,27 @@ void MicroStepResult::set_losses(std::vector<double> losses) {
   loss_sum = std::accumulate(loss_of_part.begin(), loss_of_part.end(), 0.0);
 }
 
-ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
-                                 const AssumedChoices* assumed)
+ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed)
     : model_(model),
+      settings_(settings),
       units_(model.units()),
       clock_(units_.size(), device_of(model.options().device).time()),
-      schedule_(units_,
-                {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
+      schedule_(units_, {settings.prefetch_units, units_that_stay_gathered(settings.reshard_after_forward, units_)},
                 clock_),
-      selection_(make_selection(model, job.moe)),
-      capacity_(make_capacity(model, job.moe)),
-      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_,
-                                  dispatcher_options(job, model.options().device))),
-      experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().num_local_experts, routed_options(job),
-               clock_),
-      head_(model.config(), job.memory.loss_chunk_tokens),
-      coefficients_(coefficients),
-      aux_loss_(aux_loss_options(job.moe)) {
+      selection_(make_selection(settings.selection, {.top_k = model.config().num_experts_per_tok},
+                                model.config().num_hidden_layers, model.config().num_local_experts,
+                                model.axes().world(), model.options().device)),
+      capacity_(settings.capacity, model.axes().world()),
+      experts_(model.axes().of(Axis::expert), model.config().num_local_experts, settings.dispatch, clock_),
+      head_(model.config(), settings.loss_chunk_tokens) {
+  const LayerOptions options{settings.checkpointing, settings.router, settings.jitter_noise, settings.seed, assumed};
+  const ExpertCapacity* capacity = settings.capacity.factor > 0 ? &capacity_ : nullptr;
   for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
-    layers_.emplace_back(model.config(), layer, *selection_, capacity_.get(), experts_,
-                         layer_options(model.config(), job, assumed));
-  if (job.memory.activation_offloading)
+    layers_.emplace_back(model.config(), layer, *selection_, capacity, experts_, options);
+  if (settings.offloads)
     offloaded_ = std::make_unique<ActivationStore>(
-        device_of(model.options().device).make_offload_medium(job.memory.offload_folder.value_or(job.run.output_dir)),
-        model.config().num_hidden_layers, job.memory.activation_loading_horizon, clock_);
+        device_of(model.options().device).make_offload_medium(settings.offload_folder),
+        model.config().num_hidden_layers, settings.loading_horizon, clock_);
 }
 
 void ForwardBackward::reserve_offload(int64_t tokens) {
@@ -178,7 +118,8 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     if (offloaded_) offloaded_->put(static_cast<int64_t>(layer), std::move(states[layer].input_TH));
   }
   // Summed over the ranks while the head computes.
-  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_);
+  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device,
+                           settings_.aux_loss);
 
   // The head goes forward and backward at once; what was its input is now the gradient.
   {
@@ -195,9 +136,9 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     result.balance = balance.finish();
   }
   const at::Tensor probability_gradient_LE =
-      result.balance.aux_gradient_LE * (coefficients_.aux * micro_step.balance_scale);
+      result.balance.aux_gradient_LE * (settings_.aux_coefficient * micro_step.balance_scale);
   RouterLossGradient router_loss;
-  router_loss.logsumexp_square = result.balance.z_gradient * coefficients_.z * micro_step.balance_scale;
+  router_loss.logsumexp_square = result.balance.z_gradient * settings_.z_coefficient * micro_step.balance_scale;
   for (size_t layer = layers_.size(); layer-- > 0;) {
     const ClockScope clock(clock_, Phase::computing, layer + 1);
     if (offloaded_) states[layer].input_TH = offloaded_->take(static_cast<int64_t>(layer));
@@ -226,7 +167,8 @@ at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Bala
     schedule_.end(layer + 1);
   }
   balance =
-      BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_).finish();
+      BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device, settings_.aux_loss)
+          .finish();
   return hidden_TH;
 }
 

@@ -9,12 +9,6 @@
 
 namespace conclave {
 
-std::shared_ptr<const Blend> open_training(const ParallelJob& job) {
-  auto set = std::make_shared<const IndexedTokens>(job.job().data.train, job.model_config().vocab_size);
-  return std::make_shared<const Blend>(std::make_shared<const SampleStream>(
-      std::move(set), job.job().data.sequence_length, static_cast<uint64_t>(job.job().run.seed), Order::shuffled));
-}
-
 MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device) {
   const int64_t tokens = loaded.samples * sequence;  // rows without a sample are left out
   const auto tensor = [&](const std::vector<int64_t>& values) {
@@ -33,8 +27,11 @@ std::function<MicroBatch()> batches_of(BatchLoader& loader, const ParallelJob& j
 }
 
 TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
-    : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {
-  forward_backward.reserve_offload(job.job().data.micro_batch_size * job.job().data.sequence_length);
+    : job_(job),
+      forward_backward_(forward_backward),
+      optimizer_(make_optimizer_rule(job.settings().optimizer), job.settings().optimizer.grad_clip,
+                 job.model().optimizer_units()) {
+  forward_backward.reserve_offload(job.settings().tokens_per_micro_step);
 }
 
 StepReport TrainStep::run(const NextBatch& next, const std::vector<int64_t>& targets_of_source, int64_t update,
@@ -50,7 +47,8 @@ StepReport TrainStep::compute(const NextBatch& next, const std::vector<int64_t>&
                               double lr, const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
-  const int64_t micro_steps = job_.micro_steps();
+  const StepSettings& settings = job_.settings();
+  const int64_t micro_steps = settings.micro_steps;
   StepReport report;
   report.targets = std::accumulate(targets_of_source.begin(), targets_of_source.end(), int64_t{0});
   if (targets_of_source.size() > 1)
@@ -70,10 +68,10 @@ StepReport TrainStep::compute(const NextBatch& next, const std::vector<int64_t>&
       sum_of_source[static_cast<size_t>(batch.source_of_B[b])] += result.loss_of_part[b];
     report.aux_loss += result.balance.aux_loss / static_cast<double>(micro_steps);
     report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
-    if (const auto factor = job_.job().moe.capacity_factor) {
+    if (settings.capacity.factor > 0) {
       const ModelConfig& model = job_.model_config();
-      const int64_t capacity =
-          expert_capacity(*factor, result.balance.tokens, model.num_experts_per_tok, model.num_local_experts);
+      const int64_t capacity = expert_capacity(settings.capacity.factor, result.balance.tokens,
+                                               model.num_experts_per_tok, model.num_local_experts);
       report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
     }
     report.load.add(result.balance);
@@ -82,8 +80,7 @@ StepReport TrainStep::compute(const NextBatch& next, const std::vector<int64_t>&
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
     sum_losses(report, loss_sum, std::move(sum_of_source));
   }
-  report.loss =
-      report.lm_loss + job_.aux_coefficient() * report.aux_loss + job_.job().moe.moe_z_loss_coeff * report.z_loss;
+  report.loss = report.lm_loss + settings.aux_coefficient * report.aux_loss + settings.z_coefficient * report.z_loss;
 
   // Every rank has the same numbers here, so all skip or none does.
   update_unless_not_finite(report, update, lr, before_update);

@@ -18,6 +18,7 @@ namespace conclave {
 struct SourceLoss {
   int64_t targets = 0;
   double loss_sum = 0;  // of their cross-entropies
+  double mean() const { return loss_sum / static_cast<double>(targets); }
 };
 
 struct StepReport {
@@ -34,9 +35,6 @@ struct StepReport {
       not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
   std::vector<StepClock::Times> times;  // this rank's, by unit and of the step's own
 };
-
-// The job's training data in the order of training.
-std::shared_ptr<const Blend> open_training(const ParallelJob& job);
 
 // A loaded batch as tensors on `device`.
 MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Device device);
