@@ -8,6 +8,8 @@ import json
 
 import numpy as np
 import pytest
+from conclave.report.charts import set_losses_chart
+from conclave.report.run import read_run
 from small_job import SmallJob, random_documents, write_tokens
 
 STILL = {"optimizer.lr": 1e-30, "optimizer.weight_decay": 0, "moe.moe_load_balancing": "none", "data.micro_batch_size": 1, "checkpoint.every": 1000,
@@ -89,6 +91,7 @@ def test_the_resolved_job_reads_back(folder):
     assert 'weight: 0.6, name: "the-first"}' in resolved and '"a": "' in resolved
     done = job.must_run(command="validate")
     assert "OK" in done.text
+    assert "memory" in job.must_run(command="plan").text
 
 
 def test_validation_sets_have_names(folder):
@@ -106,6 +109,8 @@ def test_validation_sets_have_names(folder):
         assert record[f"validation/{name}/loss"] == pytest.approx(alone[name], rel=TOLERANCE) and record[f"validation/{name}/targets"] == 80
         assert f" of {name} over the first 5 of " in ended.text
     assert record["validation_loss"] == pytest.approx(np.mean(list(alone.values())), rel=TOLERANCE) and record["validation_samples"] == 10
+    chart = set_losses_chart(read_run(job.output))
+    assert chart is not None and all(name in chart for name in ("the-first", "the-second", "validation: a"))
     said = json.loads(job.must_run(command="eval", arguments=["--json"]).outputs[0].splitlines()[-1])
     assert set(said) == {"a", "b"} and said["a"]["samples"] == 25 - 1
 

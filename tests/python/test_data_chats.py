@@ -289,10 +289,15 @@ def test_a_tokenizer_without_a_template(tmp_path: Path, tokenizer: Path, capsys:
     assert "has no chat template" in capsys.readouterr().err
 
 
+def test_the_chats_of_the_example_can_be_used(tmp_path: Path, chats: Callable[..., str]) -> None:
+    told = chats(PLAIN, Path(__file__).parents[2] / "examples/finetune/chats.jsonl", "--strict")
+    assert "out: 20 documents" in told and all(any(mask) and not mask[0] for mask in read_masks(tmp_path / "out"))
+
+
 @pytest.mark.usefixtures("processes")
 def test_a_held_back_part_has_its_part_of_the_mask(tmp_path: Path, folder: Path, chats: Callable[..., str]) -> None:
     """The parts are the whole; then an unmasked set takes the place of a masked one, and no mask is left."""
-    rows = [{"messages": [{"role": "user", "content": f"{n} " * n}, {"role": "assistant", "content": "yes " * (n % 7 + 1)}]} for n in range(200)]
+    rows = [{"messages": [{"role": "user", "content": f"{n} " * n}, {"role": "assistant", "content": "yes " * (n % 7 + 1)}]} for n in range(1, 201)]
     path = write_lines(tmp_path / "a.jsonl", rows)
     chats(MARKED, path)
     pairs, masks = read_pair(tmp_path / "out", masked=True), read_masks(tmp_path / "out")
