@@ -12,8 +12,8 @@
 #include <optional>
 
 #include "base/error.h"
-#include "comm/device.h"
 #include "comm/local_communicator.h"
+#include "device/cuda_plugin.h"
 #include "kernels/kernels.h"
 #include "kernels/linear.h"
 #include "kernels/product.h"

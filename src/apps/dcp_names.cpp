@@ -64,8 +64,9 @@ std::vector<DcpTensor> dcp_tensors(const std::vector<DiskNames>& names, bool tie
 DcpPlaces find_places(const nlohmann::json& offered, const std::string& folder) {
   const auto model = prefix_of(offered, std::string(final_norm), folder);
   if (!model)
-    user_error("{} has no tensor whose name ends with \"{}\", so it holds no Mixtral of Transformers.", folder,
-               final_norm);
+    user_error(
+        "{} has no tensor whose name ends with \"{}\", so it holds no model of Transformers that this version trains.",
+        folder, final_norm);
   return {*model, prefix_of(offered, fmt::format("{}.{}", final_norm, AdamW::exp_avg), folder)};
 }
 

@@ -24,7 +24,7 @@ void describe(CheckpointConfig& checkpoint, Fields& to) {
            "auto: from the newest checkpoint of output_dir, if any; never; or the path of a checkpoint folder");
   to.field("checkpoint.verify", checkpoint.verify, Anything{}, "on loading, all data is compared with its hashes");
   to.field("checkpoint.on_damage", checkpoint.on_damage,
-           Choices<OnDamage>{{{"fall_back", OnDamage::fall_back}, {"stop", OnDamage::stop}}, {}},
+           OneOf<OnDamage>{{{"fall_back", OnDamage::fall_back}, {"stop", OnDamage::stop}}},
            "when the newest checkpoint is damaged: go on from the newest that is not, or stop");
   to.field("checkpoint.allow_changed", checkpoint.allow_changed, Anything{},
            "keys (section.key, with commas between them) whose change does not stop a resumed run; null: none");

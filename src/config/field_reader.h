@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "config/fields.h"
-#include "config/given.h"
 #include "config/mistake.h"
+#include "config/written_keys.h"
 
 namespace conclave {
 

@@ -24,11 +24,10 @@ class Field {
   // Takes a value that a user wrote. Returns the refusal of one that its type or rule does not allow, which changes
   // nothing.
   virtual std::string take(const GivenValue& given) = 0;
-  // The refusal of the value it has, by its rule; empty: it obeys.
-  virtual std::string refusal() const = 0;
   virtual std::string printed() const = 0;
   virtual std::string type_in_words() const = 0;
   virtual bool is_path() const = 0;
+  virtual bool may_be_null() const = 0;
   virtual bool is_given() const = 0;                 // not null, nor an empty path
   virtual const RequiredPath* required() const = 0;  // null: it need not be given
   virtual const Only* only() const = 0;              // null: it has more than one value
@@ -51,13 +50,13 @@ class FieldOf final : public Field {
     if (refusal.empty()) value_ = std::move(candidate);
     return refusal;
   }
-  std::string refusal() const override { return check_value(value_, rule_); }
   std::string printed() const override { return print_value(value_, rule_); }
   std::string type_in_words() const override { return describe_type(value_, rule_); }
   bool is_path() const override {
     return std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, std::optional<std::filesystem::path>> ||
            std::is_same_v<T, TrainingData> || std::is_same_v<T, std::optional<ValidationData>>;
   }
+  bool may_be_null() const override { return IsOptional<T>::value || std::is_same_v<T, std::filesystem::path>; }
   bool is_given() const override {
     if constexpr (IsOptional<T>::value) return value_.has_value();
     if constexpr (std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, TrainingData>) return !value_.empty();

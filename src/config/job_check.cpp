@@ -58,20 +58,10 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
   return rules.mistakes;
 }
 
-void validate_job(Job job) {
-  const Fields fields = fields_of(job);
-  std::vector<std::string> mistakes;
-  for (const Field* field : fields.all())
-    if (const std::string refusal = field->refusal(); !refusal.empty())
-      mistakes.push_back(mistake(fmt::format("{} is {}{}", field->key(), field->printed(), refusal), "",
-                                 job.origins.of(field->key())));
-  refuse_if_any(mistakes);
-  refuse_if_any(mistakes_between_keys(job, [](std::string_view) { return true; }));
-}
-
 void require(Job job, std::string_view key) {
   const Fields fields = fields_of(job);
   const Field& field = fields.at(key);
+  check_invariant(field.may_be_null(), "{} is a path or an optional key of the job", key);
   if (field.is_given()) return;
   throw UserError(mistake(fmt::format("{} is missing, and this command needs it: {}.", key, field.help()),
                           fmt::format("Add it to the job file, or give --set {}=...", key), ""));

@@ -11,11 +11,6 @@
 
 namespace conclave {
 
-// Refuses, with one UserError that holds all the mistakes: a value that breaks its key's rule, and values that do not
-// fit each other as far as that can be known without the model and the world size. `read_job` has done it; for jobs
-// that were changed or built in code.
-void validate_job(Job job);
-
 // The mistakes of values that do not fit each other. A rule is skipped when it needs a key that `known` says no to (its
 // value could not be read).
 std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known);

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include "config/field_reader.h"
-#include "config/given.h"
 #include "config/job_check.h"
 #include "config/smp_names.h"
+#include "config/written_keys.h"
 
 namespace conclave {
 namespace {

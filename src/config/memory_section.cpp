@@ -10,10 +10,9 @@ namespace conclave {
 void describe(MemoryConfig& memory, Fields& to) {
   to.section("memory", "what is kept, recomputed or moved to the host");
   to.field("memory.activation_checkpointing", memory.activation_checkpointing,
-           Choices<ActivationCheckpointing>{{{"none", ActivationCheckpointing::none},
-                                             {"selective", ActivationCheckpointing::selective},
-                                             {"full", ActivationCheckpointing::full}},
-                                            {}},
+           OneOf<ActivationCheckpointing>{{{"none", ActivationCheckpointing::none},
+                                           {"selective", ActivationCheckpointing::selective},
+                                           {"full", ActivationCheckpointing::full}}},
            "full: only each layer's input is kept; selective: also routing and all-to-all results");
   to.field("memory.activation_offloading", memory.activation_offloading, Anything{},
            "kept layer inputs leave the device until shortly before their backward: CUDA to pinned host memory, CPU to "

@@ -9,12 +9,11 @@ namespace conclave {
 
 void describe(ModelSource& model, Fields& to) {
   to.section("model", "the model's shape, and its weights if there are any yet");
-  to.field("model.config", model.config, RequiredPath{"every job", true},
-           "a Hugging Face config.json of a Mixtral, or its folder");
+  to.field("model.config", model.config, RequiredPath{"every job", true}, "a Hugging Face config.json, or its folder");
   to.field("model.init_from", model.init_from, Anything{},
            "a Hugging Face checkpoint folder to start from; null: random weights");
   to.field("model.upcycle_from", model.upcycle_from, Anything{},
-           "a Hugging Face folder of a dense Mistral or Llama to start from: every expert begins as its MLP");
+           "a Hugging Face folder of a dense model to start from: every expert begins as its MLP");
   to.field("model.upcycle_noise", model.upcycle_noise, at_least(0),
            "standard deviation of the noise added to each expert, relative to that of the dense weights");
   to.field("model.upcycle_reinit_fraction", model.upcycle_reinit_fraction, NumberRange{0, 1},
@@ -31,7 +30,7 @@ void check(const ModelSource& model, KeyRules& rules) {
   rules.refuse_if(model.init_from && model.upcycle_from, {"model.upcycle_from", "model.init_from"},
                   fmt::format("model.init_from is {} and model.upcycle_from is {}, but a run starts from one of them.",
                               model.init_from.value_or("").string(), model.upcycle_from.value_or("").string()),
-                  "Give init_from a Mixtral's folder, or upcycle_from a dense model's.");
+                  "Give init_from a folder of the same model, or upcycle_from one of a dense model.");
   const auto refuse_without_dense_model = [&](const char* key, double value) {
     rules.refuse_if(
         value != 0 && !model.upcycle_from, {key, "model.upcycle_from"},

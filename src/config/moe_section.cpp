@@ -11,22 +11,21 @@ namespace {
 
 void describe_balancing(MoeConfig& moe, Fields& to) {
   to.field("moe.moe_load_balancing", moe.moe_load_balancing,
-           Choices<LoadBalancing>{{{"aux_loss", LoadBalancing::aux_loss},
-                                   {"none", LoadBalancing::none},
-                                   {"sinkhorn", LoadBalancing::sinkhorn},
-                                   {"balanced", LoadBalancing::balanced},
-                                   {"bias", LoadBalancing::bias}},
-                                  {}},
+           OneOf<LoadBalancing>{{{"aux_loss", LoadBalancing::aux_loss},
+                                 {"none", LoadBalancing::none},
+                                 {"sinkhorn", LoadBalancing::sinkhorn},
+                                 {"balanced", LoadBalancing::balanced},
+                                 {"bias", LoadBalancing::bias}}},
            "how tokens are spread over the experts: aux_loss by a loss; sinkhorn, bias by the choice itself; "
            "balanced: round-robin, for benchmarks; none: not at all");
   to.field("moe.moe_aux_loss_coeff", moe.moe_aux_loss_coeff, at_least(0),
            "strength of aux_loss; null: the model's own router_aux_loss_coef");
   to.field(
       "moe.aux_loss_scope", moe.aux_loss_scope,
-      Choices<AuxLossScope>{{{"all_ranks", AuxLossScope::all_ranks}, {"rank", AuxLossScope::each_rank}}, {}},
+      OneOf<AuxLossScope>{{{"all_ranks", AuxLossScope::all_ranks}, {"rank", AuxLossScope::each_rank}}},
       "whose tokens of a micro-step aux_loss is taken over; rank: each rank's own, averaged: depends on the layout");
   to.field("moe.aux_loss_layers", moe.aux_loss_layers,
-           Choices<AuxLossLayers>{{{"together", AuxLossLayers::together}, {"each", AuxLossLayers::each}}, {}},
+           OneOf<AuxLossLayers>{{{"together", AuxLossLayers::together}, {"each", AuxLossLayers::each}}},
            "together: one product over all layers' tokens, as in Transformers; each: every layer's own, averaged: "
            "evens out each layer; null: together after model.init_from, else each");
   to.field("moe.moe_z_loss_coeff", moe.moe_z_loss_coeff, at_least(0),
@@ -40,11 +39,11 @@ void describe_balancing(MoeConfig& moe, Fields& to) {
 }
 
 void describe_dispatch(MoeConfig& moe, Fields& to) {
-  to.field("moe.dispatcher", moe.dispatcher,
-           Choices<DispatcherKind>{
-               {{"all_to_all", DispatcherKind::all_to_all}, {"all_gather", DispatcherKind::all_gather}}, {}},
-           "how tokens reach the ranks of their experts; all_gather: every rank gets all tokens of its expert "
-           "group, for small groups");
+  to.field(
+      "moe.dispatcher", moe.dispatcher,
+      OneOf<DispatcherKind>{{{"all_to_all", DispatcherKind::all_to_all}, {"all_gather", DispatcherKind::all_gather}}},
+      "how tokens reach the ranks of their experts; all_gather: every rank gets all tokens of its expert "
+      "group, for small groups");
   to.field("moe.dispatch_chunks", moe.dispatch_chunks, NumberRange{1, 64},
            "the rows of one part of the tokens travel while the experts compute another; null: 2 where an expert "
            "group spans hosts, else 1");
@@ -54,14 +53,13 @@ void describe_dispatch(MoeConfig& moe, Fields& to) {
            "the most tokens of an expert in a micro-step of training, over the mean; null: no limit, no token is "
            "dropped");
   to.field("moe.drop_policy", moe.drop_policy,
-           Choices<DropPolicy>{{{"probability", DropPolicy::probability}, {"position", DropPolicy::position}}, {}},
+           OneOf<DropPolicy>{{{"probability", DropPolicy::probability}, {"position", DropPolicy::position}}},
            "which tokens a full expert keeps: those of the highest probability or the first; null: probability");
-  to.field(
-      "moe.overload", moe.overload,
-      Choices<OverloadPolicy>{
-          {{"none", OverloadPolicy::none}, {"chunk", OverloadPolicy::chunk}, {"spill", OverloadPolicy::spill}}, {}},
-      "what a rank with too many tokens does; chunk: takes them one part after the other; spill: lends "
-      "experts to ranks with fewer; null: spill within a host, else none");
+  to.field("moe.overload", moe.overload,
+           OneOf<OverloadPolicy>{
+               {{"none", OverloadPolicy::none}, {"chunk", OverloadPolicy::chunk}, {"spill", OverloadPolicy::spill}}},
+           "what a rank with too many tokens does; chunk: takes them one part after the other; spill: lends "
+           "experts to ranks with fewer; null: spill within a host, else none");
   to.field("moe.max_tokens_per_rank_factor", moe.max_tokens_per_rank_factor, at_least(1),
            "overload: chunk takes at most so many tokens at once, over the mean of the ranks");
   to.field("moe.spill_threshold", moe.spill_threshold, at_least(1),

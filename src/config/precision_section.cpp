@@ -7,19 +7,18 @@ namespace conclave {
 
 void describe(PrecisionConfig& precision, Fields& to) {
   to.section("precision", "number formats");
-  to.field(
-      "precision.compute", precision.compute,
-      Choices<Precision>{{{"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}}, {}},
-      "auto: bf16 where the hardware has it, else fp32; weights and optimizer state are fp32 in any case");
+  to.field("precision.compute", precision.compute,
+           OneOf<Precision>{{{"auto", Precision::automatic}, {"fp32", Precision::fp32}, {"bf16", Precision::bf16}}},
+           "auto: bf16 where the hardware has it, else fp32; weights and optimizer state are fp32 in any case");
   to.field("precision.reduce", precision.reduce,
-           Choices<Precision>{{{"fp32", Precision::fp32}, {"bf16", Precision::bf16}}, {}},
+           OneOf<Precision>{{{"fp32", Precision::fp32}, {"bf16", Precision::bf16}}},
            "in what gradients are summed over the ranks");
   to.field("precision.experts", precision.experts,
-           Choices<ExpertPrecision>{{{"compute", ExpertPrecision::compute}, {"fp8", ExpertPrecision::fp8}}, {}},
+           OneOf<ExpertPrecision>{{{"compute", ExpertPrecision::compute}, {"fp8", ExpertPrecision::fp8}}},
            "the experts' products; fp8: e4m3, gradients e5m2, with a scale for each block; on H100 and H200, with "
            "precision.compute bf16");
   to.field("precision.router", precision.router,
-           Choices<RouterPrecision>{{{"compute", RouterPrecision::compute}, {"fp32", RouterPrecision::fp32}}, {}},
+           OneOf<RouterPrecision>{{{"compute", RouterPrecision::compute}, {"fp32", RouterPrecision::fp32}}},
            "the router's logits and their gradient; compute: as precision.compute, which is what Transformers does");
 }
 

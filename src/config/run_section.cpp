@@ -12,8 +12,8 @@ void describe(RunConfig& run, Fields& to) {
   to.field("run.steps", run.steps, count_from(1), "optimizer steps of the whole job");
   to.field("run.seed", run.seed, at_least(0), "initial weights and the order of the data follow from it alone");
   to.field("run.device", run.device,
-           Choices<WantedDevice>{
-               {{"auto", WantedDevice::automatic}, {"cpu", WantedDevice::cpu}, {"cuda", WantedDevice::cuda}}, {}},
+           OneOf<WantedDevice>{
+               {{"auto", WantedDevice::automatic}, {"cpu", WantedDevice::cpu}, {"cuda", WantedDevice::cuda}}},
            "auto: CUDA where there is one");
   to.field("run.deterministic", run.deterministic, Only{"true", "every path of it is deterministic"},
            "the same job on the same layout gives the same bits");

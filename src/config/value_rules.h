@@ -52,11 +52,10 @@ inline NumberRange from_to_below(double least, double most) {
   return {.least = least, .most = most, .without_most = true};
 }
 
-// One word of several. `later`: words that are known, but not supported in this version.
+// One word of several.
 template <class Enum>
-struct Choices {
+struct OneOf {
   std::vector<std::pair<std::string, Enum>> words;
-  std::vector<std::string> later;
 };
 
 // A key whose other values are known, but not supported in this version, and why.

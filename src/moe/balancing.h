@@ -24,7 +24,7 @@ struct AuxLossOptions {
   AuxLossLayers layers = AuxLossLayers::together;
 };
 
-// The statistics of all ranks, and what follows from them.
+// The statistics of all ranks, and what follows from them. Tensors are undefined where a model has no experts.
 struct Balance {
   at::Tensor count_LE;         // double, CPU: choices that fell on each expert, by layer
   int64_t tokens = 0;          // of all ranks in this micro-step

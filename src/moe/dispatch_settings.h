@@ -20,8 +20,8 @@ struct DispatchSettings {
   // Of chunk: as many parts, one after the other, as keep a rank within this factor of the mean rows. Of several parts
   // none keeps its rows for backward.
   double max_tokens_per_rank_factor = 1.5;
-  SpillOptions spill;  // of spill
-  int64_t chunks = 1;  // overlapping parts of the tokens, where rows travel: with expert degree 1 there is one
+  SpillOptions spill = {};  // of spill
+  int64_t chunks = 1;       // overlapping parts of the tokens, where rows travel: with expert degree 1 there is one
   ExpertPrecision products = ExpertPrecision::compute;
 };
 

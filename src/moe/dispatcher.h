@@ -6,16 +6,33 @@
 // same order.
 #pragma once
 
+#include <functional>
 #include <memory>
+#include <utility>
 
 #include "base/step_clock.h"
 #include "comm/communicator.h"
-#include "moe/arriving.h"
 #include "moe/choices.h"
 #include "moe/dispatch_plan.h"
 #include "moe/dispatch_settings.h"
 
 namespace conclave {
+
+// Something on its way between ranks. finish(...) waits for it, puts it where it belongs, and ends the object.
+template <class Signature>
+class Arriving;
+
+template <class Result, class... Places>
+class Arriving<Result(Places...)> {
+ public:
+  Arriving() = default;
+  explicit Arriving(std::function<Result(Places...)> finish) : finish_(std::move(finish)) {}
+
+  Result finish(Places... places) { return std::exchange(finish_, nullptr)(std::forward<Places>(places)...); }
+
+ private:
+  std::function<Result(Places...)> finish_;
+};
 
 // Rows in expert order: by local expert, then source rank, then source position.
 struct ExpertRows {

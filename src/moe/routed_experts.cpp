@@ -158,7 +158,7 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
       return backward(grad_RH, std::exchange(part.rows, {}), std::move(part.gate_up_RJ), part.plan.rows_per_expert, all,
                       with_guests);
     }();
-    gradients.gate_up_LJH.accumulate = gradients.down_LHI.accumulate = true;
+    gradients.accumulate();
     grad_RH.reset();
     dispatching[i].guests.reset();
     if (guest_gradients) guest_gradients->send();

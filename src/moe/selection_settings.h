@@ -10,7 +10,7 @@ namespace conclave {
 
 struct SelectionSettings {
   LoadBalancing rule = LoadBalancing::aux_loss;
-  SinkhornOptions sinkhorn;         // of sinkhorn
+  SinkhornOptions sinkhorn = {};    // of sinkhorn
   double bias_update_rate = 0.001;  // of bias
 };
 SelectionSettings selection_settings(const MoeConfig& moe);

@@ -17,7 +17,7 @@ Fields fields_of(DeviceDescription& device) {
   Fields fields;
   fields.section("device", "what computes");
   fields.field("device.kind", device.device.kind,
-               Choices<DeviceKind>{{{"cuda", DeviceKind::cuda}, {"cpu", DeviceKind::cpu}}, {}},
+               OneOf<DeviceKind>{{{"cuda", DeviceKind::cuda}, {"cpu", DeviceKind::cpu}}},
                "cuda: a rank is a GPU, and speaks by NCCL; cpu: by Gloo");
   fields.section("compute", "of one rank");
   fields.field("compute.fp32_flops", device.compute.fp32_flops, more_than(0),

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "config/job_file.h"
+#include "families/family.h"
 #include "optim/learning_rate.h"
 
 namespace conclave {

@@ -4,7 +4,7 @@
 #include "checkpoint/disk_parts.h"
 #include "checkpoint/safetensors_reader.h"
 #include "checkpoint/safetensors_writer.h"
-#include "run/disk_names.h"
+#include "families/family.h"
 #include "run/model_source.h"
 #include "step/forward_backward.h"
 
@@ -71,7 +71,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   const TracedBatch batch = read_batch(job, request.tokens, world.size());
   ParallelModel& model = job.model();
   model.allocate_parameters();
-  load_mixtral(job, request.model);
+  load_hugging_face(job, request.model);
   ForwardBackward forward_backward(model, job.settings());
 
   std::vector<std::pair<std::string, at::Tensor>> tensors;
@@ -94,7 +94,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
     model.allocate_training_state();
     forward_backward.train(batch.of_rank, {true, true, 1.0 / static_cast<double>(batch.targets), 1.0});
     const std::vector<TensorSlice> slices = model.slices(ParallelModel::gradient, ParallelModel::Replicas::once);
-    for (const DiskNames& names : mixtral_disk_names(job.model_config())) {
+    for (const DiskNames& names : disk_names(job.model_config())) {
       int64_t numel = 1;
       for (int64_t size : names.shape) numel *= size;
       const at::Tensor whole = whole_of_parts(world, numel, job.device(), [&](at::Tensor& gradient) {

@@ -1,15 +1,16 @@
 // Forward and backward of one micro-step through all units: the schedule of a step, to be read from top to bottom.
 #pragma once
 
-#include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/step_clock.h"
 #include "memory/activation_store.h"
+#include "model/decoder_layer.h"
+#include "model/embedding.h"
+#include "model/head.h"
 #include "model/micro_batch.h"
-#include "model/mixtral_head.h"
-#include "model/mixtral_layer.h"
 #include "sharding/unit_schedule.h"
 #include "step/parallel_model.h"
 #include "step/step_settings.h"
@@ -64,6 +65,10 @@ class ForwardBackward {
  private:
   at::Tensor embed(const MicroBatch& batch);
   at::Tensor forward_for_evaluation(const MicroBatch& batch, Balance& balance);
+  // Empty of a model without experts.
+  std::optional<BalanceReduction> begin_balance(const std::vector<RoutingStatistics>& of_layers,
+                                                const MicroBatch& batch) const;
+  std::vector<RouterLossGradient> router_losses(const Balance& balance, double balance_scale) const;
   HeadWeights begin_head();
   void end_head();
   HeadGradients head_gradients();
@@ -79,8 +84,9 @@ class ForwardBackward {
   std::unique_ptr<ExpertSelection> selection_;
   ExpertCapacity capacity_;
   RoutedExperts experts_;
-  std::vector<MixtralLayer> layers_;
-  MixtralHead head_;
+  Embedding embedding_;
+  std::vector<DecoderLayer> layers_;
+  Head head_;
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

@@ -5,7 +5,7 @@
 #include "base/error.h"
 #include "checkpoint/checkpoint_state.h"
 #include "checkpoint/checkpoint_writer.h"
-#include "config/mixtral_parameters.h"
+#include "model/parameters.h"
 
 namespace conclave {
 namespace {
@@ -51,7 +51,7 @@ std::vector<OptimizerRange> ranges_of(FlatParameter& group) {
 }  // namespace
 
 ParallelModel::ParallelModel(const ModelConfig& config, const Axes& axes, const FlatParameterOptions& options)
-    : config_(config), axes_(axes), options_(options), declarations_(declare_mixtral(config)) {
+    : config_(config), axes_(axes), options_(options), declarations_(declare_model(config)) {
   for (const UnitDeclaration& declaration : declarations_) units_.emplace_back(declaration, axes.sharding(), options);
 }
 

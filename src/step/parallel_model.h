@@ -1,5 +1,5 @@
 // A model's declared parameters, laid over the ranks: one sharded Unit for each declared unit. Where a model (which
-// knows nothing of ranks) and sharding (which knows nothing of Mixtral) meet. No rank ever holds more than its shards
+// knows nothing of ranks) and sharding (which knows nothing of models) meet. No rank ever holds more than its shards
 // and the units that are gathered at the moment.
 #pragma once
 

@@ -70,11 +70,11 @@ StepReport TrainStep::compute(const NextBatch& next, const std::vector<int64_t>&
     report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
     if (settings.capacity.factor > 0) {
       const ModelConfig& model = job_.model_config();
-      const int64_t capacity = expert_capacity(settings.capacity.factor, result.balance.tokens,
-                                               model.num_experts_per_tok, model.num_local_experts);
+      const int64_t capacity =
+          expert_capacity(settings.capacity.factor, result.balance.tokens, model.top_k(), model.experts());
       report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
     }
-    report.load.add(result.balance);
+    if (result.balance.count_LE.defined()) report.load.add(result.balance);
   }
   {
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
@@ -113,7 +113,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
   } else {
     before_update();
     optimizer_.update(lr, update, report.gradient_norm);
-    forward_backward_.selection().finish_step(report.load.count_LE());
+    if (!report.load.is_empty()) forward_backward_.selection().finish_step(report.load.count_LE());
   }
 }
 

@@ -9,16 +9,17 @@
 
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
-#include "config/mixtral_parameters.h"
+#include "model/parameters.h"
 #include "fake_communicator.h"
 #include "step/parallel_model.h"
 #include "unit/checkpoint/thread_world.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
 
 ModelConfig small_model() {
-  ModelConfig config;
+  MixtralShape config;
   config.vocab_size = 31;  // odd sizes: no shard ends where a parameter does
   config.hidden_size = 12;
   config.intermediate_size = 10;
@@ -45,7 +46,7 @@ Layout layout_of(const LayoutCase& layout) {
   ParallelConfig parallel;
   parallel.expert_parallel_degree = layout.expert;
   parallel.hybrid_shard_degree = layout.shard;
-  return Layout(layout.world, parallel, small_model().num_local_experts);
+  return Layout(layout.world, parallel, small_model().experts());
 }
 
 struct Rank {

@@ -7,6 +7,7 @@
 #include "dist/world.h"
 #include "memory/memory_category.h"
 #include "step/forward_backward.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -19,7 +20,7 @@ const bool installed = (install_counting_allocator(), true);
 constexpr int64_t sequence = 24;
 
 ModelConfig model_of(int64_t layers) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 101;
   model.hidden_size = 24;
   model.intermediate_size = 20;
@@ -54,7 +55,7 @@ struct Outcome {
 Outcome run(const Axes& axes, const Layout& layout, Job job, int64_t layers, int64_t sequences) {
   job.memory.offload_folder = std::filesystem::temp_directory_path();
   const ModelConfig config = model_of(layers);
-  StepSettings settings = step_settings(CheckedJob{job, config, layout}, at::kFloat, at::kCPU);
+  StepSettings settings = step_settings(CheckedJob{job, config, layout, 1, {}, {}}, at::kFloat, at::kCPU);
   settings.aux_coefficient = 0.01;
   settings.z_coefficient = 0.001;
   ParallelModel model(config, axes, settings.parameters);
@@ -147,12 +148,12 @@ TEST(Offload, activations_do_not_grow_with_the_layers) {
     constexpr int64_t choice_bytes = sequences * sequence * 2 * 4;  // top 2, int32
     Job job;
     job.memory.activation_checkpointing = ActivationCheckpointing::full;
-    const int64_t kept_6 = run(axes, 0, job, 6, sequences).activations;
-    const int64_t kept_12 = run(axes, 0, job, 12, sequences).activations;
+    const int64_t kept_6 = run(axes, layout, job, 6, sequences).activations;
+    const int64_t kept_12 = run(axes, layout, job, 12, sequences).activations;
     EXPECT_EQ(kept_12 - kept_6, 6 * (input_bytes + choice_bytes));
     job.memory.activation_offloading = true;
-    const int64_t offloaded_6 = run(axes, 0, job, 6, sequences).activations;
-    const int64_t offloaded_12 = run(axes, 0, job, 12, sequences).activations;
+    const int64_t offloaded_6 = run(axes, layout, job, 6, sequences).activations;
+    const int64_t offloaded_12 = run(axes, layout, job, 12, sequences).activations;
     // One input of play: how many are on their way out at the peak depends on how fast the copies are.
     EXPECT_LE(offloaded_12 - offloaded_6, input_bytes + 6 * choice_bytes);
     EXPECT_LE(offloaded_12, kept_12 - (12 - 2 - 1) * input_bytes);

@@ -6,6 +6,7 @@
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "dist/world.h"
+#include "mixtral_shape.h"
 #include "optim/optimizer.h"
 #include "step/forward_backward.h"
 #include "unit/checkpoint/thread_world.h"
@@ -28,7 +29,7 @@ class Momentum final : public OptimizerRule {
 };
 
 ModelConfig small_model() {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 37;
   model.hidden_size = 12;
   model.intermediate_size = 10;
@@ -49,7 +50,7 @@ MicroBatch batch_of(int rank, int64_t step) {
 }
 
 StepSettings settings_of(const Job& job, const Layout& layout) {
-  StepSettings settings = step_settings(CheckedJob{job, small_model(), layout}, at::kFloat, at::kCPU);
+  StepSettings settings = step_settings(CheckedJob{job, small_model(), layout, 1, {}, {}}, at::kFloat, at::kCPU);
   settings.parameters.optimizer_state = Momentum().state();
   return settings;
 }
@@ -103,7 +104,7 @@ struct Training {
 };
 
 void expect_resumes_to_the_bit(World& world, const Job& job, const std::filesystem::path& folder) {
-  const Layout layout(world.size(), job.parallel, small_model().num_local_experts);
+  const Layout layout(world.size(), job.parallel, small_model().experts());
   const Axes axes(layout, world.rank(),
                   [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); });
   Training whole(job, layout, axes), first(job, layout, axes), resumed(job, layout, axes);

@@ -11,7 +11,7 @@
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "checkpoint/host_tensors.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 #include "thread_world.h"
 
 namespace conclave {
