@@ -109,8 +109,7 @@ def test_validation_sets_have_names(folder):
         assert record[f"validation/{name}/loss"] == pytest.approx(alone[name], rel=TOLERANCE) and record[f"validation/{name}/targets"] == 80
         assert f" of {name} over the first 5 of " in ended.text
     assert record["validation_loss"] == pytest.approx(np.mean(list(alone.values())), rel=TOLERANCE) and record["validation_samples"] == 10
-    chart = set_losses_chart(read_run(job.output))
-    assert chart is not None and all(name in chart for name in ("the-first", "the-second", "validation: a"))
+    assert set_losses_chart(read_run(job.output)) is not None and set_losses_chart(read_run(folder / "alone-first")) is None
     said = json.loads(job.must_run(command="eval", arguments=["--json"]).outputs[0].splitlines()[-1])
     assert set(said) == {"a", "b"} and said["a"]["samples"] == 25 - 1
 
