@@ -5,6 +5,7 @@
 #include "apps/command.h"
 #include "apps/command_line.h"
 #include "apps/python_pipe.h"
+#include "base/error.h"
 #include "data/bigram_model.h"
 #include "data/inspect.h"
 
@@ -20,6 +21,15 @@ void add_module_command(CLI::App& data, const std::string& name, const std::stri
     words.insert(words.begin(), name);
     become_python("conclave.data", words);
   });
+}
+
+// Pairs are counted and scored over all tokens, which is not what a model is trained on where there is a mask.
+void refuse_mask(const IndexedTokens& set) {
+  if (set.mask() != nullptr)
+    user_error(
+        "--ngram counts all tokens, but {} has a mask, and the loss is of some of them only.\n       Leave --ngram "
+        "out.",
+        set.prefix().string());
 }
 
 }  // namespace
@@ -47,10 +57,12 @@ void add_data(CLI::App& app, int& exit_code) {
     const IndexedTokens set(options->prefix, options->vocab_size);
     std::cout << inspect_text(set, options->sequence_length);
     if (options->ngram.empty()) return;
+    refuse_mask(set);
     const int64_t vocabulary =
         options->vocab_size == IndexedTokens::any_vocabulary ? set.highest_token() + 1 : options->vocab_size;
-    std::cout << ngram_text(
-        ngram_cross_entropy(set, IndexedTokens(options->ngram, vocabulary), vocabulary, options->sequence_length));
+    const IndexedTokens validation(options->ngram, vocabulary);
+    refuse_mask(validation);
+    std::cout << ngram_text(ngram_cross_entropy(set, validation, vocabulary, options->sequence_length));
   });
   (void)exit_code;  // a mistake leaves by an exception
 }

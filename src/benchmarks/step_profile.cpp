@@ -11,6 +11,7 @@
 #include "memory/memory_category.h"
 #include "optim/learning_rate.h"
 #include "run/model_source.h"
+#include "step/open_data.h"
 #include "step/train_step.h"
 
 namespace conclave {
@@ -96,7 +97,7 @@ StepProfile slowest_of(ParallelJob& job, StepProfile own) {
 }  // namespace
 
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
-  const auto training = open_training(job);
+  const auto training = open_training(job.job(), job.model_config().vocab_size);
   ForwardBackward forward_backward(job.model(), job.settings());
   job.model().allocate_parameters();
   job.model().allocate_training_state();
@@ -116,7 +117,8 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     const auto start = std::chrono::steady_clock::now();
     if (const auto count = device.count_waits()) count(true);
     StepReport report =
-        train_step.run(batches_of(loader, job), step,
+        train_step.run(batches_of(loader, job),
+                       training->content((step - 1) * job.sequences_per_step(), job.sequences_per_step()).targets, step,
                        learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto count = device.count_waits()) {

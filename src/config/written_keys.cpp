@@ -17,12 +17,24 @@
 namespace conclave {
 namespace {
 
-GivenValue value_of(const YAML::Node& node) {
+constexpr int deepest = 3;  // of lists and groups in each other: no key takes more
+
+GivenValue value_of(const YAML::Node& node, int depth = 0) {
   switch (node.Type()) {
-    case YAML::NodeType::Sequence:
-      return {GivenValue::Kind::list, ""};
-    case YAML::NodeType::Map:
-      return {GivenValue::Kind::group, ""};
+    case YAML::NodeType::Sequence: {
+      GivenValue list{GivenValue::Kind::list, ""};
+      if (depth < deepest)
+        for (const YAML::Node& element : node) list.members.emplace_back("", value_of(element, depth + 1));
+      return list;
+    }
+    case YAML::NodeType::Map: {
+      GivenValue group{GivenValue::Kind::group, ""};
+      if (depth < deepest)
+        for (const auto& pair : node)
+          group.members.emplace_back(pair.first.IsScalar() ? pair.first.Scalar() : shown(value_of(pair.first, deepest)),
+                                     value_of(pair.second, depth + 1));
+      return group;
+    }
     case YAML::NodeType::Scalar: {
       // The library marks a scalar without quotes by the tag "?", one with quotes by "!". Any other tag (!!str, ...)
       // makes text of it.

@@ -104,7 +104,7 @@ class PaperRank {
 
   void train() {
     TrainStep step(job_, forward_backward_);
-    const StepReport report = step.run([this] { return next_batch(); }, /*update=*/1, /*lr=*/0);
+    const StepReport report = step.run([this] { return next_batch(); }, targets_of_source(), /*update=*/1, /*lr=*/0);
     add_times(report.times);
     begins_.push_back(costs());  // the end of the last
   }
@@ -159,8 +159,15 @@ class PaperRank {
     const int64_t batch = job_.job().data.micro_batch_size, sequence = job_.job().data.sequence_length;
     const auto tokens = [&] { return at::empty({batch * sequence}, at::device(at::kMeta).dtype(at::kLong)); };
     std::vector<int64_t> samples(static_cast<size_t>(batch));
+    const std::vector<int64_t> sources(targets_of_source().size() > 1 ? samples.size() : 0);
     std::iota(samples.begin(), samples.end(), planned_.rank * batch);
-    return {tokens(), tokens(), batch, sequence, std::move(samples)};
+    return {tokens(), tokens(), batch, sequence, std::move(samples), sources};
+  }
+  // Which source a target is of changes no cost; how many sources there are is how many losses are summed.
+  std::vector<int64_t> targets_of_source() {
+    std::vector<int64_t> targets(std::max<size_t>(job_.job().data.train.sets.size(), 1));
+    targets[0] = job_.tokens_per_step();
+    return targets;
   }
 
   void add_times(const std::vector<StepClock::Times>& times) {

@@ -95,8 +95,8 @@ void say_what_is_not_read(const ModelSource& source, const std::filesystem::path
 
 }  // namespace
 
-std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& training) {
-  const std::string data_fingerprint = fingerprint(training.set());
+std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) {
+  const std::string data_fingerprint = fingerprint(training);
   const RunIdentity identity = identity_of(job, data_fingerprint);
   const HashCheck hashes = hash_check(job.job());
   ResumeChoice choice;

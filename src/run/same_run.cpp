@@ -119,7 +119,8 @@ std::vector<std::string> check_same_run(const CheckedJob& job, const RunIdentity
                                                                 with_model(was, in_todays_form(state.model_config)));
   if (!state.data_fingerprint.empty() && state.data_fingerprint != identity.data_fingerprint)
     differences.push_back(
-        {"data.train", fmt::format("{} with fingerprint {}", job.job.data.train.string(), identity.data_fingerprint),
+        {"data.train",
+         fmt::format("{} with fingerprint {}", prefixes_of(job.job.data.train.sets), identity.data_fingerprint),
          fmt::format("data with fingerprint {}", state.data_fingerprint)});
 
   const std::vector<std::string> allowed = keys_allowed_to_change(job.job);

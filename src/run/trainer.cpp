@@ -32,7 +32,8 @@ namespace conclave {
 
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
-      training_(open_training(job)),
+      training_(open_training(job.job(), job.model_config().vocab_size)),
+      validation_(open_validation(job.job(), job.model_config().vocab_size)),
       forward_backward_(job.model(), job.settings()),
       saves_(
           job,
@@ -47,7 +48,6 @@ Trainer::Trainer(ParallelJob& job)
       warnings_(job.job(), job.model_config().top_k()),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
-  if (job.job().data.validation) validation_ = open_validation(job);
   start();
 }
 
@@ -69,7 +69,7 @@ void Trainer::start() {
     spdlog::info("going on after step {}", position_.step);
     signals_.tell_of_saved(position_.step);
   } else {
-    position_.data_fingerprint = fingerprint(training_->set());
+    position_.data_fingerprint = fingerprint(*training_);
     start_parameters(job_);
   }
   first_step_ = position_.step + 1;
@@ -80,7 +80,8 @@ void Trainer::start() {
                job_.micro_steps(), precision_name(job_.compute()),
                job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "",
                job_.device().str());
-  if (job_.is_first()) log_reading(*training_, job.run.steps - position_.step, job_.sequences_per_step());
+  if (job_.is_first())
+    log_reading(*training_, position_.samples, job.run.steps - position_.step, job_.sequences_per_step());
   spdlog::info(what_is_kept(job));
   if (job.run.stop_after) spdlog::info("the run ends before {} (run.stop_after)", text_of(*job.run.stop_after));
   flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
@@ -116,8 +117,9 @@ ExitCode Trainer::run() {
     if (tracer_) tracer_->before_step(step);
     const auto start = std::chrono::steady_clock::now();
     // A save that is being written reads what the update changes.
-    const StepReport step_report =
-        train_step.run(batches_of(loader, job_), position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
+    const StepReport step_report = train_step.run(
+        batches_of(loader, job_), training_->content(position_.samples, job_.sequences_per_step()).targets,
+        position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
     // The update is queued still, but of the step. Copies for a checkpoint have a stream of their own, and go on.
     device_of(job_.device()).finish_computing(job_.device());
     const double seconds = seconds_since(start);
@@ -128,8 +130,8 @@ ExitCode Trainer::run() {
     if (step_report.not_finite.empty() && !step_report.load.is_empty())
       dead_experts_.finish_step(step_report.load.count_LE());
 
-    last_validation_.reset();
-    if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
+    last_validation_.clear();
+    if (!validation_.empty() && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
       validate(step);
     const Agreed agreed = report(step, step_report, lr, seconds);
     warn(step, step_report);
@@ -193,10 +195,8 @@ void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
 }
 
 void Trainer::validate(int64_t step) {
-  last_validation_ = evaluate(job_, forward_backward_, validation_, job_.job().validation.samples);
   if (progress_) progress_->end_line();
-  spdlog::info("step {}: validation loss {:.4f} over {}", step, last_validation_->lm_loss,
-               samples_in_words(*last_validation_, *validation_));
+  last_validation_ = conclave::validate(job_, forward_backward_, validation_, step);
 }
 
 void Trainer::save(RunSaves::Kind kind) {
@@ -239,12 +239,13 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
 
   const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
   MetricsRecord record = {{"loss", step_report.loss},
-                          {"lm_loss", step_report.lm_loss},
+                          {"lm_loss", step_report.targets > 0 ? MetricValue(step_report.lm_loss) : MetricValue()},
                           {"aux_loss", step_report.aux_loss},
                           {"z_loss", step_report.z_loss},
                           {"grad_norm", step_report.gradient_norm},
                           {"lr", lr},
                           {"tokens", position_.tokens},
+                          {"targets", step_report.targets},
                           {"tokens_per_second", tokens_per_second},
                           {"step_seconds", seconds},
                           {"data_seconds", extremes[5]},
@@ -276,15 +277,15 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
     record.emplace_back("save_bytes", saved->bytes);
   }
   if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
-  if (last_validation_) {
-    record.emplace_back("validation_loss", last_validation_->lm_loss);
-    record.emplace_back("validation_samples", last_validation_->samples);
-  }
+  const auto& validation = job_.job().data.validation;
+  append_validation(record, validation_, last_validation_, validation && validation->is_named());
+  append_sources(record, *training_, position_.samples, step_report);
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
 
   progress.step = step;
+  progress.sources = losses_of(*training_, step_report);
   progress.loss = step_report.loss;
   progress.grad_norm = step_report.gradient_norm;
   progress.lr = lr;

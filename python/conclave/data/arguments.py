@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from conclave.data.errors import DataError
 from conclave.data.formats import text_suffix
 from conclave.data.inputs import ReadOptions
+from conclave.data.tokenizing import ChatRules
 from conclave.printable import printable
 
 OVERVIEW = """Makes what `conclave train` reads: a tokenizer, and token files (Megatron's PREFIX.bin and
@@ -38,6 +40,9 @@ BUILD_EXAMPLES = """examples:
   # JSON lines whose text is under "content", all in one set: wiki.bin and wiki.idx
   conclave data build wiki-1.jsonl.gz wiki-2.jsonl.gz --json-key content \\
     --tokenizer mixtral/ --output wiki
+
+  # chats, with the loss on what the assistant says: chats.bin, chats.idx and chats.mask
+  conclave data build chats.jsonl --chats --tokenizer instruct-model/ --output chats
 
   # what save_to_disk wrote, tokenized already
   conclave data build dataset/ --split train --json-key input_ids --vocab-size 32000 --output tokens
@@ -96,7 +101,8 @@ def read_options(options: argparse.Namespace) -> ReadOptions:
         DataError: --suffix names files that are no text.
     """
     return ReadOptions(
-        json_key=options.json_key,
+        json_key=options.json_key or ("messages" if _is_of_chats(options) else "text"),
+        chats=_is_of_chats(options),
         split_on_blank_lines=options.split_on_blank_lines,
         extra_suffixes=tuple(map(text_suffix, options.suffix)),
         ignored_suffixes=tuple(map(_dotted, options.ignore)),
@@ -104,6 +110,30 @@ def read_options(options: argparse.Namespace) -> ReadOptions:
         order=options.order,
         strict=options.strict,
     )
+
+
+def chat_rules(options: argparse.Namespace) -> ChatRules:
+    """How chats become tokens.
+
+    Raises:
+        DataError: an option of chats is given without --chats.
+    """
+    given = {
+        "--chat-template": options.chat_template,
+        "--train-on": options.train_on,
+        "--max-tokens": options.max_tokens,
+        "--too-long": options.too_long,
+    }
+    for name, value in given.items():
+        if value is not None and not options.chats:
+            raise DataError(f"{name} is of chats: give --chats, too")
+    return ChatRules(
+        options.chat_template, options.train_on or "assistant", options.max_tokens, options.too_long == "cut"
+    )
+
+
+def _is_of_chats(options: argparse.Namespace) -> bool:
+    return bool(getattr(options, "chats", False))
 
 
 def _command(commands: argparse._SubParsersAction, name: str, what: str, examples: str) -> argparse.ArgumentParser:
@@ -142,6 +172,19 @@ def _add_build(command: argparse.ArgumentParser) -> None:
     add("--prepend-bos", action="store_true", help="begin each document with the tokenizer's first token of a text")
     add("--bos-token", metavar="TOKEN", help="that token (default: as for --eos-token); implies --prepend-bos")
     add("--vocab-size", type=_whole, metavar="N", help="for documents that are token ids, instead of --tokenizer")
+    add("--chats", action="store_true", help="documents are chats: `messages`, or `prompt` and `completion`, in each object or row")
+    add("--chat-template", type=Path, metavar="FILE", help="with --chats: this template (default: the tokenizer's own)")
+    add(
+        "--train-on",
+        choices=("assistant", "last", "all"),
+        help="with --chats: what the loss is of: the assistant's turns, its last turn, or all tokens (default: assistant)",
+    )
+    add("--max-tokens", type=_whole, metavar="N", help="with --chats: chats of more tokens are too long (default: none is)")
+    add(
+        "--too-long",
+        choices=("leave-out", "cut"),
+        help="with --max-tokens: what is done with them: they are left out and counted, or lose their end (default: leave-out)",
+    )
     add("--workers", type=_positive, default=0, metavar="N", help="processes (default: one a core)")
 
 
@@ -169,10 +212,9 @@ def _add_inputs(command: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="INPUT", help=INPUT_HELP)
     add(
         "--json-key",
-        default="text",
         metavar="KEY",
         help="the key of a JSON object, or the column of a table, that holds the document: a text, or a list of token "
-        "ids such as input_ids (default: %(default)s)",
+        "ids such as input_ids (default: text; of chats: messages)",
     )
     add(
         "--split-on-blank-lines",
