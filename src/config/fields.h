@@ -284,6 +284,8 @@ void describe(AnyJob& job, Visitor&& visitor) {
   visitor.field("metrics.tensorboard", job.metrics.tensorboard, Anything{}, "writes TensorBoard files");
   visitor.field("metrics.log_every", job.metrics.log_every, count_from(1),
                 "steps between progress lines; metrics.jsonl has every step");
+  visitor.field("metrics.record_routing", job.metrics.record_routing, Anything{},
+                "writes the rows of each step, layer, rank and expert to routing.bin, which `plan --routing` replays");
 }
 
 }  // namespace conclave

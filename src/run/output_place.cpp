@@ -101,7 +101,7 @@ void check_contents(const Job& job) {
     if (!fs::is_directory(status)) refuse(job, fmt::format("{} is there and not a folder", folder.string()));
     check_writable(job, folder, {});
   }
-  for (const fs::path& file : {metrics_file(job), resolved_job_file(job)}) {
+  for (const fs::path& file : {metrics_file(job), routing_file(job), resolved_job_file(job)}) {
     const fs::file_status status = status_of(job, file);
     if (status.type() == fs::file_type::not_found) continue;
     if (!fs::is_regular_file(status)) refuse(job, fmt::format("{} is there and not a file", file.string()));

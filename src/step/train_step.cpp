@@ -68,6 +68,7 @@ StepReport TrainStep::compute(const NextBatch& next, int64_t update, double lr,
       report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
     }
     report.load.add(result.balance);
+    if (job_.job().metrics.record_routing) report.own_rows_LE.push_back(result.balance.own_count_LE.to(at::kInt));
   }
   {
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
