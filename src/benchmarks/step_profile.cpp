@@ -62,7 +62,11 @@ StepProfile profile_of(const double* numbers, size_t rows) {
 }  // namespace
 
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
-  const auto training = open_training(job);
+  BatchLoader loader(open_training(job), {job.job().data.micro_batch_size, job.world().size(), job.rank()});
+  return profile_steps(job, request, batches_of(loader, job));
+}
+
+StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request, const std::function<MicroBatch()>& next) {
   ForwardBackward forward_backward(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff});
   job.model().allocate_parameters();
   job.model().allocate_training_state();
@@ -71,7 +75,6 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   if (device.facts().works_by_itself) forward_backward.clock().set_settle([&device] { device.synchronize(); });
   if (request.kernels) forward_backward.clock().time_kernels();
   TrainStep train_step(job, forward_backward);
-  BatchLoader loader(training, {job.job().data.micro_batch_size, job.world().size(), job.rank()});
 
   std::vector<std::vector<double>> of_step;
   int64_t allocations_before = 0;
@@ -81,9 +84,8 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     job.axes().world().barrier();
     const auto start = std::chrono::steady_clock::now();
     if (const auto count = device.count_waits()) count(true);
-    StepReport report =
-        train_step.run(batches_of(loader, job), step,
-                       learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
+    StepReport report = train_step.run(
+        next, step, learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto count = device.count_waits()) {
       synchronizations = device.waits();

@@ -2,12 +2,13 @@
 // parameters a new run starts with. Nothing of it is kept.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "base/step_clock.h"
-#include "step/parallel_job.h"
+#include "step/train_step.h"
 
 namespace conclave {
 
@@ -34,5 +35,7 @@ struct StepProfile {
 
 // Collective; the same on every rank. Fills parameters and training state.
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request);
+// On batches from elsewhere.
+StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request, const std::function<MicroBatch()>& next);
 
 }  // namespace conclave

@@ -219,7 +219,6 @@ Trainer::Agreed Trainer::own_view() {
 Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
   const MemoryReport memory = memory_report();
   const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
-  // The rank that needs most memory, and the rank that waited longest, are what limits the run.
   const std::optional<FinishedSave> saved = saves_.take_finished();
   const Agreed own = own_view();
   const RankExtremes highest =
