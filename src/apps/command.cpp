@@ -15,8 +15,10 @@
 #include "comm/mpi_process.h"
 #include "comm/process.h"
 #include "config/job_difference.h"
+#include "device/choose_device.h"
 #include "device/device.h"
 #include "memory/memory_category.h"
+#include "run/job_and_model.h"
 
 namespace conclave {
 namespace {
@@ -94,7 +96,7 @@ int report_error(const std::exception& error, bool print) {
 int run_on_ranks(int ranks, const std::function<Job()>& read, const std::function<void(ParallelJob&)>& body,
                  const std::function<void(const CheckedJob&)>& check) {
   return run_on_ranks(
-      ranks, [&](int world) { return check_job(read(), world); }, body, check);
+      ranks, [&](int world) { return check_job_and_model(read(), world); }, body, check);
 }
 
 int run_on_ranks(int ranks, const std::function<CheckedJob(int world)>& make,

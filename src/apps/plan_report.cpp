@@ -48,7 +48,7 @@ std::vector<std::string> assumptions_of(const Plan& plan) {
     lines.push_back(fmt::format(
         "sinkhorn never ends early: {} all-reduces of {} numbers a layer and micro-step, the most there can be "
         "(moe.sinkhorn_iterations)",
-        moe.sinkhorn_iterations, plan.job.model.num_local_experts + 1));
+        moe.sinkhorn_iterations, plan.job.model.experts() + 1));
   if (moe.overload == OverloadPolicy::spill)
     lines.push_back(fmt::format(
         "experts are lent in steps in which a rank has more than {} times the mean rows (moe.spill_threshold): memory "

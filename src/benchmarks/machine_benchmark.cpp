@@ -7,7 +7,6 @@
 
 #include "benchmarks/stopwatch.h"
 #include "device/device.h"
-#include "mesh/collective_bytes.h"
 #include "step/compute_precision.h"
 
 namespace conclave {
@@ -18,16 +17,19 @@ constexpr int64_t untimed_steps = 3;
 
 // Large enough that products and passes reach what they reach in a model worth training.
 ModelConfig model_of_machine() {
+  AttentionConfig attention;
+  attention.heads = 8;
+  attention.key_value_heads = 2;
+  attention.head_dim = attention.value_head_dim = 64;
+  MixtureConfig mixture;
+  mixture.experts = 8;
+  mixture.top_k = 2;
+  mixture.intermediate = 1792;
   ModelConfig model;
   model.vocab_size = 8192;
   model.hidden_size = 512;
-  model.intermediate_size = 1792;
-  model.num_hidden_layers = 4;
-  model.num_attention_heads = 8;
-  model.num_key_value_heads = 2;
-  model.head_dim = 64;
-  model.num_local_experts = 8;
-  model.num_experts_per_tok = 2;
+  model.rotary.dims = 64;
+  model.layers.assign(4, {attention, mixture});
   return model;
 }
 

@@ -49,7 +49,7 @@ void check_part(const DiskTensor& part, const DiskNames& names, const HuggingFac
 std::span<const DiskTensor> form_of(const DiskNames& names, const HuggingFaceFiles& files) {
   const auto any_is_there = [&](std::span<const DiskTensor> parts) {
     for (const DiskTensor& part : parts) {
-      if (files.find(part.name).tensor != nullptr) return true;
+      if (is_stored(files, part.name)) return true;
     }
     return false;
   };
@@ -59,12 +59,16 @@ std::span<const DiskTensor> form_of(const DiskNames& names, const HuggingFaceFil
 
 HuggingFaceReader::HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names)
     : files_(folder) {
-  std::set<std::string_view> claimed;
+  std::set<std::string> claimed;
   for (const DiskNames& parameter : names) {
     const std::span<const DiskTensor> form = form_of(parameter, files_);
     for (const DiskTensor& part : form) {
-      check_part(part, parameter, files_);
+      std::unique_ptr<QuantizedTensor> quantized = find_quantized(files_, part);
+      if (quantized == nullptr || files_.find(part.name).tensor != nullptr) check_part(part, parameter, files_);
       claimed.insert(part.name);
+      if (quantized == nullptr) continue;
+      claimed.insert(quantized->stored().begin(), quantized->stored().end());
+      quantized_.emplace(part.name, std::move(quantized));
     }
     parameters_.emplace(parameter.parameter, Parameter{&parameter, DiskParts(parameter, form)});
   }
@@ -103,8 +107,12 @@ void HuggingFaceReader::load(const TensorSlice& slice) const {
   check_invariant(slice.data.scalar_type() == at::kFloat, "parameter {} is loaded into fp32", slice.name);
   for (const auto& overlap : found->second.parts.overlaps(slice.begin, slice.data.numel())) {
     const std::string& part = overlap.part->name;
-    files_.find(part).file->read(part, overlap.begin_in_part,
-                                 slice.data.narrow(0, overlap.begin_in_range, overlap.count));
+    const at::Tensor data = slice.data.narrow(0, overlap.begin_in_range, overlap.count);
+    const auto quantized = quantized_.find(part);
+    if (quantized != quantized_.end())
+      quantized->second->read(overlap.begin_in_part, data);
+    else
+      files_.find(part).file->read(part, overlap.begin_in_part, data);
   }
 }
 

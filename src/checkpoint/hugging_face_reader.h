@@ -3,11 +3,13 @@
 
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <span>
 #include <string_view>
 
 #include "checkpoint/disk_parts.h"
 #include "checkpoint/hugging_face_files.h"
+#include "checkpoint/quantized_tensor.h"
 #include "checkpoint/tensor_slice.h"
 
 namespace conclave {
@@ -23,8 +25,8 @@ class HuggingFaceReader {
   // files alone, so all ranks refuse alike.
   HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names);
 
-  // Fills a slice (fp32) of a parameter, of any float type on disk. Every rank reads alone, only the byte ranges that
-  // it needs, in bounded blocks.
+  // Fills a slice (fp32) of a parameter, of any float type on disk or quantized (quantized_tensor.h). Every rank reads
+  // alone, only the byte ranges that it needs, in bounded blocks.
   void load(const TensorSlice& slice) const;
 
  private:
@@ -36,6 +38,7 @@ class HuggingFaceReader {
 
   HuggingFaceFiles files_;
   std::map<std::string_view, Parameter> parameters_;
+  std::map<std::string, std::unique_ptr<QuantizedTensor>> quantized_;  // by part
 };
 
 // Which of the two forms of a parameter the files hold.

@@ -92,6 +92,12 @@ __device__ __forceinline__ int lane() {
   return static_cast<int>(threadIdx.x % warp_size);
 }
 
+// 1 / (1 + exp(-x)) from exp(-|x|), which cannot overflow.
+__device__ __forceinline__ float sigmoid(float x) {
+  const float small = expf(-fabsf(x));
+  return (x < 0 ? small : 1.0f) / (1.0f + small);
+}
+
 struct Sum {
   template <class V>
   __device__ V operator()(V a, V b) const {

@@ -6,27 +6,15 @@
 
 #include "base/cuda_rules.h"
 #include "base/error.h"
+#include "cuda/expert_calls.h"
 #include "cuda/flash_attention.h"
 #include "cuda/launches.h"
 #include "cuda/library_products.h"
+#include "cuda/tensor_pointers.h"
 #include "cuda/two_streams.h"
 
 namespace conclave::cuda {
 namespace {
-
-Element element_of(const at::Tensor& tensor) {
-  return tensor.scalar_type() == at::kFloat ? Element::fp32 : Element::bf16;
-}
-
-template <class T>
-T* data(const at::Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
-
-template <class T>
-T* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? data<T>(tensor) : nullptr;
-}
 
 int64_t row_bytes(const at::Tensor& rows) {
   return rows.size(1) * static_cast<int64_t>(rows.element_size());
@@ -160,7 +148,8 @@ RouterShape shape_of(const at::Tensor& score_TE, const RouterOptions& options) {
           .renormalize = options.renormalize,
           .scale = static_cast<float>(options.scale),
           .groups = options.groups,
-          .top_groups = options.top_groups};
+          .top_groups = options.top_groups,
+          .best_of_group = options.best_of_group};
 }
 
 Routing route_or_weigh(const at::Tensor& logits_TE, const RouterOptions& options, const at::Tensor& bias_E,
@@ -272,6 +261,7 @@ Kernels make_table() {
   Kernels table = reference_kernels;
   table.swiglu_forward = swiglu_forward;
   table.swiglu_backward = swiglu_backward;
+  add_expert_calls(table);
   table.rms_norm_forward = rms_norm_forward;
   table.rms_norm_repeat = rms_norm_repeat;
   table.rms_norm_backward = rms_norm_backward;

@@ -22,6 +22,28 @@ void swiglu_backward(Stream stream, Element element, void* grad_gate_up, void* a
                      const void* grad_out, const void* gate_up, const float* weight, int64_t rows,
                      int64_t intermediate);
 
+struct ClampedShape {
+  float limit, slope;
+};
+void clamped_swiglu_forward(Stream stream, Element element, void* out, const void* gate_up, const float* weight,
+                            int64_t rows, int64_t intermediate, ClampedShape shape);
+void clamped_swiglu_backward(Stream stream, Element element, void* grad_gate_up, void* activation, float* grad_weight,
+                             const void* grad_out, const void* gate_up, const float* weight, int64_t rows,
+                             int64_t intermediate, ClampedShape shape);
+
+// Biases [biases, columns], of one type with the rows or fp32; `ends` [biases]: where the rows of each end, null with
+// one bias. A null scale is 1.
+struct BiasShape {
+  int64_t rows, columns, biases;
+  const int32_t* ends;
+  Element bias_element;
+};
+void add_bias(Stream stream, Element element, void* y, const void* bias, const float* scale, const BiasShape& shape);
+void bias_backward(Stream stream, Element element, float* grad_bias, const void* grad_y, const float* scale,
+                   bool accumulate, const BiasShape& shape);
+void bias_scale_backward_add(Stream stream, Element element, float* grad_scale, const void* grad_y, const void* bias,
+                             const BiasShape& shape);
+
 void rms_norm_forward(Stream stream, Element element, void* y, float* rstd, const void* x, const void* weight,
                       int64_t tokens, int64_t hidden, double eps);
 void rms_norm_repeat(Stream stream, Element element, void* y, const void* x, const float* rstd, const void* weight,
@@ -71,7 +93,7 @@ struct RouterShape {
   int64_t tokens, experts, top_k;
   bool sigmoid, renormalize;
   float scale;
-  int64_t groups, top_groups;
+  int64_t groups, top_groups, best_of_group;
 };
 // The most experts that a warp's shared memory holds.
 int64_t router_experts_limit();

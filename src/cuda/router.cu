@@ -38,7 +38,7 @@ __device__ int64_t take_largest(uint64_t* key, int64_t count) {
   return index;
 }
 
-// A group is as good as the sum of its two best experts; the keys of all but the best groups become 0.
+// A group is as good as the sum of its best experts; the keys of all but the best groups become 0.
 __device__ void drop_groups(uint64_t* key, uint64_t* group_key, const RouterShape& shape) {
   const int64_t size = shape.experts / shape.groups;
   for (int64_t group = lane(); group < shape.groups; group += warp_size) {
@@ -51,7 +51,8 @@ __device__ void drop_groups(uint64_t* key, uint64_t* group_key, const RouterShap
         second = key[i];
       }
     }
-    group_key[group] = key_of(size > 1 ? value_of(best) + value_of(second) : value_of(best), group);
+    group_key[group] =
+        key_of(size > 1 && shape.best_of_group > 1 ? value_of(best) + value_of(second) : value_of(best), group);
   }
   __syncwarp();
   for (int64_t kept = 0; kept < shape.top_groups; ++kept) take_largest(group_key, shape.groups);

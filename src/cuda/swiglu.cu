@@ -5,12 +5,6 @@ namespace conclave::cuda {
 
 namespace {
 
-// From exp(-|x|), which cannot overflow.
-__device__ float sigmoid(float x) {
-  const float small = expf(-fabsf(x));
-  return (x < 0 ? small : 1.0f) / (1.0f + small);
-}
-
 // blockIdx: row, stretch of columns.
 template <class T, int width>
 __global__ void swiglu_forward_kernel(T* out, const T* gate_up, const float* weight, int64_t intermediate) {

@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "device/paper_attention.h"
 #include "device/paper_device.h"
+#include "device/paper_experts.h"
+#include "device/paper_pass.h"
 
 namespace conclave::paper {
 namespace {
@@ -19,18 +21,6 @@ bool on_gpu() {
 
 at::Tensor room(at::IntArrayRef sizes, at::ScalarType dtype) {
   return at::empty(sizes, at::device(at::kMeta).dtype(dtype));
-}
-
-double bytes_of(std::initializer_list<at::Tensor> tensors) {
-  double bytes = 0;
-  for (const at::Tensor& tensor : tensors)
-    if (tensor.defined()) bytes += static_cast<double>(tensor.nbytes());
-  return bytes;
-}
-
-// A pass over these tensors.
-void pass(std::initializer_list<at::Tensor> tensors) {
-  paper_device().clock().pass(bytes_of(tensors));
 }
 
 double operations(int64_t rows, int64_t columns, int64_t terms) {
@@ -58,15 +48,6 @@ RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double, at::
 void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool) {
   const int64_t width = heads * 2 * table.cos_SD.size(1);
   paper_device().clock().pass(2.0 * static_cast<double>(qkv_TN.size(0) * width) * qkv_TN.element_size());
-}
-
-void swiglu_forward(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
-  pass({out_RI, gate_up_RJ, weight_R});
-}
-
-void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
-                     const at::Tensor& grad_out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R) {
-  pass({grad_gate_up_RJ, activation_RI, grad_weight_R, grad_out_RI, gate_up_RJ, weight_R});
 }
 
 void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor&, double) {

@@ -17,7 +17,8 @@ namespace conclave::cpu {
 // clang-format off
 #define CONCLAVE_FOR_EACH_CPU_KERNEL(X) \
   X(multiply) X(weight_gradient) X(attention_forward) X(attention_backward) X(rotary_) X(swiglu_forward) \
-  X(swiglu_backward) X(rms_norm_forward) X(rms_norm_repeat) X(rms_norm_backward) X(cross_entropy) \
+  X(swiglu_backward) X(clamped_swiglu_forward) X(clamped_swiglu_backward) X(add_bias) X(bias_backward) \
+  X(bias_scale_backward_add) X(rms_norm_forward) X(rms_norm_repeat) X(rms_norm_backward) X(cross_entropy) \
   X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) X(gather_rows) X(pack_rows) X(unpack_rows) \
   X(combine_rows) X(combine_messages) X(order_by_expert) X(route) X(route_to) X(routing_statistics) \
   X(route_backward) X(embedding_forward) X(embedding_backward)

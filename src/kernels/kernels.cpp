@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 
+#include "kernels/bias.h"
 #include "kernels/cpu.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
@@ -42,6 +43,11 @@ constinit const Kernels reference_kernels{
         },
     .swiglu_forward = reference::swiglu_forward,
     .swiglu_backward = reference::swiglu_backward,
+    .clamped_swiglu_forward = reference::clamped_swiglu_forward,
+    .clamped_swiglu_backward = reference::clamped_swiglu_backward,
+    .add_bias = reference::add_bias,
+    .bias_backward = reference::bias_backward,
+    .bias_scale_backward_add = reference::bias_scale_backward_add,
     .rms_norm_forward = reference::rms_norm_forward,
     .rms_norm_repeat = reference::rms_norm_repeat,
     .rms_norm_backward = reference::rms_norm_backward,

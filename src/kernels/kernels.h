@@ -14,6 +14,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/clamped_swiglu.h"
 #include "kernels/fp8_quantize.h"
 #include "kernels/jitter.h"
 #include "kernels/permute.h"
@@ -42,6 +43,19 @@ struct Kernels {
   void (*swiglu_forward)(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R);
   void (*swiglu_backward)(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
                           const at::Tensor& grad_out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R);
+
+  void (*clamped_swiglu_forward)(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R,
+                                 const ClampedSwiglu& shape);
+  void (*clamped_swiglu_backward)(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
+                                  const at::Tensor& grad_out_RI, const at::Tensor& gate_up_RJ,
+                                  const at::Tensor& weight_R, const ClampedSwiglu& shape);
+
+  void (*add_bias)(const at::Tensor& y_RN, const at::Tensor& bias_LN, const at::Tensor& scale_R,
+                   const at::Tensor& ends_L);
+  void (*bias_backward)(const at::Tensor& grad_bias_LN, const at::Tensor& grad_y_RN, bool accumulate,
+                        const at::Tensor& scale_R, const at::Tensor& ends_L);
+  void (*bias_scale_backward_add)(const at::Tensor& grad_scale_R, const at::Tensor& grad_y_RN,
+                                  const at::Tensor& bias_LN, const at::Tensor& ends_L);
 
   void (*rms_norm_forward)(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor& weight_H,
                            double eps);
@@ -100,8 +114,9 @@ struct Kernels {
 // clang-format off
 #define CONCLAVE_FOR_EACH_KERNEL(X) \
   X(multiply) X(weight_gradient) X(grouped_product) X(overlapping) X(attention_forward) X(attention_backward) \
-  X(rotary_table) X(rotary_) X(swiglu_forward) X(swiglu_backward) X(rms_norm_forward) X(rms_norm_repeat) \
-  X(rms_norm_backward) X(cross_entropy) X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) \
+  X(rotary_table) X(rotary_) X(swiglu_forward) X(swiglu_backward) X(clamped_swiglu_forward) \
+  X(clamped_swiglu_backward) X(add_bias) X(bias_backward) X(bias_scale_backward_add) X(rms_norm_forward) \
+  X(rms_norm_repeat)   X(rms_norm_backward) X(cross_entropy) X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) \
   X(gather_rows) X(pack_rows) X(unpack_rows) X(combine_rows) X(combine_messages) X(order_by_expert) \
   X(order_arrivals) X(route) X(route_to) X(shares_of) X(routing_statistics) X(route_backward) X(jitter_) \
   X(embedding_forward) X(embedding_backward) X(quantize_rows) X(quantize_columns) X(quantize_weight) \

@@ -15,6 +15,8 @@ void check_options(const char* op, const RouterOptions& options, int64_t experts
                   options.groups);
   check_invariant(options.top_groups >= 1 && options.top_groups <= options.groups, "{}: {} of {} groups", op,
                   options.top_groups, options.groups);
+  check_invariant(options.best_of_group == 1 || options.best_of_group == 2, "{}: a group's {} best experts", op,
+                  options.best_of_group);
   check_invariant(options.top_k <= experts / options.groups * options.top_groups,
                   "{}: top_k {} of {} groups with {} experts each", op, options.top_k, options.top_groups,
                   experts / options.groups);

@@ -16,11 +16,12 @@ struct RouterOptions {
   RouterScores scores = RouterScores::softmax;
   bool renormalize = true;  // divide the chosen scores by their sum
   double scale = 1.0;       // of the weights, after renormalization
-  // Group-limited choice (DeepSeek-V3, arXiv 2412.19437, section 2.1.2): experts form `groups` equal groups of
-  // neighbours; only experts of the `top_groups` best groups can be chosen, a group being as good as the sum of its two
-  // best experts.
+  // Group-limited choice: experts form `groups` equal groups of neighbours; only experts of the `top_groups` best
+  // groups can be chosen. A group is as good as the sum of its `best_of_group` best experts: one (DeepSeek-V2, arXiv
+  // 2405.04434, section 2.2.2) or two (DeepSeek-V3, arXiv 2412.19437, section 2.1.2).
   int64_t groups = 1;
   int64_t top_groups = 1;
+  int64_t best_of_group = 2;
 };
 
 struct Routing {

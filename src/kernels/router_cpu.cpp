@@ -82,7 +82,7 @@ class Chooser {
       group_taken_.assign(size, 0);
       const float* group = choosing_.data() + g * size;
       group_score_[g] = group[take_largest(group, group_taken_)];
-      if (size > 1) group_score_[g] += group[take_largest(group, group_taken_)];
+      if (size > 1 && options_.best_of_group > 1) group_score_[g] += group[take_largest(group, group_taken_)];
     }
     group_taken_.assign(options_.groups, 0);
     for (int64_t kept = 0; kept < options_.top_groups; ++kept) take_largest(group_score_.data(), group_taken_);

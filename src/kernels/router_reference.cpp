@@ -18,7 +18,7 @@ at::Tensor keep_best_groups(const at::Tensor& choosing_TE, const RouterOptions& 
   if (options.top_groups == options.groups) return choosing_TE;
   const int64_t tokens = choosing_TE.size(0), size = choosing_TE.size(1) / options.groups;
   const at::Tensor by_group = choosing_TE.view({tokens, options.groups, size});
-  const at::Tensor group_score = std::get<0>(by_group.topk(std::min<int64_t>(2, size), 2)).sum(2);
+  const at::Tensor group_score = std::get<0>(by_group.topk(std::min(options.best_of_group, size), 2)).sum(2);
   const at::Tensor order = std::get<1>(at::sort(group_score, /*stable=*/true, /*dim=*/1, /*descending=*/true));
   at::Tensor dropped = at::ones_like(group_score, at::kBool);
   dropped.scatter_(1, order.narrow(1, 0, options.top_groups), false);

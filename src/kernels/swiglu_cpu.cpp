@@ -6,23 +6,15 @@
 #define HWY_TARGET_INCLUDE "kernels/swiglu_cpu.cpp"
 #include <hwy/foreach_target.h>
 // foreach_target.h goes first
-#include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include "kernels/sigmoid-inl.h"
 #include "kernels/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace conclave::HWY_NAMESPACE {
 
 using cpu::data;
-
-// 1 / (1 + exp(-x)) from exp(-|x|), which cannot overflow.
-template <class D>
-HWY_INLINE hn::Vec<D> sigmoid(D d, hn::Vec<D> x) {
-  const auto one = hn::Set(d, 1.0f);
-  const auto small = hn::Exp(d, hn::Neg(hn::Abs(x)));
-  return hn::Div(hn::IfThenElse(hn::Lt(x, hn::Zero(d)), small, one), hn::Add(one, small));
-}
 
 template <class T>
 void forward_rows(const at::Tensor& out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R, int64_t begin,

@@ -6,7 +6,8 @@
 #include <optional>
 #include <vector>
 
-#include "kernels/swiglu.h"
+#include "kernels/bias.h"
+#include "moe/expert_activation.h"
 #include "moe/expert_chunks.h"
 
 namespace conclave {
@@ -16,12 +17,12 @@ enum class Pass { forward, backward, backward_repeating };
 
 // `Products` are those of one expert, made of its matrices for one pass:
 //
-//   Products(const at::Tensor& gate_up_JH, const at::Tensor& down_HI, Pass pass);
+//   Products(const at::Tensor& gate_up_JH, const at::Tensor& down_HI, ExpertMatrices matrices, Pass pass);
 //   void gate_up(const at::Tensor& y_RJ, const at::Tensor& x_RH) const;
 //   void down(const at::Tensor& y_RH, const at::Tensor& x_RI) const;
 //   void gate_up_backward(const at::Tensor& grad_x_RH, const at::Tensor& grad_y_RJ) const;
 //   void down_backward(const at::Tensor& grad_x_RI, const at::Tensor& grad_y_RH) const;
-//   static void add_weight_gradient(const Gradient& gradient, const at::Tensor& grad_y, const at::Tensor& x);
+//   void add_weight_gradient(const Gradient& gradient, const at::Tensor& grad_y, const at::Tensor& x) const;
 template <class Products>
 class ProductsOfChunk {
  public:
@@ -31,7 +32,8 @@ class ProductsOfChunk {
     if (chunk.first_of_expert) {
       products_.reset();  // what it holds is taken again
       products_.emplace(of_expert(weights_.gate_up_LJH, weights_.guest_gate_up_GJH, chunk.expert),
-                        of_expert(weights_.down_LHI, weights_.guest_down_GHI, chunk.expert), pass_);
+                        of_expert(weights_.down_LHI, weights_.guest_down_GHI, chunk.expert), weights_.form.matrices,
+                        pass_);
     }
     return *products_;
   }
@@ -52,9 +54,13 @@ ExpertOutput chunked_experts_forward(const ExpertRows& rows, const std::vector<i
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
     const Products& products = products_of(chunk);
     const at::Tensor gate_up = room.gate_up(chunk), activation = room.activation(chunk);
+    const at::Tensor out = rows_of(room.output.row_RH), weight = rows_of(rows.weight_R);
+    const ExpertBiases biases = biases_of(weights, chunk);
     products.gate_up(gate_up, rows_of(rows.row_RH));
-    swiglu_forward(activation, gate_up, rows_of(rows.weight_R));
-    products.down(rows_of(room.output.row_RH), activation);
+    if (biases.gate_up.defined()) add_bias(gate_up, biases.gate_up);
+    activate(activation, gate_up, weight, weights.form);
+    products.down(out, activation);
+    if (biases.down.defined()) add_bias(out, biases.down, weight);
   }
   return room.output;
 }
@@ -69,28 +75,35 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
   const std::vector<ExpertChunk> chunks = chunks_of(rows.row_RH, rows_per_expert);
   const int64_t most = most_rows(chunks);
   const bool repeat = !gate_up_RJ.defined();
-  const at::Tensor activation_buffer = at::empty({most, weights.down_LHI.size(2)}, options);
-  const at::Tensor gate_up_buffer = repeat ? at::empty({most, weights.gate_up_LJH.size(1)}, options) : at::Tensor();
+  const at::Tensor activation_buffer = at::empty({most, weights.intermediate()}, options);
+  const at::Tensor gate_up_buffer = repeat ? at::empty({most, 2 * weights.intermediate()}, options) : at::Tensor();
   ProductsOfChunk<Products> products_of(weights, repeat ? Pass::backward_repeating : Pass::backward);
   for (const ExpertChunk& chunk : chunks) {
-    const Gradient grad_gate_up_weight = gradient_of(gradients.gate_up_LJH, gradients.guest_gate_up_GJH, chunk);
-    const Gradient grad_down_weight = gradient_of(gradients.down_LHI, gradients.guest_down_GHI, chunk);
+    const ChunkGradients into = gradients_of(gradients, chunk);
     if (chunk.rows == 0) {
-      for (const Gradient& gradient : {grad_gate_up_weight, grad_down_weight})
-        if (!gradient.accumulate) gradient.tensor.zero_();
+      into.write_zeros();
       continue;
     }
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
     const Products& products = products_of(chunk);
-    const at::Tensor grad_rows = rows_of(grad_RH), input = rows_of(rows.row_RH);
+    const ExpertBiases biases = biases_of(weights, chunk);
+    const at::Tensor grad_rows = rows_of(grad_RH), input = rows_of(rows.row_RH), weight = rows_of(rows.weight_R);
     const at::Tensor gate_up = repeat ? gate_up_buffer.narrow(0, 0, chunk.rows) : rows_of(gate_up_RJ);
     const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
-    if (repeat) products.gate_up(gate_up, input);
+    if (repeat) {
+      products.gate_up(gate_up, input);
+      if (biases.gate_up.defined()) add_bias(gate_up, biases.gate_up);
+    }
     products.down_backward(activation, grad_rows);
     // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
-    swiglu_backward(gate_up, activation, rows_of(grad.weight_R), activation, gate_up, rows_of(rows.weight_R));
-    Products::add_weight_gradient(grad_down_weight, grad_rows, activation);
-    Products::add_weight_gradient(grad_gate_up_weight, gate_up, input);
+    activate_backward(gate_up, activation, rows_of(grad.weight_R), weight, weights.form);
+    products.add_weight_gradient(into.down, grad_rows, activation);
+    products.add_weight_gradient(into.gate_up, gate_up, input);
+    if (biases.down.defined()) {
+      bias_scale_backward_add(rows_of(grad.weight_R), grad_rows, biases.down);
+      bias_backward(into.down_bias.tensor, grad_rows, into.down_bias.accumulate, weight);
+    }
+    if (biases.gate_up.defined()) bias_backward(into.gate_up_bias.tensor, gate_up, into.gate_up_bias.accumulate);
     products.gate_up_backward(rows_of(grad.row_RH), gate_up);
   }
   return grad;

@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "base/expert_chunk.h"
 #include "moe/experts.h"
 
 namespace conclave {
@@ -40,7 +39,19 @@ struct ForwardRoom {
 // The matrices of the expert at a place among a rank's own and its guests.
 at::Tensor of_expert(const at::Tensor& own_LXY, const at::Tensor& guest_GXY, int64_t place);
 
-// Where the gradient of the chunk's expert goes, and whether it is added to what is there.
-Gradient gradient_of(const Gradient& own_LXY, const Gradient& guest_GXY, const ExpertChunk& chunk);
+// The biases of the chunk's expert, [1,N]; undefined: it has none.
+struct ExpertBiases {
+  at::Tensor gate_up, down;
+};
+ExpertBiases biases_of(const ExpertWeights& weights, const ExpertChunk& chunk);
+
+// Where the gradients of the chunk's expert go; those of biases as [1,N].
+struct ChunkGradients {
+  Gradient gate_up, down, gate_up_bias, down_bias;
+
+  // Of an expert without rows.
+  void write_zeros() const;
+};
+ChunkGradients gradients_of(const ExpertGradients& gradients, const ExpertChunk& chunk);
 
 }  // namespace conclave

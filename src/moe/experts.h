@@ -1,18 +1,25 @@
-// The SwiGLU experts of one rank over rows in expert order, on the fused layout of Transformers 5: gate_up [L,2I,H]
-// with the gate half first, down [L,H,I]. Each expert is one pass (product, activation, product) over its rows in
-// chunks, so that temporaries are a chunk's, however many rows are routed to one expert.
+// The experts of one rank over rows in expert order, on the fused layout of Transformers 5: gate_up [L,2I,H] with the
+// gate half first, down [L,H,I]. Each expert is one pass (product, activation, product) over its rows in chunks, so
+// that temporaries are a chunk's, however many rows are routed to one expert.
 #pragma once
 
+#include <optional>
 #include <vector>
 
-#include "base/expert_chunk.h"
 #include "base/gradient.h"
+#include "kernels/clamped_swiglu.h"
 #include "moe/dispatcher.h"
 
 namespace conclave {
 
-// What the products' operands are: rows and weights as they are, or in fp8 (moe/fp8_experts.h).
-enum class ExpertProducts { compute, fp8 };
+// How an expert's matrices lie: by rows of outputs, gate_up [2I,H] and down [H,I]; or by rows of inputs, as gpt-oss has
+// them, gate_up [H,2I] and down [I,H]. The names' suffixes are those of the first.
+enum class ExpertMatrices { output_major, input_major };
+
+struct ExpertForm {
+  ExpertMatrices matrices = ExpertMatrices::output_major;
+  std::optional<ClampedSwiglu> clamped = {};  // the activation is that; else SwiGLU (kernels/swiglu.h)
+};
 
 // On a CPU whole experts may be fp32 where rows are bf16 (kernels/linear.h rounds them); guests are of the rows' dtype.
 struct ExpertWeights {
@@ -21,13 +28,34 @@ struct ExpertWeights {
   // Experts of other ranks (moe/spill_plan.h): their rows come behind those of the rank's own. Undefined: none.
   at::Tensor guest_gate_up_GJH = {};
   at::Tensor guest_down_GHI = {};
+  ExpertForm form = {};
+  // Undefined: none.
+  at::Tensor gate_up_bias_LJ = {};
+  at::Tensor down_bias_LH = {};
+  at::Tensor guest_gate_up_bias_GJ = {};
+  at::Tensor guest_down_bias_GH = {};
+
+  bool is_input_major() const { return form.matrices == ExpertMatrices::input_major; }
+  int64_t experts() const { return down_LHI.size(0); }
+  int64_t hidden() const { return down_LHI.size(is_input_major() ? 2 : 1); }
+  int64_t intermediate() const { return down_LHI.size(is_input_major() ? 1 : 2); }
 };
 
+// Those of biases are there where the biases are.
 struct ExpertGradients {
   Gradient gate_up_LJH;
   Gradient down_LHI;
   Gradient guest_gate_up_GJH = {};
   Gradient guest_down_GHI = {};
+  Gradient gate_up_bias_LJ = {};
+  Gradient down_bias_LH = {};
+  Gradient guest_gate_up_bias_GJ = {};
+  Gradient guest_down_bias_GH = {};
+
+  // From now on more is added to what is there.
+  void accumulate() {
+    for (Gradient* gradient : {&gate_up_LJH, &down_LHI, &gate_up_bias_LJ, &down_bias_LH}) gradient->accumulate = true;
+  }
 };
 
 struct ExpertOutput {

@@ -20,13 +20,16 @@ void multiply_gradient(const at::Tensor& grad_x_RM, const at::Tensor& grad_y_RN,
 
 // Of the matrices in fp8: what a pass reads of them, once for all chunks of the expert.
 struct Fp8Products {
-  Fp8Products(const at::Tensor& gate_up_JH, const at::Tensor& down_HI, Pass pass) {
-    if (pass != Pass::backward) gate_up_weight = quantize_weight(gate_up_JH);
+  Fp8Products(const at::Tensor& gate_up_JH, const at::Tensor& down_HI, ExpertMatrices matrices, Pass pass)
+      : transposed(matrices == ExpertMatrices::input_major) {
+    const auto quantized = transposed ? quantize_transposed_weight : quantize_weight;
+    const auto quantized_transposed = transposed ? quantize_weight : quantize_transposed_weight;
+    if (pass != Pass::backward) gate_up_weight = quantized(gate_up_JH);
     if (pass == Pass::forward) {
-      down_weight = quantize_weight(down_HI);
+      down_weight = quantized(down_HI);
     } else {
-      transposed_gate_up_weight = quantize_transposed_weight(gate_up_JH);
-      transposed_down_weight = quantize_transposed_weight(down_HI);
+      transposed_gate_up_weight = quantized_transposed(gate_up_JH);
+      transposed_down_weight = quantized_transposed(down_HI);
     }
   }
 
@@ -38,11 +41,12 @@ struct Fp8Products {
   void down_backward(const at::Tensor& grad_x_RI, const at::Tensor& grad_y_RH) const {
     multiply_gradient(grad_x_RI, grad_y_RH, transposed_down_weight);
   }
-  static void add_weight_gradient(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM) {
-    fp8_product(gradient.tensor, quantize_columns(grad_y_RN, gradient_format), quantize_columns(x_RM, forward_format),
-                gradient.accumulate);
+  void add_weight_gradient(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM) const {
+    const Fp8Matrix grad_y = quantize_columns(grad_y_RN, gradient_format), x = quantize_columns(x_RM, forward_format);
+    fp8_product(gradient.tensor, transposed ? x : grad_y, transposed ? grad_y : x, gradient.accumulate);
   }
 
+  bool transposed;
   Fp8Matrix gate_up_weight, down_weight, transposed_gate_up_weight, transposed_down_weight;
 };
 

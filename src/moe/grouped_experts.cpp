@@ -6,9 +6,10 @@
 
 #include "base/cuda_rules.h"
 #include "device/device.h"
+#include "kernels/bias.h"
 #include "kernels/linear.h"
-#include "kernels/swiglu.h"
 #include "memory/memory_category.h"
+#include "moe/expert_activation.h"
 
 namespace conclave {
 
@@ -21,30 +22,40 @@ at::Tensor ends_of(const std::vector<int64_t>& rows_per_expert, at::Device devic
   return ends.to(device, /*non_blocking=*/true);
 }
 
-// gradient [L,N,M] = or += grad_y^T x over each expert's rows. Each expert's is a product of its own, because a grouped
-// one would leave bf16, which to put into the gradient takes a pass over memory as long as the product itself. One
-// alone is too small to fill a GPU to its end, so they overlap.
-void add_weight_gradients(const Gradient& gradient, const at::Tensor& grad_y_RN, const at::Tensor& x_RM,
+// Of all experts' matrices: rows times each one's, as they lie, or transposed.
+at::Tensor multiply(const at::Tensor& row_RM, const at::Tensor& matrix_LXY, bool transposed, const at::Tensor& ends_L) {
+  return grouped_product(row_RM, transposed ? matrix_LXY.transpose(1, 2) : matrix_LXY, ends_L);
+}
+
+at::Tensor pre_activations(const at::Tensor& row_RH, const ExpertWeights& weights, const at::Tensor& ends_L) {
+  at::Tensor gate_up_RJ = multiply(row_RH, weights.gate_up_LJH, !weights.is_input_major(), ends_L);
+  if (weights.gate_up_bias_LJ.defined()) add_bias(gate_up_RJ, weights.gate_up_bias_LJ, {}, ends_L);
+  return gate_up_RJ;
+}
+
+// gradient [L,N,M] = or += a^T b over each expert's rows. Each expert's is a product of its own, because a grouped one
+// would leave bf16, which to put into the gradient takes a pass over memory as long as the product itself. One alone is
+// too small to fill a GPU to its end, so they overlap.
+void add_weight_gradients(const Gradient& gradient, const at::Tensor& a_RN, const at::Tensor& b_RM,
                           const std::vector<int64_t>& rows_per_expert) {
   std::vector<int64_t> begin(rows_per_expert.size(), 0);
   std::exclusive_scan(rows_per_expert.begin(), rows_per_expert.end(), begin.begin(), int64_t{0});
   const auto add = [&](int64_t expert) {
     const auto at = static_cast<size_t>(expert);
-    linear_backward_weight(gradient.tensor[expert], grad_y_RN.narrow(0, begin[at], rows_per_expert[at]),
-                           x_RM.narrow(0, begin[at], rows_per_expert[at]), gradient.accumulate);
+    linear_backward_weight(gradient.tensor[expert], a_RN.narrow(0, begin[at], rows_per_expert[at]),
+                           b_RM.narrow(0, begin[at], rows_per_expert[at]), gradient.accumulate);
   };
   const auto experts = static_cast<int64_t>(rows_per_expert.size());
-  kernels_of(x_RM).overlapping(experts, add);
+  kernels_of(b_RM).overlapping(experts, add);
 }
 
 }  // namespace
 
 bool takes_grouped_products(const ExpertRows& rows, const ExpertWeights& weights) {
-  const at::Tensor& down_LHI = weights.down_LHI;
   return device_of(rows.row_RH.device()).facts().groups_products && rows.row_RH.scalar_type() == at::kBFloat16 &&
          !weights.guest_gate_up_GJH.defined() &&
-         groups_products(rows.row_RH.size(0), down_LHI.size(0), down_LHI.size(1), down_LHI.size(2),
-                         static_cast<int64_t>(down_LHI.element_size()));
+         groups_products(rows.row_RH.size(0), weights.experts(), weights.hidden(), weights.intermediate(),
+                         static_cast<int64_t>(weights.down_LHI.element_size()));
 }
 
 ExpertOutput grouped_experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
@@ -54,14 +65,15 @@ ExpertOutput grouped_experts_forward(const ExpertRows& rows, const std::vector<i
   at::Tensor gate_up_RJ;
   {
     MemoryScope scope(MemoryCategory::activations);
-    gate_up_RJ = grouped_product(rows.row_RH, weights.gate_up_LJH.transpose(1, 2), ends_L);
+    gate_up_RJ = pre_activations(rows.row_RH, weights, ends_L);
   }
-  const at::Tensor activation_RI = at::empty({gate_up_RJ.size(0), weights.down_LHI.size(2)}, gate_up_RJ.options());
-  swiglu_forward(activation_RI, gate_up_RJ, rows.weight_R);
+  const at::Tensor activation_RI = at::empty({gate_up_RJ.size(0), weights.intermediate()}, gate_up_RJ.options());
+  activate(activation_RI, gate_up_RJ, rows.weight_R, weights.form);
   if (pre_activation == PreActivation::kept) output.gate_up_RJ = gate_up_RJ;
   gate_up_RJ.reset();
   MemoryScope scope(MemoryCategory::dispatch);
-  output.row_RH = grouped_product(activation_RI, weights.down_LHI.transpose(1, 2), ends_L);
+  output.row_RH = multiply(activation_RI, weights.down_LHI, !weights.is_input_major(), ends_L);
+  if (weights.down_bias_LH.defined()) add_bias(output.row_RH, weights.down_bias_LH, rows.weight_R, ends_L);
   return output;
 }
 
@@ -71,15 +83,24 @@ ExpertRows grouped_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
                                     const std::vector<int64_t>& rows_per_expert, const ExpertWeights& weights,
                                     ExpertGradients& gradients) {
   const at::Tensor ends_L = ends_of(rows_per_expert, rows.row_RH.device());
-  if (!gate_up_RJ.defined()) gate_up_RJ = grouped_product(rows.row_RH, weights.gate_up_LJH.transpose(1, 2), ends_L);
+  if (!gate_up_RJ.defined()) gate_up_RJ = pre_activations(rows.row_RH, weights, ends_L);
+  const bool input_major = weights.is_input_major();
   ExpertRows grad{{}, at::empty_like(rows.weight_R)};
-  at::Tensor activation_RI = grouped_product(grad_RH, weights.down_LHI, ends_L);
-  // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
-  swiglu_backward(gate_up_RJ, activation_RI, grad.weight_R, activation_RI, gate_up_RJ, rows.weight_R);
-  add_weight_gradients(gradients.down_LHI, grad_RH, activation_RI, rows_per_expert);
+  at::Tensor activation_RI = multiply(grad_RH, weights.down_LHI, input_major, ends_L);
+  activate_backward(gate_up_RJ, activation_RI, grad.weight_R, rows.weight_R, weights.form);
+  if (weights.down_bias_LH.defined()) {
+    bias_scale_backward_add(grad.weight_R, grad_RH, weights.down_bias_LH, ends_L);
+    bias_backward(gradients.down_bias_LH.tensor, grad_RH, gradients.down_bias_LH.accumulate, rows.weight_R, ends_L);
+  }
+  if (weights.gate_up_bias_LJ.defined())
+    bias_backward(gradients.gate_up_bias_LJ.tensor, gate_up_RJ, gradients.gate_up_bias_LJ.accumulate, {}, ends_L);
+  const auto add = [&](const Gradient& gradient, const at::Tensor& grad_y, const at::Tensor& x) {
+    add_weight_gradients(gradient, input_major ? x : grad_y, input_major ? grad_y : x, rows_per_expert);
+  };
+  add(gradients.down_LHI, grad_RH, activation_RI);
   activation_RI.reset();
-  add_weight_gradients(gradients.gate_up_LJH, gate_up_RJ, rows.row_RH, rows_per_expert);
-  grad.row_RH = grouped_product(gate_up_RJ, weights.gate_up_LJH, ends_L);
+  add(gradients.gate_up_LJH, gate_up_RJ, rows.row_RH);
+  grad.row_RH = multiply(gate_up_RJ, weights.gate_up_LJH, input_major, ends_L);
   return grad;
 }
 

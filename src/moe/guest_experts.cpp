@@ -7,12 +7,35 @@
 namespace conclave {
 namespace {
 
+// An expert's parameters, each with those of all experts: matrices, and biases where it has them.
+std::vector<at::Tensor> stacks_of(const ExpertWeights& weights) {
+  std::vector<at::Tensor> stacks{weights.gate_up_LJH, weights.down_LHI};
+  if (weights.gate_up_bias_LJ.defined()) {
+    stacks.push_back(weights.gate_up_bias_LJ);
+    stacks.push_back(weights.down_bias_LH);
+  }
+  return stacks;
+}
+
+std::vector<at::Tensor> stacks_of(const ExpertGradients& gradients) {
+  std::vector<at::Tensor> stacks{gradients.gate_up_LJH.tensor, gradients.down_LHI.tensor};
+  if (gradients.gate_up_bias_LJ.tensor.defined()) {
+    stacks.push_back(gradients.gate_up_bias_LJ.tensor);
+    stacks.push_back(gradients.down_bias_LH.tensor);
+  }
+  return stacks;
+}
+
 int64_t elements_of_one(const at::Tensor& stack) {
-  return stack.size(1) * stack.size(2);
+  int64_t elements = 1;
+  for (const int64_t size : stack.sizes().slice(1)) elements *= size;
+  return elements;
 }
 
 int64_t elements_of_expert(const ExpertWeights& weights) {
-  return elements_of_one(weights.gate_up_LJH) + elements_of_one(weights.down_LHI);
+  int64_t elements = 0;
+  for (const at::Tensor& stack : stacks_of(weights)) elements += elements_of_one(stack);
+  return elements;
 }
 
 // Experts that travel from a rank's own to each helper, and to it from each lender.
@@ -32,14 +55,17 @@ int64_t sum(const std::vector<int64_t>& values) {
   return std::accumulate(values.begin(), values.end(), int64_t{0});
 }
 
-// The two matrices of each expert of a message [G,N], as stacks.
-struct Stacks {
-  at::Tensor gate_up_GJH, down_GHI;
-};
-Stacks stacks_of(const at::Tensor& message_GN, const at::Tensor& gate_up_LJH, const at::Tensor& down_LHI) {
-  const int64_t count = message_GN.size(0), gate_up = elements_of_one(gate_up_LJH);
-  return {message_GN.narrow(1, 0, gate_up).view({count, gate_up_LJH.size(1), gate_up_LJH.size(2)}),
-          message_GN.narrow(1, gate_up, elements_of_one(down_LHI)).view({count, down_LHI.size(1), down_LHI.size(2)})};
+// The parameters of each expert of a message [G,N], as stacks like these.
+std::vector<at::Tensor> in_message(const at::Tensor& message_GN, const std::vector<at::Tensor>& like) {
+  std::vector<at::Tensor> stacks;
+  int64_t begin = 0;
+  for (const at::Tensor& stack : like) {
+    std::vector<int64_t> sizes = stack.sizes().vec();
+    sizes[0] = message_GN.size(0);
+    stacks.push_back(message_GN.narrow(1, begin, elements_of_one(stack)).view(sizes));
+    begin += elements_of_one(stack);
+  }
+  return stacks;
 }
 
 RowsInFlight send_weights(const SpillPlan& spill, const ExpertWeights& own, at::ScalarType dtype, Communicator& expert,
@@ -47,12 +73,12 @@ RowsInFlight send_weights(const SpillPlan& spill, const ExpertWeights& own, at::
   MemoryScope scope(MemoryCategory::dispatch);
   const Splits splits = splits_of(spill, expert);
   at::Tensor lent = at::empty({sum(splits.lent), elements_of_expert(own)}, own.down_LHI.options().dtype(dtype));
-  const Stacks to = stacks_of(lent, own.gate_up_LJH, own.down_LHI);
+  const std::vector<at::Tensor> from = stacks_of(own), to = in_message(lent, from);
   int64_t place = 0;
   for (const SpillPlan::Loan& loan : spill.loans_of(expert.rank(), expert.size())) {
     const int64_t local = loan.expert % spill.experts_per_rank;
-    to.gate_up_GJH[place].copy_(own.gate_up_LJH[local]);
-    to.down_GHI[place++].copy_(own.down_LHI[local]);
+    for (size_t i = 0; i < to.size(); ++i) to[i][place].copy_(from[i][local]);
+    ++place;
   }
   at::Tensor guests = at::empty({sum(splits.guests), lent.size(1)}, lent.options());
   Pending pending = expert.all_to_all(guests, lent, splits.guests, splits.lent);
@@ -66,9 +92,13 @@ GuestWeights::GuestWeights(const SpillPlan& spill, const ExpertWeights& own, at:
     : own_(own), in_flight_(send_weights(spill, own, dtype, expert, clock)) {}
 
 ExpertWeights GuestWeights::finish() {
-  const Stacks guests = stacks_of(in_flight_.take(), own_.gate_up_LJH, own_.down_LHI);
-  own_.guest_gate_up_GJH = guests.gate_up_GJH;
-  own_.guest_down_GHI = guests.down_GHI;
+  const std::vector<at::Tensor> guests = in_message(in_flight_.take(), stacks_of(own_));
+  own_.guest_gate_up_GJH = guests[0];
+  own_.guest_down_GHI = guests[1];
+  if (guests.size() > 2) {
+    own_.guest_gate_up_bias_GJ = guests[2];
+    own_.guest_down_bias_GH = guests[3];
+  }
   return std::move(own_);
 }
 
@@ -81,9 +111,13 @@ GuestGradients::GuestGradients(const SpillPlan& spill, const ExpertWeights& own,
 
 ExpertGradients GuestGradients::with_guests(const ExpertGradients& own) const {
   ExpertGradients gradients = own;
-  const Stacks guests = stacks_of(guest_GN_, own.gate_up_LJH.tensor, own.down_LHI.tensor);
-  gradients.guest_gate_up_GJH = {guests.gate_up_GJH};
-  gradients.guest_down_GHI = {guests.down_GHI};
+  const std::vector<at::Tensor> guests = in_message(guest_GN_, stacks_of(own));
+  gradients.guest_gate_up_GJH = {guests[0]};
+  gradients.guest_down_GHI = {guests[1]};
+  if (guests.size() > 2) {
+    gradients.guest_gate_up_bias_GJ = {guests[2]};
+    gradients.guest_down_bias_GH = {guests[3]};
+  }
   return gradients;
 }
 
@@ -96,12 +130,12 @@ void GuestGradients::send() {
 }
 
 void GuestGradients::add_to(ExpertGradients& own) {
-  const Stacks home = stacks_of(in_flight_->take(), own.gate_up_LJH.tensor, own.down_LHI.tensor);
+  const std::vector<at::Tensor> to = stacks_of(own), home = in_message(in_flight_->take(), to);
   int64_t place = 0;
   for (const SpillPlan::Loan& loan : spill_.loans_of(expert_.rank(), expert_.size())) {
     const int64_t local = loan.expert % spill_.experts_per_rank;
-    own.gate_up_LJH.tensor[local].add_(home.gate_up_GJH[place]);
-    own.down_LHI.tensor[local].add_(home.down_GHI[place++]);
+    for (size_t i = 0; i < to.size(); ++i) to[i][local].add_(home[i][place]);
+    ++place;
   }
 }
 

@@ -1,5 +1,6 @@
 // What lending experts costs: their weights travel to the helpers, and the gradients of the weights come home. One
-// message per lender and helper holds all experts lent, each as gate_up [J,H] and down [H,I], one behind the other.
+// message per lender and helper holds all experts lent, each as gate_up, down and, where it has them, their biases, one
+// behind the other.
 #pragma once
 
 #include "moe/experts.h"

@@ -7,6 +7,7 @@
 
 #include "device/device.h"
 #include "moe/capacity.h"
+#include "moe/dispatch_settings.h"
 
 namespace conclave {
 namespace {
@@ -69,18 +70,17 @@ GroupLoad load_of(const RowsBySource& world, int first, int degree, const std::o
 }  // namespace
 
 std::optional<SpillOptions> spill_of(const CheckedJob& job, const DeviceDescription& device) {
-  const MoeConfig& moe = job.job.moe;
-  if (moe.overload != OverloadPolicy::spill || job.layout.degree(Axis::expert) == 1) return std::nullopt;
+  if (job.job.moe.overload != OverloadPolicy::spill || job.layout.degree(Axis::expert) == 1) return std::nullopt;
   const DeviceFacts& facts = device.device.kind == DeviceKind::cuda ? cuda_facts : cpu_facts;
-  return SpillOptions{moe.spill_threshold, moe.spill_least_rows.value_or(facts.least_spill_rows)};
+  return dispatch_settings(job.job.moe, job.job.precision.experts, /*shuffle_seed=*/0, facts).spill;
 }
 
 double drop_from(StepRows& step, const CheckedJob& job) {
   const auto factor = job.job.moe.capacity_factor;
   if (!factor) return 0;
   const int64_t tokens = job.tokens_per_rank() * job.layout.world_size();
-  const int64_t top_k = job.model.num_experts_per_tok;
-  const int64_t capacity = expert_capacity(*factor, tokens, top_k, job.model.num_local_experts);
+  const int64_t top_k = job.model.top_k();
+  const int64_t capacity = expert_capacity(*factor, tokens, top_k, job.model.experts());
   double dropped = 0, choices = 0;
   for (std::vector<RowsBySource>& layers : step.of_micro_step)
     for (RowsBySource& rows : layers) {

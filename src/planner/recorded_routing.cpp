@@ -73,12 +73,11 @@ RecordedRouting::RecordedRouting(const RoutingRecord& record, const CheckedJob& 
   const RoutingShape& shape = record.shape();
   const std::string name = record.file().string();
   if (!record.damage().empty()) user_error("{}", record.damage());
-  if (shape != RoutingShape{model.num_hidden_layers, model.num_local_experts, model.num_experts_per_tok})
+  if (shape != RoutingShape{model.mixtures(), model.experts(), model.top_k()})
     user_error(
         "{} is of a model with {} layers, {} experts and {} choices of a token, but the job's model has {}, {} and {}. "
         "Give a record of this model.",
-        name, shape.layers, shape.experts, shape.choices, model.num_hidden_layers, model.num_local_experts,
-        model.num_experts_per_tok);
+        name, shape.layers, shape.experts, shape.choices, model.mixtures(), model.experts(), model.top_k());
   for (const RoutingRecord::Step& step : record.steps()) {
     begins_.push_back(tokens_);
     tokens_ += step.tokens_of_all();
@@ -96,7 +95,7 @@ size_t RecordedRouting::record_at(int64_t token) const {
 void RecordedRouting::add_source(const std::vector<const int32_t*>& rows_of_layer, int64_t begin, int64_t tokens,
                                  int64_t first_token, StepRows& step) const {
   const int64_t of_rank = job_.tokens_per_rank(), world = job_.layout.world_size();
-  const int64_t experts = job_.model.num_local_experts, choices = job_.model.num_experts_per_tok;
+  const int64_t experts = job_.model.experts(), choices = job_.model.top_k();
   std::vector<int64_t> parts;
   for (int64_t at = begin; at < begin + tokens; at += parts.back())
     parts.push_back(std::min(begin + tokens, (at / of_rank + 1) * of_rank) - at);

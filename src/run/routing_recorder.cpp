@@ -13,7 +13,7 @@ namespace {
 namespace fs = std::filesystem;
 
 RoutingShape shape_of(const ModelConfig& model) {
-  return {model.num_hidden_layers, model.num_local_experts, model.num_experts_per_tok};
+  return {model.mixtures(), model.experts(), model.top_k()};
 }
 
 // Whether `file` is still there: of this model, up to the step.

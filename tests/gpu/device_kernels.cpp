@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "comm/device.h"
+#include "device/cuda_plugin.h"
 #include "kernel_test.h"
 #include "kernels/kernels.h"
 
@@ -94,6 +94,11 @@ const Kernels kernels_on_device = [] {
 #define CONCLAVE_ON_DEVICE(op) table.op = through_device<&Kernels::op>(&Kernels::op)
   CONCLAVE_ON_DEVICE(swiglu_forward);
   CONCLAVE_ON_DEVICE(swiglu_backward);
+  CONCLAVE_ON_DEVICE(clamped_swiglu_forward);
+  CONCLAVE_ON_DEVICE(clamped_swiglu_backward);
+  CONCLAVE_ON_DEVICE(add_bias);
+  CONCLAVE_ON_DEVICE(bias_backward);
+  CONCLAVE_ON_DEVICE(bias_scale_backward_add);
   CONCLAVE_ON_DEVICE(rms_norm_forward);
   CONCLAVE_ON_DEVICE(rms_norm_repeat);
   CONCLAVE_ON_DEVICE(rms_norm_backward);

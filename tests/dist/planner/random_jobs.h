@@ -5,6 +5,7 @@
 #include <string>
 
 #include "dist/planner/engine.h"
+#include "mixtral_shape.h"
 
 namespace conclave::testing {
 
@@ -52,7 +53,7 @@ inline Case draw_case(Draw& draw) {
 }
 
 inline ModelConfig draw_model(Draw& draw) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = draw.one_of({501, 2000});
   model.hidden_size = draw.one_of({64, 192});
   model.intermediate_size = draw.one_of({96, 384});

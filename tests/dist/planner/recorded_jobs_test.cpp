@@ -77,7 +77,7 @@ struct Ran {
 };
 
 RoutingShape shape_of(const ModelConfig& model) {
-  return {model.num_hidden_layers, model.num_local_experts, model.num_experts_per_tok};
+  return {model.mixtures(), model.experts(), model.top_k()};
 }
 
 // Steps as the trainer makes them. Rank 0 writes the record.
@@ -90,7 +90,7 @@ Ran run_steps(World& inner, const CheckedJob& checked, const std::filesystem::pa
     job.model().allocate_parameters();
     job.model().allocate_training_state();
     job.model().initialize(3);
-    ForwardBackward forward_backward(job.model(), job.job(), {0.01, 0.001});
+    ForwardBackward forward_backward(job.model(), job.settings());
     TrainStep train_step(job, forward_backward);
     reset_memory_peaks();
     counted.count().reset();

@@ -6,6 +6,7 @@
 #include "dist/planner/engine.h"
 #include "dist/world.h"
 #include "fake_communicator.h"
+#include "mixtral_shape.h"
 #include "optim/optimizer.h"
 
 namespace conclave {
@@ -22,7 +23,7 @@ using testing::run_ranks;
 // Odd on purpose: no size is a multiple of what it is padded to. The embedding (96 KB of fp32) is all-reduced in parts,
 // the rest in one go.
 CheckedJob small_job(const Case& c) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 1003;
   model.hidden_size = 24;
   model.intermediate_size = 20;
@@ -174,7 +175,7 @@ TEST_P(FakeWorld, sends_what_was_planned) {
   }
   axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();  // TrainStep's sum of the loss
   axes.world().all_reduce(at::zeros({testing::numbers_of_step_exchange}, at::kDouble)).wait();
-  Optimizer optimizer({}, engine.model.optimizer_units());
+  Optimizer optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units());
   TrafficByOperation of_step = count->reset();
   optimizer.gradient_squares(axes.world(), at::kCPU);
   const TrafficByOperation of_norm = count->reset();
@@ -244,7 +245,7 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
       }
       axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();
       axes.world().all_reduce(at::zeros({testing::numbers_of_step_exchange}, at::kDouble)).wait();
-      Optimizer({}, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
+      Optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
       const TrafficByOperation of_step = count->reset();
       expect_equal(of_step, plan_step(planned).traffic);
       if (c.expert > 1) {

@@ -6,6 +6,7 @@
 // (n eps) of the sum of magnitudes, though the sums by threads, warps and blocks are far better than that.
 #include "kernel_test.h"
 #include "kernels/adamw.h"
+#include "kernels/clamped_swiglu.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/embedding.h"
 #include "kernels/permute.h"
@@ -53,6 +54,29 @@ TEST(KernelShapes, swiglu) {
         const at::Tensor magnitude = (exact(grad_out) * out_exact).abs().sum(1) / exact(weight);
         expect_close("grad_weight", grad_weight, grad_weight_exact,
                      {0, (static_cast<double>(columns) / 128 + 20) * eps_fp32 * magnitude.max().item<double>()});
+      }
+}
+
+TEST(KernelShapes, clamped_swiglu) {
+  constexpr ClampedSwiglu shape;
+  for (const at::ScalarType dtype : dtypes)
+    for (const int64_t columns : row_lengths)
+      for (const bool odd : {false, true}) {
+        const at::Tensor gate_up = maybe_odd(random_tensor({3, 2 * columns}, dtype) * 4, odd), weight = at::rand({3});
+        const at::Tensor grad_out = random_tensor({3, columns}, dtype);
+        at::Tensor out = garbage({3, columns}, dtype), grad_gate_up = garbage({3, 2 * columns}, dtype);
+        at::Tensor activation = garbage({3, columns}, dtype), grad_weight = garbage({3});
+        clamped_swiglu_forward(out, gate_up, weight, shape);
+        clamped_swiglu_backward(grad_gate_up, activation, grad_weight, grad_out, gate_up, weight, shape);
+        at::Tensor out_exact = exact(out), grad_gate_up_exact = exact(grad_gate_up), grad_weight_exact = exact(weight);
+        reference::clamped_swiglu_backward(grad_gate_up_exact, out_exact, grad_weight_exact, exact(grad_out),
+                                           exact(gate_up), exact(weight), shape);
+        expect_close("out", out, out_exact, {rounding(dtype) + 20 * eps_fp32, 20 * eps_fp32 * 7});
+        expect_identical("activation", activation, out);
+        expect_close("grad_gate_up", grad_gate_up, grad_gate_up_exact, {rounding(dtype), 20 * eps_fp32 * 280});
+        const at::Tensor magnitude = (exact(grad_out) * out_exact).abs().sum(1) / exact(weight);
+        expect_close("grad_weight", grad_weight, grad_weight_exact,
+                     {0, (static_cast<double>(columns) / 128 + 40) * eps_fp32 * magnitude.max().item<double>()});
       }
 }
 
@@ -175,7 +199,9 @@ TEST(KernelShapes, order_by_expert) {
 // 700 experts: fewer warps a block. 40 choices: more than a warp has lanes.
 TEST(KernelShapes, router) {
   const std::vector<RouterOptions> all = {
-      {.top_k = 40}, {.top_k = 8, .scores = RouterScores::sigmoid, .scale = 2.5, .groups = 35, .top_groups = 4}};
+      {.top_k = 40},
+      {.top_k = 8, .scores = RouterScores::sigmoid, .scale = 2.5, .groups = 35, .top_groups = 4},
+      {.top_k = 8, .renormalize = false, .scale = 16, .groups = 35, .top_groups = 4, .best_of_group = 1}};
   for (const RouterOptions& options : all)
     for (const at::ScalarType dtype : dtypes) {
       const int64_t tokens = 9, experts = 700;

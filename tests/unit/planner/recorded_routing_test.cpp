@@ -10,13 +10,14 @@
 #include <random>
 
 #include "base/error.h"
+#include "mixtral_shape.h"
 #include "planner/rank_loads.h"
 
 namespace conclave {
 namespace {
 
 ModelConfig model_of(const RoutingShape& shape) {
-  ModelConfig model;
+  MixtralShape model;
   model.num_hidden_layers = shape.layers;
   model.num_local_experts = shape.experts;
   model.num_experts_per_tok = shape.choices;

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "mixtral_shape.h"
 #include "unit/checkpoint/thread_world.h"
 
 namespace conclave {
@@ -19,7 +20,7 @@ using testing::IsEmpty;
 using testing::Not;
 
 ModelConfig small_model() {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 64;
   model.hidden_size = 32;
   model.intermediate_size = 48;
