@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/shown_path.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "families/family.h"
 
 namespace conclave {
 namespace {

@@ -19,9 +19,10 @@
 #include "checkpoint/checkpoint_stream.h"
 #include "checkpoint/safetensors_reader.h"
 #include "config/job_file.h"
-#include "config/mixtral_parameters.h"
+#include "families/family.h"
+#include "model/parameters.h"
+#include "optim/adamw.h"
 #include "optim/learning_rate.h"
-#include "run/disk_names.h"
 #include "run/run_folder.h"
 
 namespace conclave {
@@ -65,7 +66,7 @@ json parameter_groups(const CheckpointState& state, const ModelConfig& model, co
   const Job job = optimizer_job(state);
   const OptimizerConfig& adamw = job.optimizer;
   std::set<std::string> norms;
-  for (const UnitDeclaration& unit : declare_mixtral(model))
+  for (const UnitDeclaration& unit : declare_model(model))
     for (const ParameterDeclaration& parameter : unit.parameters)
       if (!parameter.decay) norms.insert(parameter.name);
   json groups = json::array();
@@ -85,7 +86,7 @@ json parameter_groups(const CheckpointState& state, const ModelConfig& model, co
 
 void to_dcp(CheckpointReader& from, const OutputOptions& options) {
   const ModelConfig model = model_of(from);
-  const std::vector<DiskNames> names = mixtral_disk_names(model);
+  const std::vector<DiskNames> names = disk_names(model);
   const std::vector<DcpTensor> tensors = dcp_tensors(names, model.tie_word_embeddings);
   const json head = {{"tensors", describe(tensors, from.manifest())},
                      {"updates", from.state().updates},
@@ -140,7 +141,7 @@ std::map<std::string, StoredDtype> check_offer(const json& offered, const std::v
 int64_t updates_of(const json& steps, const DcpPlaces& places, const std::vector<DcpTensor>& tensors,
                    const std::string& folder) {
   std::optional<double> updates;
-  const std::string moment = fmt::format(".{}", kind_exp_avg);
+  const std::string moment = fmt::format(".{}", AdamW::exp_avg);
   for (const DcpTensor& tensor : tensors) {
     const std::string name = tensor.name();
     if (!places.optimizer || !name.starts_with(*places.optimizer) || !name.ends_with(moment)) continue;
@@ -187,7 +188,7 @@ Incoming incoming(const json& head, const std::filesystem::path& from,
                  folder);
     Incoming result{parse_manifest(head["state"].get<std::string>(), folder).state, {}, {}};
     const ModelConfig model = parse_model_config(result.state.model_config, "the model config in " + folder);
-    result.names = mixtral_disk_names(model);
+    result.names = disk_names(model);
     result.tensors = dcp_tensors(result.names, /*tied=*/false);  // the table is there once
     return result;
   }
@@ -197,7 +198,7 @@ Incoming incoming(const json& head, const std::filesystem::path& from,
         "model's config.json or its folder.",
         folder);
   const ModelConfig model = read_model_config(*config);
-  Incoming result{state_of_imported(model), mixtral_disk_names(model), {}};
+  Incoming result{state_of_imported(model), disk_names(model), {}};
   const DcpPlaces places = find_places(head["tensors"], folder);
   result.tensors = dcp_tensors_at(places, result.names, head["tensors"]);
   result.state.step = result.state.updates = updates_of(head["steps"], places, result.tensors, folder);
@@ -220,7 +221,7 @@ void from_dcp(const std::filesystem::path& from, const std::optional<std::filesy
 
   std::vector<SafetensorsHeader::Entry> entries;
   json order = json::array();
-  for (std::string_view kind : {kind_parameter, kind_exp_avg, kind_exp_avg_sq}) {
+  for (std::string_view kind : {kind_parameter, AdamW::exp_avg, AdamW::exp_avg_sq}) {
     for (const DiskNames& parameter : in.names) {
       const std::string name = state_tensor_name(kind, parameter.parameter);
       const auto dtype = dtypes.find(name);

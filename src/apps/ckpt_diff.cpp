@@ -9,7 +9,7 @@
 #include "apps/ckpt.h"
 #include "base/error.h"
 #include "checkpoint/tensor_comparison.h"
-#include "run/disk_names.h"
+#include "families/family.h"
 
 namespace conclave {
 namespace {
@@ -124,7 +124,7 @@ std::vector<TensorDifference> compare_folders(const std::filesystem::path& a, co
     if (sides[i].hugging_face) {
       tensors[i] = tensors_of(*sides[i].hugging_face);
     } else if (other.hugging_face) {
-      names = mixtral_disk_names(model_of(*sides[i].checkpoint));
+      names = disk_names(model_of(*sides[i].checkpoint));
       tensors[i] = tensors_of(*sides[i].checkpoint, names, *other.hugging_face);
     } else {
       tensors[i] = tensors_of(*sides[i].checkpoint);

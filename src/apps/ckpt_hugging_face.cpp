@@ -6,8 +6,10 @@
 #include "apps/ckpt.h"
 #include "base/error.h"
 #include "checkpoint/checkpoint_rewrite.h"
+#include "families/family.h"
+#include "optim/adamw.h"
 #include "run/checkpoint_values.h"
-#include "run/disk_names.h"
+#include "run/export_options.h"
 #include "run/run_export.h"
 #include "run/run_folder.h"
 
@@ -43,7 +45,7 @@ void add_ckpt_export(CLI::App& ckpt) {
     CheckpointReader from(checkpoint_of(options->checkpoint));
     if (const auto lost = lost_in_export(from.state().values)) fmt::print(stderr, "warning: {}\n", *lost);
     const ModelConfig model = model_of(from);
-    const std::vector<DiskNames> names = mixtral_disk_names(model);
+    const std::vector<DiskNames> names = disk_names(model);
     const at::ScalarType dtype = options->dtype == "bf16"   ? at::kBFloat16
                                  : options->dtype == "fp16" ? at::kHalf
                                                             : at::kFloat;
@@ -78,10 +80,11 @@ void add_ckpt_import(CLI::App& ckpt) {
       "folder itself, each rank its part. It makes checkpoints of models from elsewhere, to compare or to average.");
   command->callback([options] {
     const ModelConfig model = read_model_config(options->hugging_face);
-    const std::vector<DiskNames> names = mixtral_disk_names(model);
-    const uint64_t bytes = bytes_of_import(names);
+    const std::vector<DiskNames> names = disk_names(model);
+    const std::vector<std::string> moments = AdamW(OptimizerConfig()).state();
+    const uint64_t bytes = bytes_of_import(names, moments);
     options->output.write("import", bytes, [&](const BytesDone& done) {
-      import_hugging_face(options->hugging_face, names, state_of_imported(model), options->output.output,
+      import_hugging_face(options->hugging_face, names, moments, state_of_imported(model), options->output.output,
                           options->output.when_there(), done);
     });
   });

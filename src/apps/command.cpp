@@ -15,8 +15,10 @@
 #include "comm/mpi_process.h"
 #include "comm/process.h"
 #include "config/job_difference.h"
+#include "device/choose_device.h"
 #include "device/device.h"
 #include "memory/memory_category.h"
+#include "run/job_and_model.h"
 
 namespace conclave {
 namespace {
@@ -97,7 +99,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
   const Process process = process_from_environment(/*starts_ranks=*/ranks > 1);
   set_up_logging(process.rank, process.world_size);
   if (process.is_single() && ranks > 1) {
-    check(check_job(read(), ranks));
+    check(check_job_and_model(read(), ranks));
     return launch_local_ranks({ranks, command_of_a_rank()});
   }
   if (process.launcher == Launcher::none) warn_of_unknown_launcher();
@@ -107,7 +109,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
   try {
     if (ranks > 1 && ranks != process.world_size)
       user_error("--ranks is {}, but the launcher started {} ranks. Leave --ranks out.", ranks, process.world_size);
-    CheckedJob checked = check_job(read(), process.world_size);
+    CheckedJob checked = check_job_and_model(read(), process.world_size);
     WorldOptions options;
     options.choose = [&](const Process& placed, WorldOptions& chosen) {
       chosen.device = choose_device(checked.job.run.device, placed);

@@ -1,4 +1,4 @@
-// What PyTorch's distributed checkpoints (DCP) call the tensors of a Mixtral and of its AdamW.
+// What PyTorch's distributed checkpoints (DCP) call the tensors of a model and of its AdamW.
 #pragma once
 
 #include <cstdint>

@@ -6,13 +6,15 @@
 #include "apps/command_line.h"
 #include "apps/help_formatter.h"
 #include "base/error.h"
+#include "families/family.h"
 
 int main(int argc, char** argv) {
   using namespace conclave;
   CLI::App app{
-      "Conclave pre-trains Mixtral-class mixture-of-experts models over many ranks: experts divided (expert "
-      "parallelism), everything else "
-      "sharded (sharded and hybrid data parallelism).\n\n"
+      "Conclave trains language models over many ranks: experts divided (expert parallelism), everything else "
+      "sharded (sharded and hybrid data parallelism). Families: " +
+      family_names() +
+      ".\n\n"
       "First steps:  conclave validate job.yaml --world 2  is the job right for two ranks?\n"
       "              conclave plan job.yaml --world 2      what does a step on them need?\n"
       "              conclave train job.yaml --ranks 2     train on two ranks of this machine\n"};

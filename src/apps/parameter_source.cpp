@@ -15,7 +15,7 @@ void add_source_options(CLI::App& command, ParameterSource& source) {
 CheckpointValues load_from(ParallelJob& job, const ParameterSource& source) {
   job.model().allocate_parameters();
   if (!source.hugging_face.empty()) {
-    load_mixtral(job, source.hugging_face);
+    load_hugging_face(job, source.hugging_face);
     return {};
   }
   return load_parameters(

@@ -7,6 +7,7 @@
 
 #include "apps/command.h"
 #include "apps/plan_report.h"
+#include "run/job_and_model.h"
 #include "run/model_source.h"
 
 namespace conclave {
@@ -51,7 +52,7 @@ void add_plan(CLI::App& app, int& exit_code) {
       "A device is described by these keys, here h100-80's:\n\n" +
       print_device(read_device("h100-80")));
   command->callback([options] {
-    const CheckedJob job = check_job(read_job(options->job.file, options->job.overrides), options->world);
+    const CheckedJob job = check_job_and_model(read_job(options->job.file, options->job.overrides), options->world);
     check_model_source(job);
     tell_warnings(job);
     const std::string name = !options->device.empty()                  ? options->device

@@ -52,12 +52,12 @@ std::vector<std::string> assumptions_of(const Plan& plan) {
     lines.push_back(fmt::format(
         "sinkhorn never ends early: {} all-reduces of {} numbers a layer and micro-step, the most there can be "
         "(moe.sinkhorn_iterations)",
-        moe.sinkhorn_iterations, plan.job.model.num_local_experts + 1));
+        moe.sinkhorn_iterations, plan.job.model.experts() + 1));
   if (moe.overload == OverloadPolicy::spill)
     lines.push_back(fmt::format(
         "spilling holds every rank below the threshold; lent experts are in neither memory, traffic nor time: their "
         "weights travel twice, their gradient once, and each takes {} of the rank that helps",
-        size_text(3.0 * static_cast<double>(plan.job.model.hidden_size * plan.job.model.intermediate_size) *
+        size_text(3.0 * static_cast<double>(plan.job.model.hidden_size * plan.job.model.mixture()->intermediate) *
                   static_cast<double>(plan.compute_bytes + 4))));
   if (moe.global_token_shuffle)
     lines.emplace_back("after the shuffle each rank of an expert group has an equal part of each expert's rows");

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "data/fingerprint.h"
 #include "data/sample_stream.h"
+#include "run/job_and_model.h"
 #include "run/model_source.h"
 #include "run/output_place.h"
 #include "run/resume_choice.h"
@@ -28,7 +29,7 @@ void add_validate(CLI::App& app, int& exit_code) {
   command->add_flag("--quiet", options->quiet, "print nothing when the job is right");
   command->callback([options] {
     set_up_logging(0, 1);
-    const CheckedJob checked = check_job(read_job(options->job.file, options->job.overrides), options->world);
+    const CheckedJob checked = check_job_and_model(read_job(options->job.file, options->job.overrides), options->world);
     const Job& job = checked.job;
     check_output_place(job);
     std::optional<std::string> data_fingerprint;

@@ -4,10 +4,10 @@
 
 #include <map>
 
-#include "base/balance_message.h"
-#include "base/row_message.h"
 #include "benchmarks/stopwatch.h"
+#include "kernels/row_message.h"
 #include "mesh/collective_bytes.h"
+#include "moe/balance_message.h"
 
 namespace conclave {
 namespace {
@@ -55,7 +55,7 @@ void time_dispatch(ParallelJob& job, int64_t repeats, Stopwatch& stopwatch, std:
   Communicator& expert = job.axes().of(Axis::expert);
   if (expert.size() == 1) return;
   const ModelConfig& model = job.model_config();
-  const int64_t choices = job.job().data.micro_batch_size * job.job().data.sequence_length * model.num_experts_per_tok;
+  const int64_t choices = job.job().data.micro_batch_size * job.job().data.sequence_length * model.top_k();
   const int64_t each = (choices + expert.size() - 1) / expert.size();
   const int64_t width = row_message_bytes(model.hidden_size, static_cast<int64_t>(at::elementSize(job.compute())));
   const at::Tensor sent = at::zeros({each * expert.size(), width}, at::device(job.device()).dtype(at::kByte));
@@ -70,7 +70,7 @@ void time_statistics(ParallelJob& job, int64_t repeats, Stopwatch& stopwatch, st
   Communicator& world = job.axes().world();
   if (world.size() == 1) return;
   const ModelConfig& model = job.model_config();
-  const int64_t count = balance_message_numbers(model.num_hidden_layers, model.num_local_experts);
+  const int64_t count = balance_message_numbers(model.mixtures(), model.experts());
   const at::Tensor statistics = at::zeros({count}, at::device(job.device()).dtype(at::kDouble));
   timed.push_back({world.name(), "all_reduce", "routing statistics",
                    all_reduce_bytes(count, statistics.element_size(), world.rank(), world.size()),

@@ -3,21 +3,57 @@
 #include <algorithm>
 
 namespace conclave {
+namespace {
+
+// A product of one row [a] with a matrix [a, b] is 2ab operations.
+int64_t product_flops(int64_t a, int64_t b) {
+  return 2 * a * b;
+}
+
+int64_t swiglu_flops(int64_t hidden, int64_t intermediate) {
+  return 3 * product_flops(hidden, intermediate);
+}
+
+void add_attention(const AttentionConfig& attention, int64_t hidden, int64_t sequence_length, ForwardFlops& flops) {
+  const int64_t seen = std::min(sequence_length, attention.sliding_window.value_or(sequence_length));
+  flops.attention_scores +=
+      product_flops(seen, attention.query_width()) + product_flops(seen, attention.output_width());
+  flops.attention_projections += product_flops(attention.output_width(), hidden);
+  if (!attention.latent) {
+    flops.attention_projections +=
+        product_flops(hidden, attention.query_width() + attention.key_width() + attention.value_width());
+    return;
+  }
+  const LatentAttentionConfig& latent = *attention.latent;
+  const int64_t query_input = latent.q_lora_rank > 0 ? latent.q_lora_rank : hidden;
+  if (latent.q_lora_rank > 0) flops.attention_projections += product_flops(hidden, latent.q_lora_rank);
+  flops.attention_projections +=
+      product_flops(query_input, attention.query_width()) +
+      product_flops(hidden, latent.kv_lora_rank + latent.qk_rope_head_dim) +
+      product_flops(latent.kv_lora_rank, attention.heads * (latent.qk_nope_head_dim + attention.value_head_dim));
+}
+
+void add_mixture(const MixtureConfig& mixture, int64_t hidden, ForwardFlops& flops) {
+  flops.router += product_flops(hidden, mixture.experts);
+  flops.experts += mixture.top_k * swiglu_flops(hidden, mixture.intermediate);
+  if (!mixture.shared) return;
+  flops.experts += swiglu_flops(hidden, mixture.shared->intermediate);
+  if (mixture.shared->gated) flops.experts += product_flops(hidden, 1);
+}
+
+}  // namespace
 
 ForwardFlops forward_flops_per_token(const ModelConfig& config, int64_t sequence_length) {
-  const int64_t query_width = config.num_attention_heads * config.head_dim;
-  const int64_t key_value_width = config.num_key_value_heads * config.head_dim;
-  const int64_t seen = std::min(sequence_length, config.sliding_window.value_or(sequence_length));
-
+  const int64_t hidden = config.hidden_size;
   ForwardFlops flops;
-  // A product of one row [a] with a matrix [a, b] is 2ab operations.
-  flops.attention_projections =
-      config.num_hidden_layers * 2 * config.hidden_size * (2 * query_width + 2 * key_value_width);
-  flops.attention_scores = config.num_hidden_layers * 2 * (2 * seen * query_width);
-  flops.router = config.num_hidden_layers * 2 * config.hidden_size * config.num_local_experts;
-  flops.experts =
-      config.num_hidden_layers * config.num_experts_per_tok * 3 * (2 * config.hidden_size * config.intermediate_size);
-  flops.head = 2 * config.hidden_size * config.vocab_size;
+  for (const LayerConfig& layer : config.layers) {
+    add_attention(layer.attention, hidden, sequence_length, flops);
+    if (const MixtureConfig* mixture = layer.mixture())
+      add_mixture(*mixture, hidden, flops);
+    else
+      flops.dense_mlps += swiglu_flops(hidden, std::get<DenseMlpConfig>(layer.mlp).intermediate);
+  }
+  flops.head = product_flops(hidden, config.vocab_size);
   return flops;
 }
 

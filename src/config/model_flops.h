@@ -20,10 +20,11 @@ struct ForwardFlops {
   int64_t attention_projections = 0;  // query, key, value, output: all layers
   int64_t attention_scores = 0;       // query x key and probabilities x value: all layers
   int64_t router = 0;                 // all layers
-  int64_t experts = 0;                // gate, up, down of the chosen experts: all layers
+  int64_t experts = 0;                // gate, up, down of the chosen and of shared experts: all layers
+  int64_t dense_mlps = 0;             // gate, up, down: all layers that have one
   int64_t head = 0;
 
-  int64_t total() const { return attention_projections + attention_scores + router + experts + head; }
+  int64_t total() const { return attention_projections + attention_scores + router + experts + dense_mlps + head; }
 };
 
 ForwardFlops forward_flops_per_token(const ModelConfig& config, int64_t sequence_length);

@@ -8,14 +8,13 @@
 #include "base/cuda_rules.h"
 #include "base/error.h"
 #include "config/job_check.h"
-#include "config/mixtral_parameters.h"
+#include "config/job_difference.h"
 
 namespace conclave {
 namespace {
 
 void check_reshard_rule(const Job& job, const ModelConfig& model) {
-  std::vector<std::string> units;
-  for (const UnitDeclaration& unit : declare_mixtral(model)) units.push_back(unit.name);
+  const std::vector<std::string> units = unit_names(model);
   // The head goes forward and backward at once; the embedding's backward needs no weights, but a tied head does.
   std::vector<std::string> used_once = {units.back()};
   if (!model.tie_word_embeddings) used_once.push_back(units.front());
@@ -28,12 +27,12 @@ void check_reshard_rule(const Job& job, const ModelConfig& model) {
 // Rows are counted in 32 bits.
 void check_rows(const Job& job, const ModelConfig& model) {
   constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
-  const int64_t rows_of_sequence = job.data.sequence_length * model.num_experts_per_tok;
+  const int64_t rows_of_sequence = job.data.sequence_length * std::max<int64_t>(model.top_k(), 1);
   if (job.data.micro_batch_size <= most_rows / rows_of_sequence) return;
   refuse_if_any({mistake(
       fmt::format("data.micro_batch_size is {}, but with data.sequence_length {} and {} experts a token a rank would "
                   "route more than {} rows in a micro-step.",
-                  job.data.micro_batch_size, job.data.sequence_length, model.num_experts_per_tok, most_rows),
+                  job.data.micro_batch_size, job.data.sequence_length, model.top_k(), most_rows),
       fmt::format("Use at most {}, and data.global_batch_size for more sequences in a step.",
                   std::max<int64_t>(most_rows / rows_of_sequence, 1)),
       job.origins.of("data.micro_batch_size"))});
@@ -41,9 +40,9 @@ void check_rows(const Job& job, const ModelConfig& model) {
 
 // What the products' scales and libraries want: whole blocks.
 void check_fp8_sizes(const Job& job, const ModelConfig& model) {
-  if (job.precision.experts != ExpertPrecision::fp8) return;
+  if (job.precision.experts != ExpertPrecision::fp8 || model.mixture() == nullptr) return;
   for (const auto& [name, size] :
-       {std::pair("hidden_size", model.hidden_size), std::pair("intermediate_size", model.intermediate_size)})
+       {std::pair("hidden_size", model.hidden_size), std::pair("intermediate_size", model.mixture()->intermediate)})
     if (size % fp8_block != 0)
       refuse_if_any({mistake(
           fmt::format("precision.experts is fp8, but the model's {} is {}, and fp8 has a scale for each {} elements.",
@@ -51,6 +50,31 @@ void check_fp8_sizes(const Job& job, const ModelConfig& model) {
           fmt::format("Set precision.experts to compute, or take a model whose {} is a multiple of {}.", name,
                       fp8_block),
           job.origins.of("precision.experts"))});
+}
+
+// What only experts use, asked for of a model that has none.
+void check_experts_exist(const Job& job, const ModelConfig& model) {
+  if (model.mixture() != nullptr) return;
+  std::vector<std::string> mistakes;
+  const auto refuse_if = [&](bool given, const char* key, const char* neutral) {
+    if (given)
+      mistakes.push_back(mistake(fmt::format("{} is {}, but the model has no experts.", key, values_of(job).at(key)),
+                                 fmt::format("Set {} to {}, or take a model with experts.", key, neutral),
+                                 job.origins.of(key)));
+  };
+  const MoeConfig& moe = job.moe;
+  refuse_if(job.parallel.expert_parallel_degree > 1, "parallel.expert_parallel_degree", "1");
+  refuse_if(moe.moe_load_balancing != LoadBalancing::aux_loss && moe.moe_load_balancing != LoadBalancing::none,
+            "moe.moe_load_balancing", "none");
+  refuse_if(moe.moe_aux_loss_coeff.value_or(0) > 0, "moe.moe_aux_loss_coeff", "null");
+  refuse_if(moe.moe_z_loss_coeff > 0, "moe.moe_z_loss_coeff", "0");
+  refuse_if(moe.router_jitter_noise.value_or(0) > 0, "moe.router_jitter_noise", "null");
+  refuse_if(moe.global_token_shuffle, "moe.global_token_shuffle", "false");
+  refuse_if(moe.capacity_factor.has_value(), "moe.capacity_factor", "null");
+  refuse_if(moe.overload.value_or(OverloadPolicy::none) != OverloadPolicy::none, "moe.overload", "null");
+  refuse_if(moe.dispatch_chunks.value_or(1) > 1, "moe.dispatch_chunks", "null");
+  refuse_if(job.precision.experts == ExpertPrecision::fp8, "precision.experts", "compute");
+  refuse_if_any(mistakes);
 }
 
 // The largest micro-batch of at most the job's whose micro-steps fit into a step; the job's own where none does.
@@ -96,7 +120,7 @@ bool spans_hosts(const CheckedJob& job, const std::vector<int>& host_of_rank) {
 }
 
 double CheckedJob::aux_coefficient() const {
-  if (job.moe.moe_load_balancing != LoadBalancing::aux_loss) return 0.0;
+  if (job.moe.moe_load_balancing != LoadBalancing::aux_loss || model.mixture() == nullptr) return 0.0;
   return job.moe.moe_aux_loss_coeff.value_or(model.router_aux_loss_coef);
 }
 
@@ -118,22 +142,12 @@ std::string choose_dispatch(CheckedJob& job, bool spans_hosts) {
   return because;
 }
 
-CheckedJob check_job(Job job, int world_size) {
-  ModelConfig model = read_model_config(job.model.config);
-  if (job.model.resize_vocabulary) model.vocab_size = *job.model.resize_vocabulary;
-  std::vector<std::string> unknown = unknown_keys(job.model.config);
-  CheckedJob checked = check_job(std::move(job), model, world_size);
-  if (!unknown.empty())
-    checked.warnings.push_back(
-        fmt::format("{} has keys that neither Transformers nor this version reads for a Mixtral: {}",
-                    checked.job.model.config.string(), fmt::join(unknown, ", ")));
-  return checked;
-}
-
 CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
   std::vector<std::string> fitted;
-  if (job.parallel.elastic) fitted = fit_to_world(job, world_size, model.num_local_experts);
-  Layout layout(world_size, job.parallel, model.num_local_experts, job.origins);
+  const int64_t experts = std::max<int64_t>(model.experts(), 1);  // of a dense model, none are divided
+  if (job.parallel.elastic) fitted = fit_to_world(job, world_size, experts);
+  check_experts_exist(job, model);
+  Layout layout(world_size, job.parallel, experts, job.origins);
   const int64_t micro_steps = micro_steps_per_step(job, world_size);
   if (job.data.sequence_length > model.max_position_embeddings)
     user_error("data.sequence_length is {}, but the model ends at max_position_embeddings {} ({}). Use at most {}.",
@@ -143,7 +157,7 @@ CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
   check_reshard_rule(job, model);
   check_fp8_sizes(job, model);
   if (!job.moe.aux_loss_layers && job.moe.moe_load_balancing == LoadBalancing::aux_loss)
-    job.moe.aux_loss_layers = job.model.init_from ? AuxLossRows::together : AuxLossRows::each;
+    job.moe.aux_loss_layers = job.model.init_from ? AuxLossLayers::together : AuxLossLayers::each;
   return {std::move(job), model, layout, micro_steps, std::move(fitted), {}};
 }
 

@@ -23,8 +23,9 @@ struct CheckedJob {
   int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps; }
   int64_t tokens_per_step() const { return sequences_per_step() * job.data.sequence_length; }
 
-  // A balancing coefficient: the job's, or the model's own.
-  double aux_coefficient() const;
+  // The job's, or the model's own.
+  double aux_coefficient() const;  // 0 under another rule than aux_loss
+  double jitter_noise() const { return job.moe.router_jitter_noise.value_or(model.router_jitter_noise); }
 };
 
 // Whether an expert group lies on more than one host (node) of so many ranks.
@@ -38,10 +39,8 @@ bool spans_hosts(const CheckedJob& job, const std::vector<int>& host_of_rank);
 // lent, in words; empty: they are, or the job says what to do, or nothing travels.
 std::string choose_dispatch(CheckedJob& job, bool spans_hosts);
 
-// Reads the model's config, and puts a value for the null of moe.aux_loss_layers: a published model goes on as
-// Transformers trains it, any other evens out each layer. Throws UserError.
-CheckedJob check_job(Job job, int world_size);
-// For a model that was read before.
+// Puts a value for the null of moe.aux_loss_layers: a published model goes on as Transformers trains it, any other evens
+// out each layer. Throws UserError. (run/job_and_model.h reads the model.)
 CheckedJob check_job(Job job, const ModelConfig& model, int world_size);
 
 }  // namespace conclave

@@ -13,21 +13,18 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "config/moe_section.h"
 #include "kernels/router.h"
 
 namespace conclave {
 
-// Whose tokens the product of the auxiliary loss is taken over.
-enum class AuxLossScope { all_ranks, each_rank };
-// Which layers' rows it is taken over.
-enum class AuxLossLayers { together, each };
-
+// Whose tokens, and which layers' rows, the product of the auxiliary loss is taken over.
 struct AuxLossOptions {
   AuxLossScope scope = AuxLossScope::all_ranks;
   AuxLossLayers layers = AuxLossLayers::together;
 };
 
-// The statistics of all ranks, and what follows from them.
+// The statistics of all ranks, and what follows from them. Tensors are undefined where a model has no experts.
 struct Balance {
   at::Tensor count_LE;         // double, CPU: choices that fell on each expert, by layer
   int64_t tokens = 0;          // of all ranks in this micro-step

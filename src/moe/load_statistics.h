@@ -10,6 +10,9 @@ class LoadStatistics {
   // Micro-steps of one step, which have equally many tokens.
   void add(const Balance& micro_step);
 
+  // Of a model without experts there is nothing to say.
+  bool is_empty() const { return micro_steps_ == 0; }
+
   // Choices that fell on each expert, double [L,E], CPU.
   const at::Tensor& count_LE() const { return count_LE_; }
 

@@ -18,16 +18,18 @@ int64_t share(int64_t rows, int64_t i, int64_t parts) {
 }  // namespace
 
 double worst_imbalance(const CheckedJob& job) {
-  const int64_t degree = job.layout.degree(Axis::expert), top_k = job.model.num_experts_per_tok;
-  const int64_t of_a_rank = std::min(top_k, job.model.num_local_experts / degree);
+  const int64_t degree = job.layout.degree(Axis::expert), top_k = job.model.top_k();
+  if (top_k == 0) return 1;  // a dense model
+  const int64_t of_a_rank = std::min(top_k, job.model.experts() / degree);
   const double worst = static_cast<double>(degree * of_a_rank) / static_cast<double>(top_k);
   return job.job.moe.overload == OverloadPolicy::spill ? std::min(worst, job.job.moe.spill_threshold) : worst;
 }
 
 AssumedRouting::AssumedRouting(const CheckedJob& job, int rank, double imbalance) {
-  const int64_t degree = job.layout.degree(Axis::expert), experts = job.model.num_local_experts;
+  if (job.model.mixture() == nullptr) return;
+  const int64_t degree = job.layout.degree(Axis::expert), experts = job.model.experts();
   const int64_t local = experts / degree, own = job.layout.index(Axis::expert, rank) * local;
-  const int64_t tokens = job.tokens_per_rank(), choices = tokens * job.model.num_experts_per_tok;
+  const int64_t tokens = job.tokens_per_rank(), choices = tokens * job.model.top_k();
   int64_t most = tokens * degree;  // rows of an expert
   int64_t received = scaled(choices, std::min(imbalance, worst_imbalance(job)));
   if (const auto factor = job.job.moe.capacity_factor) {

@@ -87,15 +87,16 @@ std::string reason_of(const UserError& error) {
 LayoutSearch search_layouts(const CheckedJob& given, const DeviceDescription& device, double imbalance) {
   const int world = given.layout.world_size();
   const int64_t sequences_of_rank = given.job.data.micro_batch_size * given.micro_steps;
+  const int64_t experts = std::max<int64_t>(given.model.experts(), 1);
   LayoutSearch search;
-  for (int64_t expert : divisors(given.model.num_local_experts)) {
+  for (int64_t expert : divisors(experts)) {
     Job job = given.job;
     job.origins = {};
     job.parallel.expert_parallel_degree = expert;
     job.parallel.hybrid_shard_degree = 0;
     job.data.global_batch_size = sequences_of_rank * world;
     try {
-      Layout(world, job.parallel, given.model.num_local_experts);
+      Layout(world, job.parallel, experts);
     } catch (const UserError& error) {
       search.refused.push_back(fmt::format("expert degree {}: {}", expert, reason_of(error)));
       continue;

@@ -6,7 +6,7 @@
 
 #include "base/cuda_rules.h"
 #include "base/error.h"
-#include "config/mixtral_parameters.h"
+#include "model/parameters.h"
 
 namespace conclave {
 namespace {
@@ -28,8 +28,8 @@ bool needs_more(const RankClass& a, const RankClass& b) {
 // with which the experts' products are grouped.
 RankClass worst_class(const CheckedJob& job, const DeviceDescription& device) {
   const int degree = job.layout.degree(Axis::expert);
-  const int64_t local = job.model.num_local_experts / degree;
-  const int64_t mean = job.tokens_per_rank() * job.model.num_experts_per_tok;
+  const int64_t local = job.model.experts() / degree;
+  const int64_t mean = job.tokens_per_rank() * job.model.top_k();
   const double grouped = static_cast<double>(local * most_grouped_rows) / static_cast<double>(mean);
   const double most = std::max(worst_imbalance(job), 1.0);
   const auto with = [&](double imbalance) {
@@ -68,7 +68,7 @@ Plan make_plan(const CheckedJob& given, const std::string& device_name, const De
         "precision.experts is fp8, but {} has no fp8 products with a scale for each block (compute.fp8_flops is 0). "
         "Use precision.experts: compute, or plan for h100-80 or h200-141.",
         device_name);
-  const std::vector<UnitDeclaration> units = declare_mixtral(job.model);
+  const std::vector<UnitDeclaration> units = declare_model(job.model);
   std::vector<RankClass> classes = plan_classes(job, device, imbalance);
   const auto busiest = std::max_element(
       classes.begin(), classes.end(), [](const RankClass& a, const RankClass& b) { return a.imbalance < b.imbalance; });

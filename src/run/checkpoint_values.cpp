@@ -51,7 +51,7 @@ std::optional<std::string> lost_in_export(const CheckpointValues& values) {
   if (found == values.end() || std::all_of(found->second.begin(), found->second.end(), [](double b) { return b == 0; }))
     return std::nullopt;
   return "the model was trained with a selection bias of its experts (moe.moe_load_balancing: bias), for which Hugging "
-         "Face's Mixtral has no place: the export chooses experts by the router's scores alone, and its loss differs";
+         "Face's model has no place: the export chooses experts by the router's scores alone, and its loss differs";
 }
 
 }  // namespace conclave

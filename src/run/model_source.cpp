@@ -5,10 +5,12 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_reader.h"
 #include "checkpoint/tokenizer_files.h"
-#include "config/source_config.h"
-#include "run/disk_names.h"
+#include "families/family.h"
+#include "families/parameter_names.h"
+#include "families/source_config.h"
 #include "run/resized_vocabulary.h"
 #include "run/run_folder.h"
 #include "run/upcycle.h"
@@ -48,19 +50,19 @@ void check_model_source(const CheckedJob& job) {
   const std::filesystem::path* folder = folder_of(source);
   if (folder == nullptr || goes_on_from_a_checkpoint(job.job)) return;
   const ModelConfig stored = with_vocabulary(job.model, check_source_config(source, job.model));
-  const std::vector<DiskNames> names = source.init_from ? mixtral_disk_names(stored) : dense_disk_names(stored);
+  const std::vector<DiskNames> names = source.init_from ? disk_names(stored) : dense_source_names(stored);
   const HuggingFaceReader reader(*folder, names);
   check_tokenizer(*folder, job.model.vocab_size);
 }
 
-void load_mixtral(ParallelJob& job, const std::filesystem::path& folder) {
+void load_hugging_face(ParallelJob& job, const std::filesystem::path& folder) {
   ModelSource source = job.job().model;
   source.init_from = folder;
   source.upcycle_from.reset();
   const int64_t vocabulary = check_source_config(source, job.model_config());
-  const std::vector<DiskNames> names = mixtral_disk_names(with_vocabulary(job.model_config(), vocabulary));
+  const std::vector<DiskNames> names = disk_names(with_vocabulary(job.model_config(), vocabulary));
   const HuggingFaceReader reader(folder, names);
-  for (const TensorSlice& slice : job.model().slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::all))
+  for (const TensorSlice& slice : job.model().slices(kind_parameter, ParallelModel::Replicas::all))
     load_slice(reader, slice, vocabulary, static_cast<uint64_t>(job.job().run.seed));
 }
 
@@ -69,12 +71,12 @@ void start_parameters(ParallelJob& job) {
   const auto seed = static_cast<uint64_t>(job.job().run.seed);
   if (const std::filesystem::path* folder = folder_of(source)) check_tokenizer(*folder, job.model_config().vocab_size);
   if (source.init_from) {
-    load_mixtral(job, *source.init_from);
+    load_hugging_face(job, *source.init_from);
     spdlog::info("starting from the parameters of {}", source.init_from->string());
   } else if (source.upcycle_from) {
     upcycle(job.model(), source, seed, job.host_world());
     spdlog::info("starting from the dense model in {}: each of {} experts a copy of its layer's MLP",
-                 source.upcycle_from->string(), job.model_config().num_local_experts);
+                 source.upcycle_from->string(), job.model_config().experts());
   } else {
     job.model().initialize(seed);
   }

@@ -11,8 +11,8 @@ namespace conclave {
 // stored beside the embedding. Does nothing when the job goes on from a checkpoint, which holds the weights.
 void check_model_source(const CheckedJob& job);
 
-// A Mixtral's parameters from a Hugging Face folder, whose config.json must be that of the model.
-void load_mixtral(ParallelJob& job, const std::filesystem::path& folder);
+// The model's parameters from a Hugging Face folder, whose config.json must be that of the model.
+void load_hugging_face(ParallelJob& job, const std::filesystem::path& folder);
 
 // The parameters a new run starts with: those of model.init_from, of the dense model in model.upcycle_from, or the
 // declared initialization. They are allocated. Collective.

@@ -31,8 +31,10 @@ std::vector<std::string> RunWarnings::after_step(int64_t step, double lm_loss, c
   const auto add = [&](std::optional<std::string> warning) {
     if (warning) due.push_back(fmt::format("step {}: {}", step, *warning));
   };
-  add(of_dead_experts(dead));
-  add(of_imbalance(count_LE));
+  if (count_LE.defined()) {
+    add(of_dead_experts(dead));
+    add(of_imbalance(count_LE));
+  }
   add(of_divergence(lm_loss));
   return due;
 }
@@ -95,7 +97,7 @@ std::string RunWarnings::balancing_remedy() const {
     case LoadBalancing::aux_loss:
       break;
   }
-  if (moe.aux_loss_layers != AuxLossRows::each)
+  if (moe.aux_loss_layers != AuxLossLayers::each)
     return "Set moe.aux_loss_layers (together) to each, which evens out each layer";
   return "Raise moe.moe_aux_loss_coeff, or set moe.moe_load_balancing (aux_loss) to bias or sinkhorn";
 }

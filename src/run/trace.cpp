@@ -4,7 +4,7 @@
 #include "checkpoint/disk_parts.h"
 #include "checkpoint/safetensors_reader.h"
 #include "checkpoint/safetensors_writer.h"
-#include "run/disk_names.h"
+#include "families/family.h"
 #include "run/model_source.h"
 #include "step/forward_backward.h"
 
@@ -71,9 +71,8 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   const TracedBatch batch = read_batch(job, request.tokens, world.size());
   ParallelModel& model = job.model();
   model.allocate_parameters();
-  load_mixtral(job, request.model);
-  const double aux_coefficient = job.aux_coefficient();
-  ForwardBackward forward_backward(model, job.job(), {aux_coefficient, job.job().moe.moe_z_loss_coeff});
+  load_hugging_face(job, request.model);
+  ForwardBackward forward_backward(model, job.settings());
 
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
@@ -94,9 +93,8 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   if (request.gradients) {
     model.allocate_training_state();
     forward_backward.train(batch.of_rank, {true, true, 1.0 / static_cast<double>(batch.targets), 1.0});
-    const std::vector<TensorSlice> slices =
-        model.slices(ParallelModel::Quantity::gradient, ParallelModel::Replicas::once);
-    for (const DiskNames& names : mixtral_disk_names(job.model_config())) {
+    const std::vector<TensorSlice> slices = model.slices(ParallelModel::gradient, ParallelModel::Replicas::once);
+    for (const DiskNames& names : disk_names(job.model_config())) {
       int64_t numel = 1;
       for (int64_t size : names.shape) numel *= size;
       const at::Tensor whole = whole_of_parts(world, numel, job.device(), [&](at::Tensor& gradient) {

@@ -9,13 +9,13 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/seconds_since.h"
-#include "checkpoint/verdict.h"
-#include "config/mixtral_parameters.h"
+#include "checkpoint/together.h"
 #include "config/model_flops.h"
 #include "data/fingerprint.h"
 #include "device/device.h"
 #include "memory/memory_category.h"
 #include "metrics/running_memory.h"
+#include "model/parameters.h"
 #include "optim/learning_rate.h"
 #include "run/abandoned_history.h"
 #include "run/checkpoint_values.h"
@@ -33,7 +33,7 @@ namespace conclave {
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
       training_(open_training(job)),
-      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
+      forward_backward_(job.model(), job.settings()),
       saves_(
           job,
           [this] {
@@ -43,8 +43,8 @@ Trainer::Trainer(ParallelJob& job)
             clock_.count_save(saved.seconds);
             signals_.tell_of_saved(saved.step);
           }),
-      dead_experts_(job.model_config().num_hidden_layers, job.model_config().num_local_experts),
-      warnings_(job.job(), job.model_config().num_experts_per_tok),
+      dead_experts_(job.model_config().mixtures(), job.model_config().experts()),
+      warnings_(job.job(), job.model_config().top_k()),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
   if (job.job().data.validation) validation_ = open_validation(job);
@@ -125,7 +125,8 @@ ExitCode Trainer::run() {
     position_.step = step;
     position_.samples += job_.sequences_per_step();
     position_.tokens += job_.tokens_per_step();
-    if (step_report.not_finite.empty()) dead_experts_.finish_step(step_report.load.count_LE());
+    if (step_report.not_finite.empty() && !step_report.load.is_empty())
+      dead_experts_.finish_step(step_report.load.count_LE());
 
     last_validation_.reset();
     if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
@@ -255,8 +256,10 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
                           {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
                           {"drop_rate", step_report.drop_rate}};
   const bool is_first_or_last = step == 1 || step == job_.job().run.steps;
-  append_load(record, step_report.load, dead_experts_,
-              is_first_or_last || step % job_.job().metrics.log_every == 0 ? LoadDetail::by_layer : LoadDetail::brief);
+  if (!step_report.load.is_empty())
+    append_load(
+        record, step_report.load, dead_experts_,
+        is_first_or_last || step % job_.job().metrics.log_every == 0 ? LoadDetail::by_layer : LoadDetail::brief);
   const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
@@ -287,7 +290,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   progress.lr = lr;
   progress.tokens_per_second = tokens_per_second;
   progress.step_seconds = seconds;
-  progress.expert_imbalance = step_report.load.imbalance();
+  progress.expert_imbalance = step_report.load.is_empty() ? 1 : step_report.load.imbalance();
   progress.peak_memory_bytes = static_cast<int64_t>(extremes[0]);
   progress_->show(progress);
   return agreed;

@@ -11,9 +11,10 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_reader.h"
-#include "config/source_config.h"
-#include "run/disk_names.h"
+#include "families/parameter_names.h"
+#include "families/source_config.h"
 #include "run/resized_vocabulary.h"
 
 namespace conclave {
@@ -50,7 +51,7 @@ struct ExpertMatrices {
 
 std::optional<ExpertMatrices> expert_matrices(const ModelConfig& config, const std::string& parameter) {
   if (parameter.find(".experts.") == std::string::npos) return std::nullopt;
-  return ExpertMatrices{parameter.ends_with(".down"), config.hidden_size, config.intermediate_size};
+  return ExpertMatrices{parameter.ends_with(".down"), config.hidden_size, config.mixture()->intermediate};
 }
 
 // Mean and deviation of the dense matrices of each expert parameter. The blocks are divided over the ranks, and only
@@ -58,9 +59,9 @@ std::optional<ExpertMatrices> expert_matrices(const ModelConfig& config, const s
 std::map<std::string, std::vector<Moments>> dense_moments(const ModelConfig& config, const HuggingFaceReader& reader,
                                                           Communicator& host_world) {
   std::vector<DiskNames> parameters;
-  for (const DiskNames& names : dense_disk_names(config))
+  for (const DiskNames& names : dense_source_names(config))
     if (expert_matrices(config, names.parameter)) parameters.push_back(names);
-  const int64_t numel = config.hidden_size * config.intermediate_size;
+  const int64_t numel = config.hidden_size * config.mixture()->intermediate;
   const int64_t blocks = (numel + block_elements - 1) / block_elements;  // of a matrix
   int64_t matrices = 0;
   for (const DiskNames& names : parameters) matrices += expert_matrices(config, names.parameter)->of_an_expert();
@@ -106,7 +107,7 @@ std::map<std::string, std::vector<Moments>> dense_moments(const ModelConfig& con
 // numbers.
 std::vector<char> fresh_units(const ModelConfig& config, const std::string& layer, int64_t expert,
                               const UpcycleOptions& options) {
-  const int64_t units = config.intermediate_size;
+  const int64_t units = config.mixture()->intermediate;
   const uint64_t stream = random_stream(fmt::format("{}.experts.{} fresh units", layer, expert));
   std::vector<std::pair<uint64_t, int64_t>> order(units);
   for (int64_t unit = 0; unit < units; ++unit)
@@ -156,7 +157,7 @@ void upcycle(ParallelModel& model, const ModelSource& source, uint64_t seed, Com
   const ModelConfig& config = model.config();
   ModelConfig stored = config;
   stored.vocab_size = check_source_config(source, config);
-  const std::vector<DiskNames> names = dense_disk_names(stored);
+  const std::vector<DiskNames> names = dense_source_names(stored);
   const HuggingFaceReader reader(source.upcycle_from.value(), names);
   const UpcycleOptions options{source.upcycle_noise, source.upcycle_reinit_fraction, seed};
   const bool copies_differ = options.noise > 0 || options.reinit_fraction > 0;
@@ -164,7 +165,7 @@ void upcycle(ParallelModel& model, const ModelSource& source, uint64_t seed, Com
       copies_differ ? dense_moments(config, reader, host_world) : std::map<std::string, std::vector<Moments>>();
 
   model.initialize(seed);  // of which the routers remain
-  for (const TensorSlice& slice : model.slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::all)) {
+  for (const TensorSlice& slice : model.slices(kind_parameter, ParallelModel::Replicas::all)) {
     if (slice.name.ends_with(".router")) continue;
     load_slice(reader, slice, stored.vocab_size, seed);
     if (copies_differ && expert_matrices(config, slice.name)) diversify(slice, config, moments.at(slice.name), options);

@@ -1,6 +1,6 @@
-// Upcycling (Komatsuzaki et al., "Sparse Upcycling", arXiv 2212.05055): a Mixtral that begins as a dense model. Every
+// Upcycling (Komatsuzaki et al., "Sparse Upcycling", arXiv 2212.05055): a mixture that begins as a dense model. Every
 // expert is a copy of its layer's MLP, the router is drawn as declared, all else is the dense model's. Because the
-// weights of a token's experts sum to 1, the Mixtral then computes what the dense model does, whatever the router.
+// weights of a token's experts sum to 1, the mixture then computes what the dense model does, whatever the router.
 //
 // Copies that are alike learn alike. Two ways to tell them apart, alone or together:
 // - noise: to every copied weight a normal number, its standard deviation `noise` times that of the dense matrix;

@@ -1,19 +1,24 @@
 #include "step/forward_backward.h"
 
 #include "device/device.h"
-#include "kernels/embedding.h"
-#include "memory/memory_category.h"
-#include "moe/sinkhorn_selection.h"
+#include "model/rotary_options.h"
 
 namespace conclave {
 namespace {
 
 constexpr size_t embedding_unit = 0;
 
-LayerOptions layer_options(const ModelConfig& config, const Job& job, const AssumedChoices* assumed) {
-  return {job.memory.activation_checkpointing, job.precision.router,
-          job.moe.router_jitter_noise.value_or(config.router_jitter_noise), static_cast<uint64_t>(job.run.seed),
-          assumed};
+RouterOptions router_options(const ModelConfig& config) {
+  RouterOptions options;
+  const MixtureConfig* mixture = config.mixture();
+  if (mixture == nullptr) return options;
+  options.top_k = mixture->top_k;
+  options.scores = mixture->scores == MixtureConfig::Scores::sigmoid ? RouterScores::sigmoid : RouterScores::softmax;
+  options.renormalize = mixture->renormalize;
+  options.scale = mixture->scaling_factor;
+  options.groups = mixture->groups;
+  options.top_groups = mixture->chosen_groups;
+  return options;
 }
 
 std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::vector<Unit*>& units) {
@@ -23,82 +28,38 @@ std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::v
   return stays;
 }
 
-AuxLossOptions aux_loss_options(const MoeConfig& moe) {
-  return {moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank : AuxLossScope::all_ranks,
-          moe.aux_loss_layers == AuxLossRows::each ? AuxLossLayers::each : AuxLossLayers::together};
-}
-
-std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeConfig& moe) {
-  const ModelConfig& config = model.config();
-  const RouterOptions router{.top_k = config.num_experts_per_tok};
-  switch (moe.moe_load_balancing) {
-    case LoadBalancing::sinkhorn:
-      return std::make_unique<SinkhornSelection>(
-          router, SinkhornOptions{moe.sinkhorn_tolerance, moe.sinkhorn_iterations}, model.axes().world());
-    case LoadBalancing::balanced:
-      return std::make_unique<RoundRobinSelection>(router);
-    case LoadBalancing::bias:
-      return std::make_unique<BiasedSelection>(router, moe.bias_update_rate, config.num_hidden_layers,
-                                               config.num_local_experts, model.options().device);
-    case LoadBalancing::none:
-    case LoadBalancing::aux_loss:
-      break;
-  }
-  return std::make_unique<TopKSelection>(router);
-}
-
-DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
-  DispatcherOptions options;
-  if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
-  if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
-  if (job.moe.overload == OverloadPolicy::spill)
-    options.spill =
-        SpillOptions{.threshold = job.moe.spill_threshold,
-                     .least_rows = job.moe.spill_least_rows.value_or(device_of(device).facts().least_spill_rows)};
-  return options;
-}
-
-RoutedOptions routed_options(const Job& job) {
-  RoutedOptions options{.overlapping = job.moe.dispatch_chunks.value_or(1)};
-  if (job.moe.overload == OverloadPolicy::chunk) options.most_rows_factor = job.moe.max_tokens_per_rank_factor;
-  if (job.precision.experts == ExpertPrecision::fp8) options.products = ExpertProducts::fp8;
-  return options;
-}
-
-std::unique_ptr<ExpertCapacity> make_capacity(ParallelModel& model, const MoeConfig& moe) {
-  if (!moe.capacity_factor) return nullptr;
-  const bool earliest = moe.drop_policy == DropPolicy::position;
-  return std::make_unique<ExpertCapacity>(
-      CapacityOptions{*moe.capacity_factor, earliest ? KeptChoices::earliest : KeptChoices::most_probable},
-      model.axes().world());
-}
-
 }  // namespace
 
-ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
-                                 const AssumedChoices* assumed)
+ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed)
     : model_(model),
+      settings_(settings),
       units_(model.units()),
       clock_(units_.size(), device_of(model.options().device).time()),
-      schedule_(units_,
-                {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
+      schedule_(units_, {settings.prefetch_units, units_that_stay_gathered(settings.reshard_after_forward, units_)},
                 clock_),
-      selection_(make_selection(model, job.moe)),
-      capacity_(make_capacity(model, job.moe)),
-      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().num_local_experts, clock_,
-                                  dispatcher_options(job, model.options().device))),
-      experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().num_local_experts, routed_options(job),
-               clock_),
-      head_(model.config(), job.memory.loss_chunk_tokens),
-      coefficients_(coefficients),
-      aux_loss_(aux_loss_options(job.moe)) {
-  for (int64_t layer = 0; layer < model.config().num_hidden_layers; ++layer)
-    layers_.emplace_back(model.config(), layer, *selection_, capacity_.get(), experts_,
-                         layer_options(model.config(), job, assumed));
-  if (job.memory.activation_offloading)
+      selection_(make_selection(settings.selection, router_options(model.config()), model.config().mixtures(),
+                                model.config().experts(), model.axes().world(), model.options().device)),
+      capacity_(settings.capacity, model.axes().world()),
+      experts_(model.axes().of(Axis::expert), model.config().experts(), settings.dispatch, clock_),
+      embedding_(model.declarations().front()),
+      head_(model.config(), model.declarations().back(), embedding_, settings.loss_chunk_tokens) {
+  const ModelConfig& config = model.config();
+  const MixtureOptions mixtures{.selection = *selection_,
+                                .capacity = settings.capacity.factor > 0 ? &capacity_ : nullptr,
+                                .experts = experts_,
+                                .router = settings.router,
+                                .jitter_noise = settings.jitter_noise,
+                                .seed = settings.seed,
+                                .assumed = assumed};
+  Mixture::Place place;
+  for (; place.layer < config.layer_count(); ++place.layer) {
+    layers_.emplace_back(config, place, model.declarations()[place.layer + 1], settings.checkpointing, mixtures);
+    if (config.layers[place.layer].mixture() != nullptr) ++place.mixture;
+  }
+  if (settings.offloads)
     offloaded_ = std::make_unique<ActivationStore>(
-        device_of(model.options().device).make_offload_medium(job.memory.offload_folder.value_or(job.run.output_dir)),
-        model.config().num_hidden_layers, job.memory.activation_loading_horizon, clock_);
+        device_of(model.options().device).make_offload_medium(settings.offload_folder), config.layer_count(),
+        settings.loading_horizon, clock_);
 }
 
 void ForwardBackward::reserve_offload(int64_t tokens) {
@@ -118,26 +79,21 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
   if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
-  const ModelConfig& config = model_.config();
-  const RotaryOptions options{.dims = config.head_dim, .theta = config.rope_theta};
-  rotary_ = rotary_table(batch.sequence, options, model_.options().device);
+  rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
   const ClockScope clock(clock_, Phase::computing, embedding_unit);
-  Unit& embedding = schedule_.begin(embedding_unit);
-  MemoryScope scope(MemoryCategory::activations);
-  at::Tensor hidden_TH = at::empty({batch.tokens(), model_.config().hidden_size},
-                                   at::device(model_.options().device).dtype(model_.options().compute_dtype));
-  embedding_forward(hidden_TH, embedding.weights()[0], batch.token_T);
+  at::Tensor hidden_TH =
+      embedding_.forward(schedule_.begin(embedding_unit).weights(), batch, model_.options().compute_dtype);
   schedule_.end(embedding_unit);
   return hidden_TH;
 }
 
 HeadWeights ForwardBackward::begin_head() {
-  const std::vector<at::Tensor> weights = schedule_.begin(head_unit()).weights();
-  if (!model_.config().tie_word_embeddings) return {weights[0], weights[1]};
-  return {weights[0], schedule_.begin(embedding_unit).weights()[0]};
+  const UnitWeights own = schedule_.begin(head_unit()).weights();
+  if (!model_.config().tie_word_embeddings) return head_.weights(own, {});
+  return head_.weights(own, schedule_.begin(embedding_unit).weights());
 }
 
 void ForwardBackward::end_head() {
@@ -146,9 +102,30 @@ void ForwardBackward::end_head() {
 }
 
 HeadGradients ForwardBackward::head_gradients() {
-  const std::vector<Gradient> gradients = units_[head_unit()]->gradients();
-  if (!model_.config().tie_word_embeddings) return {gradients[0], gradients[1]};
-  return {gradients[0], units_[embedding_unit]->gradients()[0]};
+  const bool tied = model_.config().tie_word_embeddings;
+  return head_.gradients(units_[head_unit()]->gradients(),
+                         tied ? units_[embedding_unit]->gradients() : UnitGradients());
+}
+
+std::optional<BalanceReduction> ForwardBackward::begin_balance(const std::vector<RoutingStatistics>& of_layers,
+                                                               const MicroBatch& batch) const {
+  std::vector<RoutingStatistics> of_mixtures;
+  for (const RoutingStatistics& statistics : of_layers)
+    if (statistics.count_E.defined()) of_mixtures.push_back(statistics);
+  if (of_mixtures.empty()) return std::nullopt;
+  return std::make_optional<BalanceReduction>(model_.axes().world(), of_mixtures, batch.tokens(),
+                                              model_.options().device, settings_.aux_loss);
+}
+
+std::vector<RouterLossGradient> ForwardBackward::router_losses(const Balance& balance, double balance_scale) const {
+  const ModelConfig& config = model_.config();
+  std::vector<RouterLossGradient> losses(layers_.size());
+  if (config.mixture() == nullptr) return losses;
+  const at::Tensor probability_gradient_LE = balance.aux_gradient_LE * (settings_.aux_coefficient * balance_scale);
+  int64_t mixture = 0;
+  for (const int64_t layer : config.mixture_layers())
+    losses[layer] = {probability_gradient_LE[mixture++], balance.z_gradient * settings_.z_coefficient * balance_scale};
+  return losses;
 }
 
 MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep& micro_step) {
@@ -163,7 +140,7 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     const ClockScope clock(clock_, Phase::computing, layer + 1);
     {
-      const LayerWeights weights(schedule_.begin(layer + 1).weights());
+      const UnitWeights weights = schedule_.begin(layer + 1).weights();
       hidden_TH =
           layers_[layer].forward(weights, std::move(hidden_TH), batch, rotary_, states[layer], statistics[layer]);
     }
@@ -171,7 +148,7 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     if (offloaded_) offloaded_->put(static_cast<int64_t>(layer), std::move(states[layer].input_TH));
   }
   // Summed over the ranks while the head computes.
-  BalanceReduction balance(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_);
+  std::optional<BalanceReduction> balance = begin_balance(statistics, batch);
 
   // The head goes forward and backward at once; what was its input is now the gradient.
   {
@@ -185,24 +162,21 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
 
   {
     const ClockScope clock(clock_, Phase::reduce, clock_.whole_step());
-    result.balance = balance.finish();
+    if (balance) result.balance = balance->finish();
   }
-  const at::Tensor probability_gradient_LE =
-      result.balance.aux_gradient_LE * (coefficients_.aux * micro_step.balance_scale);
-  RouterLossGradient router_loss;
-  router_loss.logsumexp_square = result.balance.z_gradient * coefficients_.z * micro_step.balance_scale;
+  const std::vector<RouterLossGradient> router_loss = router_losses(result.balance, micro_step.balance_scale);
   for (size_t layer = layers_.size(); layer-- > 0;) {
     const ClockScope clock(clock_, Phase::computing, layer + 1);
     if (offloaded_) states[layer].input_TH = offloaded_->take(static_cast<int64_t>(layer));
-    router_loss.probability_E = probability_gradient_LE[static_cast<int64_t>(layer)];
     Unit& unit = schedule_.begin(layer + 1);
-    grad_TH = layers_[layer].backward(LayerWeights(unit.weights()), LayerGradients(unit.gradients()),
-                                      std::move(grad_TH), batch, rotary_, router_loss, std::move(states[layer]));
+    grad_TH = layers_[layer].backward(unit.weights(), unit.gradients(), std::move(grad_TH), batch, rotary_,
+                                      router_loss[layer], std::move(states[layer]));
     schedule_.end(layer + 1);
     schedule_.reduce(layer + 1, micro_step.first, micro_step.last);
   }
   const ClockScope clock(clock_, Phase::computing, embedding_unit);
-  embedding_backward(units_[embedding_unit]->gradients()[0].zeroed(), grad_TH, batch.token_T);
+  UnitGradients gradients = units_[embedding_unit]->gradients();
+  embedding_.backward(gradients, grad_TH, batch);
   schedule_.reduce(embedding_unit, micro_step.first, micro_step.last);
   schedule_.finish();
   return result;
@@ -214,12 +188,11 @@ at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Bala
   at::Tensor hidden_TH = embed(batch);
   std::vector<RoutingStatistics> statistics(layers_.size());
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
-    const LayerWeights weights(schedule_.begin(layer + 1).weights());
+    const UnitWeights weights = schedule_.begin(layer + 1).weights();
     hidden_TH = layers_[layer].evaluate(weights, std::move(hidden_TH), batch, rotary_, statistics[layer]);
     schedule_.end(layer + 1);
   }
-  balance =
-      BalanceReduction(model_.axes().world(), statistics, batch.tokens(), model_.options().device, aux_loss_).finish();
+  if (std::optional<BalanceReduction> reduction = begin_balance(statistics, batch)) balance = reduction->finish();
   return hidden_TH;
 }
 

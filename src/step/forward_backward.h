@@ -1,20 +1,19 @@
 // Forward and backward of one micro-step through all units: the schedule of a step, to be read from top to bottom.
 #pragma once
 
-#include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/step_clock.h"
-#include "config/job.h"
 #include "memory/activation_store.h"
+#include "model/decoder_layer.h"
+#include "model/embedding.h"
+#include "model/head.h"
 #include "model/micro_batch.h"
-#include "model/mixtral_head.h"
-#include "model/mixtral_layer.h"
-#include "moe/balancing.h"
-#include "moe/expert_selection.h"
 #include "sharding/unit_schedule.h"
 #include "step/parallel_model.h"
+#include "step/step_settings.h"
 
 namespace conclave {
 
@@ -33,14 +32,8 @@ struct MicroStepResult {
 
 class ForwardBackward {
  public:
-  // `model` outlives it. Coefficients: of the auxiliary and the z-loss.
-  struct Coefficients {
-    double aux = 0;
-    double z = 0;
-  };
-  // `assumed`: on paper, where nobody chooses experts; outlives it.
-  ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
-                  const AssumedChoices* assumed = nullptr);
+  // `model` outlives it. `assumed`: on paper, where nobody chooses experts; outlives it.
+  ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed = nullptr);
 
   // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like evaluate and trace.
   MicroStepResult train(const MicroBatch& batch, const MicroStep& micro_step);
@@ -69,6 +62,10 @@ class ForwardBackward {
  private:
   at::Tensor embed(const MicroBatch& batch);
   at::Tensor forward_for_evaluation(const MicroBatch& batch, Balance& balance);
+  // Empty of a model without experts.
+  std::optional<BalanceReduction> begin_balance(const std::vector<RoutingStatistics>& of_layers,
+                                                const MicroBatch& batch) const;
+  std::vector<RouterLossGradient> router_losses(const Balance& balance, double balance_scale) const;
   HeadWeights begin_head();
   void end_head();
   HeadGradients head_gradients();
@@ -77,17 +74,16 @@ class ForwardBackward {
   size_t head_unit() const { return layers_.size() + 1; }
 
   ParallelModel& model_;
+  StepSettings settings_;
   std::vector<Unit*> units_;
   StepClock clock_;
   UnitSchedule schedule_;
   std::unique_ptr<ExpertSelection> selection_;
-  std::unique_ptr<ExpertCapacity> capacity_;  // null: dropless
-  std::unique_ptr<Dispatcher> dispatcher_;
+  ExpertCapacity capacity_;
   RoutedExperts experts_;
-  std::vector<MixtralLayer> layers_;
-  MixtralHead head_;
-  Coefficients coefficients_;
-  AuxLossOptions aux_loss_;
+  Embedding embedding_;
+  std::vector<DecoderLayer> layers_;
+  Head head_;
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

@@ -6,6 +6,7 @@
 #include "device/cpu_device.h"
 #include "dist/planner/measured_memory.h"
 #include "fake_communicator.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -39,7 +40,7 @@ struct Shape {
 };
 
 CheckedJob job_of(const Case& c, const Shape& shape) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 500;
   model.hidden_size = 192;
   model.intermediate_size = shape.intermediate;

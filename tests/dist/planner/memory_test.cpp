@@ -8,6 +8,7 @@
 #include "dist/planner/measured_memory.h"
 #include "dist/world.h"
 #include "fake_communicator.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -25,7 +26,7 @@ using testing::run_ranks;
 
 // Large enough that every category counts in megabytes, small enough for a fraction of a second.
 CheckedJob job_of(const Case& c) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 4000;
   model.hidden_size = 256;
   model.intermediate_size = 512;

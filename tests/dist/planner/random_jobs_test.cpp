@@ -6,6 +6,7 @@
 #include "dist/planner/measured_memory.h"
 #include "fake_communicator.h"
 #include "optim/optimizer.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -56,7 +57,7 @@ Case draw_case(Draw& draw) {
 }
 
 ModelConfig draw_model(Draw& draw) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = draw.one_of({501, 2000});
   model.hidden_size = draw.one_of({64, 192});
   model.intermediate_size = draw.one_of({96, 384});

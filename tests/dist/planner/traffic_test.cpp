@@ -7,6 +7,7 @@
 #include "dist/world.h"
 #include "fake_communicator.h"
 #include "optim/optimizer.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -22,7 +23,7 @@ using testing::run_ranks;
 // Odd on purpose: no size is a multiple of what it is padded to. The embedding (96 KB of fp32) is all-reduced in parts,
 // the rest in one go.
 CheckedJob small_job(const Case& c) {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 1003;
   model.hidden_size = 24;
   model.intermediate_size = 20;

@@ -9,16 +9,17 @@
 
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
-#include "config/mixtral_parameters.h"
+#include "model/parameters.h"
 #include "fake_communicator.h"
 #include "step/parallel_model.h"
 #include "unit/checkpoint/thread_world.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
 
 ModelConfig small_model() {
-  ModelConfig config;
+  MixtralShape config;
   config.vocab_size = 31;  // odd sizes: no shard ends where a parameter does
   config.hidden_size = 12;
   config.intermediate_size = 10;
@@ -45,7 +46,7 @@ Layout layout_of(const LayoutCase& layout) {
   ParallelConfig parallel;
   parallel.expert_parallel_degree = layout.expert;
   parallel.hybrid_shard_degree = layout.shard;
-  return Layout(layout.world, parallel, small_model().num_local_experts);
+  return Layout(layout.world, parallel, small_model().experts());
 }
 
 struct Rank {
@@ -54,16 +55,14 @@ struct Rank {
              [](const AxisGroup& group, const std::string& axis) {
                return std::make_unique<FakeCommunicator>(axis, group.index, group.size());
              }),
-        model(small_model(), axes, {at::kFloat, at::kFloat, at::kCPU}) {
+        model(small_model(), axes, {.optimizer_state = {"exp_avg", "exp_avg_sq"}}) {
     model.allocate_parameters();
     model.allocate_training_state();
   }
   std::vector<TensorSlice> slices(ParallelModel::Replicas replicas) {
     std::vector<TensorSlice> all;
-    for (const auto& [quantity, kind] : {std::pair{ParallelModel::Quantity::parameter, kind_parameter},
-                                         {ParallelModel::Quantity::exp_avg, kind_exp_avg},
-                                         {ParallelModel::Quantity::exp_avg_sq, kind_exp_avg_sq}}) {
-      for (TensorSlice& slice : model.slices(quantity, replicas)) {
+    for (const std::string& kind : model.kept()) {
+      for (TensorSlice& slice : model.slices(kind, replicas)) {
         slice.name = state_tensor_name(kind, slice.name);
         all.push_back(std::move(slice));
       }

@@ -187,7 +187,7 @@ TEST(JobRefusal, two_names_that_disagree) {
 
 TEST(JobRefusal, missing) {
   EXPECT_EQ(refusal_of_job("run: {output_dir: a}\n", {}, ""),
-            "model.config is missing, and every job needs it: a Hugging Face config.json of a Mixtral, or its folder.\n"
+            "model.config is missing, and every job needs it: a Hugging Face config.json, or its folder.\n"
             "       Add it to the section model, or give --set model.config=...   (job.yaml)");
   EXPECT_EQ(
       refusal_of_job("model: {config: a}\nrun: {output_dir: null}\n", {}, ""),
@@ -235,7 +235,7 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
   EXPECT_EQ(
       refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
       "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
-      "       Give init_from a Mixtral's folder, or upcycle_from a dense model's.   (--set model.upcycle_from=b)");
+      "       Give init_from a folder of the same model, or upcycle_from one of a dense model.   (--set model.upcycle_from=b)");
   EXPECT_EQ(refusal_of_overrides({"model.upcycle_noise=0.1"}),
             "model.upcycle_noise is 0.1, but there is no model.upcycle_from, and without it nothing uses it.\n"
             "       Give model.upcycle_from, or set model.upcycle_noise to 0.   (--set model.upcycle_noise=0.1)");
@@ -325,20 +325,6 @@ TEST(JobRefusal, overrides_that_are_none) {
   EXPECT_EQ(refusal_of_overrides({"run.name=[a"}),
             "the value of run.name is not valid YAML: end of sequence flow not found.\n"
             "       Put text with special characters into quotes.   (--set run.name=[a)");
-}
-
-TEST(ValidateJob, sees_what_was_set_in_code) {
-  EXPECT_EQ(refusal_of([] { validate_job(Job()); }), "accepted");
-  Job job;
-  job.optimizer.lr = -1;
-  job.run.deterministic = false;
-  EXPECT_EQ(
-      refusal_of([&] { validate_job(job); }),
-      "run.deterministic is false, which is not supported in this version (every path of it is deterministic); use "
-      "true.\nerror: optimizer.lr is -1.0, but it must be more than 0.");
-  Job other;
-  other.schedule.warmup_steps = 2000;
-  EXPECT_NE(refusal_of([&] { validate_job(other); }), "accepted");
 }
 
 // Oracle: micro-steps x sequences of one micro-step = global batch, multiplied out.

@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include "mixtral_shape.h"
+
 namespace conclave {
 namespace {
 
-const ModelConfig mixtral_8x7b;  // the defaults are its shape
+const MixtralShape mixtral_8x7b;  // the defaults are its shape
 
 // Oracle: twice the weights a token meets, counted from the checkpoint's tensors ("12.9 B active parameters", the
 // model's publication, includes the 131 M of the embedding and the norms, which multiply nothing).
@@ -28,7 +30,7 @@ TEST(Flops, of_training_equal_palms_formula) {
 }
 
 TEST(Flops, count_the_chosen_experts_and_the_window_alone) {
-  ModelConfig config = mixtral_8x7b;
+  MixtralShape config = mixtral_8x7b;
   config.num_local_experts = 64;
   EXPECT_EQ(forward_flops_per_token(config, 2048).experts, forward_flops_per_token(mixtral_8x7b, 2048).experts);
   config = mixtral_8x7b;
@@ -37,6 +39,18 @@ TEST(Flops, count_the_chosen_experts_and_the_window_alone) {
             forward_flops_per_token(mixtral_8x7b, 1024).attention_scores);
   EXPECT_EQ(forward_flops_per_token(config, 512).attention_scores,
             forward_flops_per_token(mixtral_8x7b, 512).attention_scores);
+}
+
+// Oracle: by hand, from the shapes of the products.
+TEST(Flops, follow_from_each_layer_s_own_blocks) {
+  ModelConfig config = MixtralShape{.hidden_size = 64, .num_hidden_layers = 3, .num_attention_heads = 4};
+  config.layers[0].mlp = DenseMlpConfig{200};
+  config.layers[1].attention.sliding_window = 16;
+  const ForwardFlops flops = forward_flops_per_token(config, 100);
+  EXPECT_EQ(flops.dense_mlps, 3 * 2 * 64 * 200);
+  EXPECT_EQ(flops.router, 2 * 2 * 64 * 8);
+  EXPECT_EQ(flops.experts, 2 * 2 * 3 * 2 * 64 * 14336);
+  EXPECT_EQ(flops.attention_scores, (2 * 100 + 16) * 2 * 2 * 4 * 128);
 }
 
 TEST(Flops, utilization_is_unknown_without_a_peak) {

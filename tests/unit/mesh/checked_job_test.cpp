@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "base/error.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -13,7 +14,7 @@ CheckedJob job_with(const MoeConfig& moe, int64_t expert_degree) {
   Job job;
   job.moe = moe;
   job.parallel.expert_parallel_degree = expert_degree;
-  return check_job(job, ModelConfig(), 16);
+  return check_job(job, MixtralShape(), 16);
 }
 
 MoeConfig chosen(const MoeConfig& moe, int64_t expert_degree, int64_t ranks_per_host) {
@@ -87,16 +88,16 @@ TEST(AuxLossLayers, are_those_that_a_published_model_was_trained_with) {
     Job job;
     job.model = source;
     job.moe = moe;
-    return check_job(job, ModelConfig(), 1).job.moe.aux_loss_layers;
+    return check_job(job, MixtralShape(), 1).job.moe.aux_loss_layers;
   };
   ModelSource published, dense;
   published.init_from = "mixtral";
   dense.upcycle_from = "mistral";
-  EXPECT_EQ(layers(ModelSource(), {}), AuxLossRows::each);
-  EXPECT_EQ(layers(published, {}), AuxLossRows::together);
-  EXPECT_EQ(layers(dense, {}), AuxLossRows::each) << "a dense model has no such loss";
-  EXPECT_EQ(layers(published, {.aux_loss_layers = AuxLossRows::each}), AuxLossRows::each);
-  EXPECT_EQ(layers(ModelSource(), {.aux_loss_layers = AuxLossRows::together}), AuxLossRows::together);
+  EXPECT_EQ(layers(ModelSource(), {}), AuxLossLayers::each);
+  EXPECT_EQ(layers(published, {}), AuxLossLayers::together);
+  EXPECT_EQ(layers(dense, {}), AuxLossLayers::each) << "a dense model has no such loss";
+  EXPECT_EQ(layers(published, {.aux_loss_layers = AuxLossLayers::each}), AuxLossLayers::each);
+  EXPECT_EQ(layers(ModelSource(), {.aux_loss_layers = AuxLossLayers::together}), AuxLossLayers::together);
   EXPECT_EQ(layers(ModelSource(), {.moe_load_balancing = LoadBalancing::bias}), std::nullopt)
       << "there is no such loss";
 }
@@ -104,7 +105,7 @@ TEST(AuxLossLayers, are_those_that_a_published_model_was_trained_with) {
 TEST(Fp8Experts, want_whole_blocks_in_both_dims_of_the_model) {
   Job job;
   job.precision.experts = ExpertPrecision::fp8;
-  ModelConfig model;
+  MixtralShape model;
   EXPECT_NO_THROW(check_job(job, model, 1));
   model.intermediate_size = 14336 + 64;
   EXPECT_THAT([&] { check_job(job, model, 1); },

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "planner/layout_search.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -21,7 +22,7 @@ CheckedJob reference_job() {
   job.memory.activation_checkpointing = ActivationCheckpointing::full;
   job.precision.compute = Precision::bf16;
   job.moe.overload = OverloadPolicy::none;  // no expert is lent
-  return check_job(job, ModelConfig(), 64);
+  return check_job(job, MixtralShape(), 64);
 }
 
 // No products are grouped there: more rows need more memory.
@@ -85,7 +86,7 @@ TEST(Plan, imbalance_loads_the_busiest_rank_alone) {
   // Without expert parallelism each rank computes its own tokens, however they are routed.
   Job job = reference_job().job;
   job.parallel.expert_parallel_degree = 1;
-  EXPECT_EQ(make_plan(check_job(job, ModelConfig(), 64), "h100-80", device, 1.5).classes.size(), 1u);
+  EXPECT_EQ(make_plan(check_job(job, MixtralShape(), 64), "h100-80", device, 1.5).classes.size(), 1u);
 }
 
 // Oracle: what ATen's backward pass of flash attention allocates (mha_bwd of its flash_api.cpp), by hand, beside the
@@ -115,7 +116,7 @@ TEST(Plan, ranks_whose_products_are_grouped_may_need_more_than_busier_ones) {
   job.parallel.expert_parallel_degree = 8;
   job.precision.compute = Precision::bf16;
   job.memory.activation_checkpointing = ActivationCheckpointing::full;
-  ModelConfig model;
+  MixtralShape model;
   model.num_local_experts = 64;
   model.num_experts_per_tok = 8;
   model.hidden_size = 2048;
@@ -153,7 +154,7 @@ TEST(Plan, overload_policies_bound_the_worst_routing) {
 // Expert groups of 16 ranks span hosts of 8.
 TEST(Plan, rows_travel_beside_the_experts_where_groups_span_hosts) {
   const DeviceDescription device = read_device("h100-80");
-  ModelConfig model;
+  MixtralShape model;
   model.num_local_experts = 16;
   Job job = reference_job().job;
   job.parallel.expert_parallel_degree = 16;
@@ -228,7 +229,7 @@ TEST(Search, names_degrees_that_do_not_suit) {
   Job job = reference_job().job;
   job.parallel.expert_parallel_degree = 1;
   job.parallel.hybrid_shard_degree = 0;
-  const LayoutSearch search = search_layouts(check_job(job, ModelConfig(), 6), read_device("h200-141"), 1.0);
+  const LayoutSearch search = search_layouts(check_job(job, MixtralShape(), 6), read_device("h200-141"), 1.0);
   bool found = false;
   for (const std::string& reason : search.refused)
     found = found || reason.find("6 ranks cannot be divided into groups of 4") != std::string::npos;

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "config/model_flops.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -17,7 +18,7 @@ CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1
   job.parallel.expert_parallel_degree = expert;
   job.parallel.prefetch_units = prefetch;
   job.precision.compute = Precision::fp32;
-  ModelConfig model;
+  MixtralShape model;
   model.num_hidden_layers = layers;
   return check_job(job, model, world);
 }

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "unit/checkpoint/thread_world.h"
+#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {
@@ -19,7 +20,7 @@ using testing::IsEmpty;
 using testing::Not;
 
 ModelConfig small_model() {
-  ModelConfig model;
+  MixtralShape model;
   model.vocab_size = 64;
   model.hidden_size = 32;
   model.intermediate_size = 48;

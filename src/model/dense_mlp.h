@@ -1,0 +1,36 @@
+// A SwiGLU that every token goes through: to the experts' passes (moe/experts.h) it is one expert, whose rows are all
+// tokens, each with a weight of 1.
+#pragma once
+
+#include "config/model_config.h"
+#include "model/unit_tensors.h"
+#include "moe/experts.h"
+
+namespace conclave {
+
+// Between forward and backward.
+struct DenseMlpState {
+  at::Tensor gate_up_TJ;  // the pre-activation; undefined: it is computed again
+};
+
+class DenseMlp {
+ public:
+  // Parameters are called `name`.gate_up, `name`.down.
+  static void declare(const ModelConfig& config, int64_t intermediate, const std::string& name, UnitDeclaration& unit);
+  DenseMlp(const std::string& name, const UnitDeclaration& unit);
+
+  // residual [T,H] + what the MLP makes of a normalized input.
+  at::Tensor forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
+                     PreActivation pre_activation, DenseMlpState& state) const;
+  // grad [T,H] with respect to the output; returns the gradient with respect to the normalized input, in its memory.
+  at::Tensor backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
+                      at::Tensor normed_TH, DenseMlpState state) const;
+
+ private:
+  ExpertWeights as_expert(const UnitWeights& weights) const;
+
+  ParameterSlot gate_up_JH_;  // J = 2 I
+  ParameterSlot down_HI_;
+};
+
+}  // namespace conclave

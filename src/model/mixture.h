@@ -1,0 +1,91 @@
+// A mixture of experts: a router chooses some of them for each token, whose outputs are weighed and added up.
+#pragma once
+
+#include <functional>
+
+#include "config/job.h"
+#include "config/model_config.h"
+#include "kernels/router.h"
+#include "model/micro_batch.h"
+#include "model/unit_tensors.h"
+#include "moe/capacity.h"
+#include "moe/expert_selection.h"
+#include "moe/routed_experts.h"
+
+namespace conclave {
+
+// Between forward and backward. Of the routing, a policy that keeps nothing else keeps the choices: a few bytes a
+// token, and what asks other ranks (balancing rules, capacity) asks once. The experts' pre-activation is in the parts.
+struct MixtureState {
+  Routing routing;
+  at::Tensor dispatched_choice_TK;  // the routing's choices, or with a capacity those that are not dropped
+  RoutedExperts::Parts parts;
+
+  MixtureState choices_alone() const;
+};
+
+// What the balancing losses add to the gradient of a layer's router, their coefficients included (moe/balancing.h).
+struct RouterLossGradient {
+  at::Tensor probability_E;  // fp32
+  double logsumexp_square = 0;
+};
+
+// What is the same for all mixtures of a run. The references outlive them.
+struct MixtureOptions {
+  ExpertSelection& selection;
+  const ExpertCapacity* capacity = nullptr;  // null: no token is ever dropped
+  RoutedExperts& experts;
+  RouterPrecision router = RouterPrecision::fp32;
+  double jitter_noise = 0;  // of what router and experts see, in training only
+  uint64_t seed = 0;
+  const AssumedChoices* assumed = nullptr;  // on paper, where nobody chooses
+};
+
+enum class Mode { training, evaluation };  // evaluation: without jitter, and no token is dropped
+
+class Mixture {
+ public:
+  // The normalized input, made anew at each call, to the same bits.
+  using Input = std::function<at::Tensor()>;
+
+  // Parameters are called `layer`.router, `layer`.experts.gate_up, `layer`.experts.down.
+  static void declare(const ModelConfig& config, const MixtureConfig& mixture, const std::string& layer,
+                      UnitDeclaration& unit);
+  // `place`: of the layer among all, and of the mixture among the mixtures.
+  struct Place {
+    int64_t layer = 0;
+    int64_t mixture = 0;
+  };
+  Mixture(const Place& place, const UnitDeclaration& unit, const MixtureOptions& options);
+
+  // residual [T,H] + the experts' outputs.
+  at::Tensor forward(Mode mode, const UnitWeights& weights, at::Tensor normed_TH, const at::Tensor& residual_TH,
+                     const MicroBatch& batch, PreActivation pre_activation, MixtureState& state) const;
+  RoutingStatistics statistics(const MixtureState& state) const;
+  // grad [T,H] with respect to the output; returns the gradient with respect to the normalized input.
+  at::Tensor backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
+                      const Input& input, const MicroBatch& batch, const RouterLossGradient& router_loss,
+                      MixtureState state) const;
+
+ private:
+  // The operands of the router's products: rounded to the compute dtype already, so that fp32 only keeps from rounding
+  // what they give.
+  at::Tensor in_router_precision(const at::Tensor& operand) const;
+  at::Tensor router_logits(const at::Tensor& normed_TH, const at::Tensor& router_EH) const;
+  // Adds the input's gradient to grad_TH.
+  void router_backward(const at::Tensor& grad_logits_TE, const at::Tensor& input_TH, const at::Tensor& router_EH,
+                       const Gradient& gradient_EH, at::Tensor grad_TH) const;
+  void compute_routing(Mode mode, const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                       MixtureState& state) const;
+  Choices choices_of(const MixtureState& state) const;
+  void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
+  ExpertWeights expert_weights(const UnitWeights& weights) const;
+
+  Place place_;
+  MixtureOptions options_;
+  ParameterSlot router_EH_;
+  ParameterSlot gate_up_LJH_;  // J = 2 I
+  ParameterSlot down_LHI_;
+};
+
+}  // namespace conclave
