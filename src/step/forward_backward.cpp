@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "device/device.h"
+#include "model/rotary_options.h"
 
 namespace conclave {
 namespace {
@@ -86,9 +87,7 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
   if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
-  const RotaryConfig& config = model_.config().rotary;
-  const RotaryOptions options{.dims = config.dims, .theta = config.theta};
-  rotary_ = rotary_table(batch.sequence, options, model_.options().device);
+  rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
