@@ -64,6 +64,7 @@ void add_eval(CLI::App& app, int& exit_code) {
       const CheckpointValues values = load_from(job, options->source);
       const auto stream = open_validation(job);
       ForwardBackward forward_backward(job.model(), job.job(), {});
+      forward_backward.take_parameters();
       restore(forward_backward.selection(), values);
       const EvaluationResult result = evaluate(job, forward_backward, stream, 0);
       if (!job.is_first()) return;

@@ -64,6 +64,13 @@ at::Tensor whole_of_parts(Communicator& world, int64_t numel, at::Device device,
   return whole.to(at::kCPU);
 }
 
+bool is_trained(const ParallelModel& model, const std::string& parameter) {
+  for (const UnitDeclaration& unit : model.declarations())
+    for (const ParameterDeclaration& declared : unit.parameters)
+      if (declared.name == parameter) return declared.trained;
+  return false;
+}
+
 }  // namespace
 
 void trace(ParallelJob& job, const TraceRequest& request) {
@@ -75,6 +82,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   const double aux_coefficient = job.aux_coefficient();
   ForwardBackward forward_backward(model, job.job(), {aux_coefficient, job.job().moe.moe_z_loss_coeff});
 
+  forward_backward.take_parameters();
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
   const int64_t vocabulary = job.model_config().vocab_size;
@@ -97,6 +105,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
     const std::vector<TensorSlice> slices =
         model.slices(ParallelModel::Quantity::gradient, ParallelModel::Replicas::once);
     for (const DiskNames& names : disk_names(job.model_config())) {
+      if (!is_trained(model, names.parameter)) continue;
       int64_t numel = 1;
       for (int64_t size : names.shape) numel *= size;
       const at::Tensor whole = whole_of_parts(world, numel, job.device(), [&](at::Tensor& gradient) {
