@@ -33,6 +33,14 @@ class LayerNaming {
     if (part == "attention.qkv") return name_qkv(names);
     if (part == "mlp.gate_up") return name_halves(names, "mlp.gate_proj.weight", "mlp.up_proj.weight");
     if (part == "router") return name_router(names);
+    if (part == "router_bias") return add(names, mixture_.router + ".bias", names.shape);
+    if (part == "selection_bias") return add(names, mixture_.router + ".e_score_correction_bias", names.shape);
+    if (part == "experts.gate_up_bias") return add(names, mixture_.experts + ".gate_up_proj_bias", names.shape);
+    if (part == "experts.down_bias") return add(names, mixture_.experts + ".down_proj_bias", names.shape);
+    if (part == "shared.gate_up")
+      return name_halves(names, mixture_.shared + ".gate_proj.weight", mixture_.shared + ".up_proj.weight");
+    if (part == "shared.down") return add(names, mixture_.shared + ".down_proj.weight", names.shape);
+    if (part == "shared.gate") return add(names, mixture_.shared_gate + ".weight", names.shape);
     if (part == "experts.gate_up") return name_gate_up(names);
     if (part == "experts.down") return name_down(names);
     check_invariant(false, "{} has no name on disk", names.parameter);
@@ -62,6 +70,7 @@ class LayerNaming {
     add_alternative(names, "mlp.gate.weight");
   }
   void name_gate_up(DiskNames& names) const {
+    if (mixture_.fused) return add(names, mixture_.experts + ".gate_up_proj", names.shape);
     const std::vector<int64_t> matrix = {layer_.mixture()->intermediate, hidden_};
     for (int64_t expert = 0; expert < layer_.mixture()->experts; ++expert) {
       add(names, fmt::format("{}.{}.{}.weight", mixture_.experts, expert, mixture_.gate), matrix);
@@ -70,6 +79,7 @@ class LayerNaming {
     add_alternative(names, "mlp.experts.gate_up_proj");
   }
   void name_down(DiskNames& names) const {
+    if (mixture_.fused) return add(names, mixture_.experts + ".down_proj", names.shape);
     const std::vector<int64_t> matrix = {hidden_, layer_.mixture()->intermediate};
     for (int64_t expert = 0; expert < layer_.mixture()->experts; ++expert)
       add(names, fmt::format("{}.{}.{}.weight", mixture_.experts, expert, mixture_.down), matrix);

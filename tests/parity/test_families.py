@@ -129,8 +129,9 @@ def tokens_of(vocabulary: int) -> torch.Tensor:
 
 def train_with_transformers(model, tokens: torch.Tensor) -> list[tuple[float, float]]:
     """Trains `model` in place; the loss and the gradient norm of each step."""
-    decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    decays = {name: parameter.dim() > 1 and not name.endswith("_bias") for name, parameter in model.named_parameters()}  # experts' biases are matrices
+    decaying = [parameter for name, parameter in model.named_parameters() if decays[name]]
+    others = [parameter for name, parameter in model.named_parameters() if not decays[name]]
     optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=RATE, betas=(0.9, 0.95),
                                   eps=1e-8)
     order = SampleOrder((len(tokens) - 1) // SEQUENCE, SEED)
