@@ -124,28 +124,4 @@ std::vector<DiskNames> parameter_names(const ModelConfig& config, const MixtureN
   return all;
 }
 
-std::vector<DiskNames> dense_source_names(const ModelConfig& config) {
-  std::vector<DiskNames> names = disk_names(config);
-  std::erase_if(names, [](const DiskNames& each) { return each.parameter.ends_with(".router"); });
-  for (DiskNames& each : names) {
-    const size_t experts = each.parameter.find(".experts.");
-    if (experts == std::string::npos) continue;
-    const std::string mlp = fmt::format("model.{}.mlp", each.parameter.substr(0, experts));
-    const int64_t intermediate = config.mixture()->intermediate;
-    const std::vector<int64_t> up = {intermediate, config.hidden_size};
-    const std::vector<int64_t> down = {config.hidden_size, intermediate};
-    each.parts.clear();
-    each.alternative.clear();
-    for (int64_t expert = 0; expert < config.experts(); ++expert) {
-      if (each.parameter.ends_with(".down")) {
-        each.parts.push_back({mlp + ".down_proj.weight", down});
-      } else {
-        each.parts.push_back({mlp + ".gate_proj.weight", up});
-        each.parts.push_back({mlp + ".up_proj.weight", up});
-      }
-    }
-  }
-  return names;
-}
-
 }  // namespace conclave

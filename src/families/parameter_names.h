@@ -26,7 +26,4 @@ struct MixtureNames {
 // Of every parameter that the model's blocks declare, in that order.
 std::vector<DiskNames> parameter_names(const ModelConfig& config, const MixtureNames& mixture);
 
-// Where the parameters, all but the routers, lie in the files of a dense model: every expert is its layer's one MLP.
-std::vector<DiskNames> dense_source_names(const ModelConfig& config);
-
 }  // namespace conclave

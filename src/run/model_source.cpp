@@ -49,7 +49,7 @@ void check_model_source(const CheckedJob& job) {
   const std::filesystem::path* folder = folder_of(source);
   if (folder == nullptr || goes_on_from_a_checkpoint(job.job)) return;
   const ModelConfig stored = with_vocabulary(job.model, check_source_config(source, job.model));
-  const std::vector<DiskNames> names = source.init_from ? disk_names(stored) : dense_source_names(stored);
+  const std::vector<DiskNames> names = disk_names(source.init_from ? stored : read_model_config(*folder));
   const HuggingFaceReader reader(*folder, names, left_out_weights(stored));
   check_tokenizer(*folder, job.model.vocab_size);
 }
