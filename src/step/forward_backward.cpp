@@ -147,7 +147,8 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
   if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
   const RotaryConfig& config = model_.config().rotary;
-  rotary_ = rotary_table(batch.sequence, config.dims, config.theta, model_.options().device);
+  const RotaryOptions options{.dims = config.dims, .theta = config.theta};
+  rotary_ = rotary_table(batch.sequence, options, model_.options().device);
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
