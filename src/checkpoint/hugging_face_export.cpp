@@ -25,6 +25,10 @@ bool is_written_by_an_export(std::string_view file) {
          file == generation_config_file_name || is_tokenizer_file(file);
 }
 
+StoredDtype dtype_of(const DiskTensor& tensor, StoredDtype of_others) {
+  return tensor.in_fp32 ? StoredDtype::F32 : of_others;
+}
+
 }  // namespace
 
 std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> names, StoredDtype dtype,
@@ -34,7 +38,8 @@ std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> name
   uint64_t current_bytes = 0;
   for (const DiskNames& parameter : names) {
     for (const DiskTensor& part : parameter.parts) {
-      const uint64_t bytes = static_cast<uint64_t>(checked_numel(part.shape).value()) * bits_of(dtype) / 8;
+      const uint64_t bytes =
+          static_cast<uint64_t>(checked_numel(part.shape).value()) * bits_of(dtype_of(part, dtype)) / 8;
       if (bytes > max_shard_bytes) {
         shards.push_back({part});
         continue;
@@ -87,7 +92,7 @@ void HuggingFaceExport::plan(std::span<const DiskNames> names) {
                                              : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size()));
     std::vector<SafetensorsHeader::Entry> entries;
     for (const DiskTensor& tensor : shards[i]) {
-      entries.push_back({tensor.name, dtype, tensor.shape});
+      entries.push_back({tensor.name, dtype_of(tensor, dtype), tensor.shape});
       check_invariant(file_of_tensor_.emplace(tensor.name, i).second, "tensor {} is listed once", tensor.name);
     }
     headers_.push_back(SafetensorsHeader::plan(std::move(entries)));
