@@ -23,7 +23,6 @@ struct TensorSlice {
 struct DiskTensor {
   std::string name;
   std::vector<int64_t> shape;
-  bool in_fp32 = false;  // exported in fp32, whatever the other tensors are
 };
 
 // A parameter as Hugging Face files hold it: `parts`' row-major concatenation is the parameter. Mixtral's gate_up_proj

@@ -34,11 +34,7 @@ class LayerNaming {
     if (part == "mlp.gate_up") return name_halves(names, "mlp.gate_proj.weight", "mlp.up_proj.weight");
     if (part == "router") return name_router(names);
     if (part == "router_bias") return add(names, mixture_.router + ".bias", names.shape);
-    if (part == "selection_bias") {
-      add(names, mixture_.router + ".e_score_correction_bias", names.shape);
-      names.parts.back().in_fp32 = true;  // as Transformers keeps it: steps of a thousandth must not be rounded away
-      return;
-    }
+    if (part == "selection_bias") return add(names, mixture_.router + ".e_score_correction_bias", names.shape);
     if (part == "experts.gate_up_bias") return add(names, mixture_.experts + ".gate_up_proj_bias", names.shape);
     if (part == "experts.down_bias") return add(names, mixture_.experts + ".down_proj_bias", names.shape);
     if (part == "shared.gate_up")
