@@ -227,6 +227,28 @@ def test_recomputation_changes_no_bit(trained, keys, tmp_path):
     assert numbers(job.metrics()) == numbers(trained.metrics)
 
 
+@pytest.mark.parametrize("ranks, keys", [(1, {"parallel.expert_parallel_degree": 1, "data.micro_batch_size": ROWS}), (2, {})], ids=["1 rank", "2 ranks"])
+def test_the_bias_rule_moves_the_models_own_bias(trained, ranks, keys, tmp_path):
+    """By its rate in each step, up or down, and an export carries it; a resumed run goes on with it."""
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    initial = on_disk(trained.job.folder.parent / "initial")
+    if name not in initial:
+        pytest.skip("a family without a selection bias")
+    rate = 0.01
+    rule = {"moe.moe_load_balancing": "bias", "moe.bias_update_rate": rate, **keys}
+    job = variant(trained, tmp_path, rule)
+    job.must_run(ranks)
+    moved = on_disk(job.must_export(tmp_path / "exported"))[name]
+    steps = (moved - initial[name]) / rate
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and 0 < steps.abs().max() <= STEPS
+    assert not torch.equal(on_disk(trained.job.must_export(tmp_path / "fixed"))[name], moved)
+    checkpoint = str(job.output / "checkpoints" / f"step-{STEPS // 2:08d}")
+    resumed = variant(trained, tmp_path / "resumed", {**rule, "checkpoint.resume": checkpoint})
+    resumed.must_run(ranks)
+    assert numbers(resumed.metrics()) == numbers(job.metrics())[STEPS // 2 :]
+    assert torch.equal(on_disk(resumed.must_export(tmp_path / "resumed-export"))[name], moved)
+
+
 def object_in(ended) -> dict:
     """What a command printed with --json."""
     return json.loads(ended.text[ended.text.index("{") : ended.text.rindex("}") + 1])
