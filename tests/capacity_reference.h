@@ -15,7 +15,7 @@ inline at::Tensor apply_capacity(const at::Tensor& expert_of_choice_TK, const at
   at::Tensor kept = at::full({tokens * top_k}, -1, at::kInt);
   for (int64_t expert = 0; expert < experts; ++expert) {
     at::Tensor choice = expert_of_choice_TK.flatten().eq(expert).nonzero().flatten();
-    if (options.kept == KeptChoices::most_probable) {
+    if (options.policy == DropPolicy::probability) {
       const at::Tensor order = std::get<1>(
           at::sort(score_TK.flatten().index_select(0, choice), /*stable=*/true, /*dim=*/0, /*descending=*/true));
       choice = choice.index_select(0, order);

@@ -12,8 +12,8 @@
 #include <optional>
 
 #include "base/error.h"
-#include "comm/device.h"
 #include "comm/local_communicator.h"
+#include "device/cuda_plugin.h"
 #include "kernels/kernels.h"
 #include "kernels/linear.h"
 #include "kernels/product.h"
@@ -141,9 +141,8 @@ nlohmann::ordered_json measure(const Options& o) {
   const Layer layer(o);
   LocalCommunicator alone("expert");
   StepClock clock(0);
-  const auto dispatcher = make_dispatcher(alone, o.experts, clock);
-  const RoutedExperts experts(*dispatcher, alone, o.experts,
-                              {.products = o.fp8 ? ExpertProducts::fp8 : ExpertProducts::compute}, clock);
+  const RoutedExperts experts(alone, o.experts, {.products = o.fp8 ? ExpertPrecision::fp8 : ExpertPrecision::compute},
+                              clock);
   const int64_t rows = o.tokens * o.choices / o.experts, all = rows * o.experts;
   const at::Tensor row_RH = normal({all, o.hidden}, layer.options);
   const at::Tensor gate_up_RJ = at::empty({all, 2 * o.intermediate}, layer.options);

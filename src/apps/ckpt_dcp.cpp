@@ -21,6 +21,7 @@
 #include "config/job_file.h"
 #include "families/family.h"
 #include "model/parameters.h"
+#include "optim/adamw.h"
 #include "optim/learning_rate.h"
 #include "run/run_folder.h"
 
@@ -140,7 +141,7 @@ std::map<std::string, StoredDtype> check_offer(const json& offered, const std::v
 int64_t updates_of(const json& steps, const DcpPlaces& places, const std::vector<DcpTensor>& tensors,
                    const std::string& folder) {
   std::optional<double> updates;
-  const std::string moment = fmt::format(".{}", kind_exp_avg);
+  const std::string moment = fmt::format(".{}", AdamW::exp_avg);
   for (const DcpTensor& tensor : tensors) {
     const std::string name = tensor.name();
     if (!places.optimizer || !name.starts_with(*places.optimizer) || !name.ends_with(moment)) continue;
@@ -220,7 +221,7 @@ void from_dcp(const std::filesystem::path& from, const std::optional<std::filesy
 
   std::vector<SafetensorsHeader::Entry> entries;
   json order = json::array();
-  for (std::string_view kind : {kind_parameter, kind_exp_avg, kind_exp_avg_sq}) {
+  for (std::string_view kind : {kind_parameter, AdamW::exp_avg, AdamW::exp_avg_sq}) {
     for (const DiskNames& parameter : in.names) {
       const std::string name = state_tensor_name(kind, parameter.parameter);
       const auto dtype = dtypes.find(name);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "checkpoint/checkpoint_rewrite.h"
 #include "families/family.h"
+#include "optim/adamw.h"
 #include "run/checkpoint_values.h"
 #include "run/export_options.h"
 #include "run/run_export.h"
@@ -80,9 +81,10 @@ void add_ckpt_import(CLI::App& ckpt) {
   command->callback([options] {
     const ModelConfig model = read_model_config(options->hugging_face);
     const std::vector<DiskNames> names = disk_names(model);
-    const uint64_t bytes = bytes_of_import(names);
+    const std::vector<std::string> moments = AdamW(OptimizerConfig()).state();
+    const uint64_t bytes = bytes_of_import(names, moments);
     options->output.write("import", bytes, [&](const BytesDone& done) {
-      import_hugging_face(options->hugging_face, names, state_of_imported(model), options->output.output,
+      import_hugging_face(options->hugging_face, names, moments, state_of_imported(model), options->output.output,
                           options->output.when_there(), done);
     });
   });

@@ -15,6 +15,7 @@
 #include "comm/mpi_process.h"
 #include "comm/process.h"
 #include "config/job_difference.h"
+#include "device/choose_device.h"
 #include "device/device.h"
 #include "memory/memory_category.h"
 #include "run/job_and_model.h"

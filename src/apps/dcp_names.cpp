@@ -4,11 +4,12 @@
 
 #include "base/error.h"
 #include "checkpoint/checkpoint_state.h"
+#include "optim/adamw.h"
 
 namespace conclave {
 namespace {
 
-constexpr std::string_view moments[] = {kind_exp_avg, kind_exp_avg_sq};
+constexpr std::string_view moments[] = {AdamW::exp_avg, AdamW::exp_avg_sq};
 constexpr std::string_view final_norm = "model.norm.weight";  // each model has it once, whatever its size
 
 // The names of Transformers 5 in memory: experts fused. A tied embedding's alternative is the head's name, which
@@ -66,7 +67,7 @@ DcpPlaces find_places(const nlohmann::json& offered, const std::string& folder) 
     user_error(
         "{} has no tensor whose name ends with \"{}\", so it holds no model of Transformers that this version trains.",
         folder, final_norm);
-  return {*model, prefix_of(offered, fmt::format("{}.{}", final_norm, kind_exp_avg), folder)};
+  return {*model, prefix_of(offered, fmt::format("{}.{}", final_norm, AdamW::exp_avg), folder)};
 }
 
 std::vector<DcpTensor> dcp_tensors_at(const DcpPlaces& places, const std::vector<DiskNames>& names,

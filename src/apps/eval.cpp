@@ -63,7 +63,7 @@ void add_eval(CLI::App& app, int& exit_code) {
     exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
       const CheckpointValues values = load_from(job, options->source);
       const auto stream = open_validation(job);
-      ForwardBackward forward_backward(job.model(), job.job(), {});
+      ForwardBackward forward_backward(job.model(), job.settings());
       forward_backward.take_parameters();
       restore(forward_backward.selection(), values);
       const EvaluationResult result = evaluate(job, forward_backward, stream, 0);

@@ -4,10 +4,10 @@
 
 #include <map>
 
-#include "base/balance_message.h"
-#include "base/row_message.h"
 #include "benchmarks/stopwatch.h"
+#include "kernels/row_message.h"
 #include "mesh/collective_bytes.h"
+#include "moe/balance_message.h"
 
 namespace conclave {
 namespace {

@@ -6,13 +6,12 @@
 
 #include "benchmarks/stopwatch.h"
 #include "kernels/product.h"
+#include "optim/optimizer.h"
 
 namespace conclave {
 namespace {
 
 constexpr int64_t copied_bytes = int64_t{256} << 20;
-// AdamW reads parameter, two moments and gradient, and writes all but the gradient; fp32.
-constexpr double bytes_of_adamw = 28;
 
 // Keys that a query sees in the mean of a sequence.
 int64_t mean_keys(int64_t sequence, int64_t window) {
@@ -106,10 +105,11 @@ ProductTimes time_products(ParallelJob& job, int64_t repeats) {
   const at::Tensor from = at::zeros({copied_bytes}, at::device(job.device()).dtype(at::kByte));
   at::Tensor to = at::zeros_like(from);
   result.copy_rate = 2.0 * copied_bytes / stopwatch.median(repeats, [&](int64_t) { to.copy_(from); });
-  double elements = 0;
+  const int64_t bytes_per_element = make_optimizer_rule(job.settings().optimizer)->bytes_per_element();
+  int64_t elements = 0;
   for (const Unit* unit : job.model().units())
-    for (const FlatParameter& group : unit->groups()) elements += static_cast<double>(group.layout().shard_numel());
-  result.optimizer_bytes = job.max_over_world({bytes_of_adamw * elements})[0];
+    for (const FlatParameter& group : unit->groups()) elements += group.layout().shard_numel();
+  result.optimizer_bytes = job.max_over_world({static_cast<double>(bytes_per_element * elements)})[0];
   return result;
 }
 

@@ -16,23 +16,58 @@
 namespace conclave {
 namespace {
 
-// One step of one rank: its duration, then seconds and in_flight of every row (units, step, total) and phase.
-std::vector<double> numbers_of(double step_seconds, std::vector<StepClock::Times> times) {
-  StepClock::Times total;
-  for (const StepClock::Times& of_unit : times)
+// A single step.
+StepProfile profile_of(double step_seconds, std::vector<StepClock::Times> of_unit) {
+  StepProfile profile;
+  profile.step_seconds = profile.lowest_step_seconds = profile.highest_step_seconds = step_seconds;
+  for (const StepClock::Times& times : of_unit)
     for (size_t phase = 0; phase < phases; ++phase) {
-      total.seconds[phase] += of_unit.seconds[phase];
-      total.in_flight[phase] += of_unit.in_flight[phase];
+      profile.total.seconds[phase] += times.seconds[phase];
+      profile.total.in_flight[phase] += times.in_flight[phase];
     }
   double attributed = 0;
-  for (double seconds : total.seconds) attributed += seconds;
-  times.push_back(total);
-  std::vector<double> numbers = {step_seconds, step_seconds - attributed};
-  for (const StepClock::Times& row : times) {
-    numbers.insert(numbers.end(), row.seconds.begin(), row.seconds.end());
-    numbers.insert(numbers.end(), row.in_flight.begin(), row.in_flight.end());
-  }
+  for (double seconds : profile.total.seconds) attributed += seconds;
+  profile.unattributed_seconds = step_seconds - attributed;
+  profile.of_unit = std::move(of_unit);
+  return profile;
+}
+
+// Every number that is measured, always in the same order.
+template <class Visit>
+void for_each_number(StepProfile& profile, const Visit& visit) {
+  for (double* number : {&profile.step_seconds, &profile.lowest_step_seconds, &profile.highest_step_seconds,
+                         &profile.unattributed_seconds})
+    visit(*number);
+  const auto visit_times = [&](StepClock::Times& times) {
+    for (double& seconds : times.seconds) visit(seconds);
+    for (double& seconds : times.in_flight) visit(seconds);
+  };
+  for (StepClock::Times& times : profile.of_unit) visit_times(times);
+  visit_times(profile.total);
+}
+
+std::vector<double> numbers_of(StepProfile profile) {
+  std::vector<double> numbers;
+  for_each_number(profile, [&](double number) { numbers.push_back(number); });
   return numbers;
+}
+
+StepProfile medians_of(const std::vector<StepProfile>& steps) {
+  std::vector<std::vector<double>> numbers_of_step;
+  for (const StepProfile& step : steps) numbers_of_step.push_back(numbers_of(step));
+  StepProfile medians = steps.front();
+  size_t i = 0;
+  for_each_number(medians, [&](double& number) {
+    std::vector<double> values;
+    for (const std::vector<double>& numbers : numbers_of_step) values.push_back(numbers[i]);
+    number = median(values);
+    ++i;
+  });
+  for (const StepProfile& step : steps) {
+    medians.lowest_step_seconds = std::min(medians.lowest_step_seconds, step.step_seconds);
+    medians.highest_step_seconds = std::max(medians.highest_step_seconds, step.step_seconds);
+  }
+  return medians;
 }
 
 double waited(const StepClock::Times& times) {
@@ -42,28 +77,27 @@ double waited(const StepClock::Times& times) {
   return sum;
 }
 
-StepProfile profile_of(const double* numbers, size_t rows) {
-  StepProfile profile;
-  profile.step_seconds = numbers[0];
-  profile.unattributed_seconds = numbers[1];
-  profile.lowest_step_seconds = numbers[2];
-  profile.highest_step_seconds = numbers[3];
-  const double* next = numbers + 4;
-  for (size_t row = 0; row < rows; ++row) {
-    StepClock::Times times;
-    std::copy_n(next, phases, times.seconds.begin());
-    std::copy_n(next + phases, phases, times.in_flight.begin());
-    next += 2 * phases;
-    (row + 1 < rows ? profile.of_unit.emplace_back() : profile.total) = times;
+// The profile of the rank that waited the most, on all ranks. Collective.
+StepProfile slowest_of(ParallelJob& job, StepProfile own) {
+  const at::Tensor numbers = at::tensor(numbers_of(own), at::kDouble).to(job.device());
+  at::Tensor all = at::empty({job.world().size() * numbers.numel()}, numbers.options());
+  job.axes().world().all_gather(all, numbers).wait();
+  all = all.to(at::kCPU);
+  const double* next = all.const_data_ptr<double>();
+  StepProfile slowest;
+  for (int rank = 0; rank < job.world().size(); ++rank) {
+    for_each_number(own, [&](double& number) { number = *next++; });
+    own.rank = rank;
+    if (rank == 0 || waited(own.total) > waited(slowest.total)) slowest = own;
   }
-  return profile;
+  return slowest;
 }
 
 }  // namespace
 
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   const auto training = open_training(job);
-  ForwardBackward forward_backward(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff});
+  ForwardBackward forward_backward(job.model(), job.settings());
   job.model().allocate_parameters();
   job.model().allocate_training_state();
   start_parameters(job);
@@ -73,7 +107,7 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   TrainStep train_step(job, forward_backward);
   BatchLoader loader(training, {job.job().data.micro_batch_size, job.world().size(), job.rank()});
 
-  std::vector<std::vector<double>> of_step;
+  std::vector<StepProfile> of_step;
   int64_t allocations_before = 0;
   std::optional<int64_t> synchronizations;
   for (int64_t step = 1; step <= request.untimed + request.steps; ++step) {
@@ -92,34 +126,12 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     const bool measured = step > request.untimed;
     spdlog::info("step {} of {}{}: {:.3f} s", step, request.untimed + request.steps, measured ? "" : " (not measured)",
                  seconds);
-    if (measured) of_step.push_back(numbers_of(seconds, std::move(report.times)));
+    if (measured) of_step.push_back(profile_of(seconds, std::move(report.times)));
   }
 
   const auto fresh_allocations = static_cast<double>(memory_report().large_allocations - allocations_before);
 
-  const size_t rows = job.model().declarations().size() + 2;
-  std::vector<double> medians;
-  for (size_t i = 0; i < of_step.front().size(); ++i) {
-    std::vector<double> values;
-    for (const std::vector<double>& numbers : of_step) values.push_back(numbers[i]);
-    medians.push_back(median(values));
-    if (i == 1) {
-      const auto by_duration = [](const auto& a, const auto& b) { return a[0] < b[0]; };
-      medians.push_back((*std::min_element(of_step.begin(), of_step.end(), by_duration))[0]);
-      medians.push_back((*std::max_element(of_step.begin(), of_step.end(), by_duration))[0]);
-    }
-  }
-  const auto count = static_cast<int64_t>(medians.size());
-  const at::Tensor own = at::tensor(medians, at::kDouble).to(job.device());
-  at::Tensor all = at::empty({job.world().size() * count}, own.options());
-  job.axes().world().all_gather(all, own).wait();
-  all = all.to(at::kCPU);
-  StepProfile slowest;
-  for (int rank = 0; rank < job.world().size(); ++rank) {
-    StepProfile profile = profile_of(all.const_data_ptr<double>() + rank * count, rows);
-    profile.rank = rank;
-    if (rank == 0 || waited(profile.total) > waited(slowest.total)) slowest = std::move(profile);
-  }
+  StepProfile slowest = slowest_of(job, medians_of(of_step));
   slowest.kernels = request.kernels;
   slowest.fresh_allocations = static_cast<int64_t>(job.sum_over_world({fresh_allocations})[0]);
   slowest.synchronizations = synchronizations;

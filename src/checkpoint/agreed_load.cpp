@@ -6,8 +6,8 @@
 
 #include "base/log.h"
 #include "checkpoint/damaged_checkpoint.h"
-#include "checkpoint/texts.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/rank_texts.h"
+#include "checkpoint/together.h"
 
 namespace conclave {
 namespace {

@@ -15,9 +15,6 @@
 namespace conclave {
 namespace {
 
-// The optimizer's state that a checkpoint has beside each parameter.
-constexpr std::string_view moments[] = {kind_exp_avg, kind_exp_avg_sq};
-
 std::vector<SafetensorsHeader::Entry> entries_of(const Manifest& manifest) {
   std::vector<SafetensorsHeader::Entry> entries;
   for (const auto& [name, tensor] : manifest.tensors) entries.push_back({name, tensor.dtype, tensor.shape});
@@ -140,13 +137,13 @@ uint64_t bytes_of_export(std::span<const DiskNames> names, at::ScalarType dtype)
   return elements * c10::elementSize(dtype);
 }
 
-uint64_t bytes_of_import(std::span<const DiskNames> names) {
-  return bytes_of_export(names, at::kFloat) * (1 + std::size(moments));
+uint64_t bytes_of_import(std::span<const DiskNames> names, std::span<const std::string> zeros) {
+  return bytes_of_export(names, at::kFloat) * (1 + zeros.size());
 }
 
 void import_hugging_face(const std::filesystem::path& from, std::span<const DiskNames> names,
-                         const CheckpointState& state, const std::filesystem::path& to, Overwrite overwrite,
-                         const BytesDone& done) {
+                         std::span<const std::string> zeros, const CheckpointState& state,
+                         const std::filesystem::path& to, Overwrite overwrite, const BytesDone& done) {
   const HuggingFaceReader reader(from, names);
   std::vector<SafetensorsHeader::Entry> entries;
   const auto add_all = [&](std::string_view kind) {
@@ -154,7 +151,7 @@ void import_hugging_face(const std::filesystem::path& from, std::span<const Disk
       entries.push_back({state_tensor_name(kind, parameter.parameter), StoredDtype::F32, parameter.shape});
   };
   add_all(kind_parameter);
-  for (std::string_view moment : moments) add_all(moment);
+  for (const std::string& kind : zeros) add_all(kind);
   CheckpointStream out(to, state, entries, 1, overwrite);
 
   const at::Tensor memory = at::empty({static_cast<int64_t>(default_hash_block_bytes / sizeof(float))});
@@ -165,7 +162,7 @@ void import_hugging_face(const std::filesystem::path& from, std::span<const Disk
     append_blocks(out, checked_numel(parameter.shape).value(), memory, fill, done);
   }
   memory.zero_();
-  for (size_t i = 0; i < std::size(moments); ++i) {
+  for (size_t i = 0; i < zeros.size(); ++i) {
     for (const DiskNames& parameter : names)
       append_blocks(
           out, checked_numel(parameter.shape).value(), memory, [](int64_t, const at::Tensor&) {}, done);

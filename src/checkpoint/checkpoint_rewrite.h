@@ -28,13 +28,14 @@ void average_checkpoints(std::span<const std::filesystem::path> from, const std:
 void export_checkpoint(CheckpointReader& from, std::span<const DiskNames> names, const std::filesystem::path& to,
                        const HuggingFaceExportOptions& options, const BytesDone& done);
 
-// A Hugging Face folder as a checkpoint to resume from: its parameters in fp32, moments of zero.
+// A Hugging Face folder as a checkpoint to resume from: its parameters in fp32, and zeros for what the optimizer keeps
+// of each (`zeros`, by its names).
 void import_hugging_face(const std::filesystem::path& from, std::span<const DiskNames> names,
-                         const CheckpointState& state, const std::filesystem::path& to, Overwrite overwrite,
-                         const BytesDone& done);
+                         std::span<const std::string> zeros, const CheckpointState& state,
+                         const std::filesystem::path& to, Overwrite overwrite, const BytesDone& done);
 
 // What the two above report as done in the end: the bytes of the tensors that they write.
 uint64_t bytes_of_export(std::span<const DiskNames> names, at::ScalarType dtype);
-uint64_t bytes_of_import(std::span<const DiskNames> names);
+uint64_t bytes_of_import(std::span<const DiskNames> names, std::span<const std::string> zeros);
 
 }  // namespace conclave

@@ -17,7 +17,7 @@ struct CheckpointState {
   int64_t samples = 0;  // the position in the data: the next sample of its stream, over all ranks
   int64_t tokens = 0;   // trained on by them, over all ranks
   uint64_t seed = 0;
-  int64_t updates = 0;             // of AdamW: steps that were not skipped
+  int64_t updates = 0;             // of the optimizer: steps that were not skipped
   int64_t skipped_in_a_row = 0;    // the newest steps that were skipped
   std::string data_fingerprint{};  // of the training data
   // Of a run that checkpoint.resume told to go on from a checkpoint by its path: the identity of that one (see
@@ -34,10 +34,8 @@ struct CheckpointState {
   bool operator==(const CheckpointState&) const = default;
 };
 
-// Tensors in a checkpoint are called "<kind>/<parameter>".
+// Tensors in a checkpoint are called "<kind>/<parameter>"; the kinds are "parameter" and what the optimizer names.
 inline constexpr std::string_view kind_parameter = "parameter";
-inline constexpr std::string_view kind_exp_avg = "exp_avg";        // AdamW's first moment
-inline constexpr std::string_view kind_exp_avg_sq = "exp_avg_sq";  // AdamW's second moment
 
 inline std::string state_tensor_name(std::string_view kind, std::string_view parameter) {
   return std::string(kind) + "/" + std::string(parameter);

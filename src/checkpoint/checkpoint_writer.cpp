@@ -14,11 +14,11 @@
 #include "base/log.h"
 #include "base/seconds_since.h"
 #include "checkpoint/manifest.h"
+#include "checkpoint/rank_texts.h"
 #include "checkpoint/replace_folder.h"
 #include "checkpoint/safetensors_reader.h"
 #include "checkpoint/safetensors_writer.h"
-#include "checkpoint/texts.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 
 namespace conclave {
 namespace {

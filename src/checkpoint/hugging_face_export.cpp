@@ -12,8 +12,8 @@
 #include "base/text_file.h"
 #include "checkpoint/hugging_face_files.h"
 #include "checkpoint/safetensors_writer.h"
+#include "checkpoint/together.h"
 #include "checkpoint/tokenizer_files.h"
-#include "checkpoint/verdict.h"
 
 namespace conclave {
 namespace {

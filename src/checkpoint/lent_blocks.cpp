@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
-#include "comm/device.h"
+#include "device/device.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -82,7 +82,7 @@ at::Tensor LentBlocks::next() {
   at::Tensor block = blocks_[read_++];
   if (block.is_cpu()) return block;
   const auto bytes = static_cast<int64_t>(block.nbytes());
-  if (!staged_.defined() || staged_.numel() < bytes) staged_ = load_cuda_plugin(nullptr)->pinned_memory(bytes);
+  if (!staged_.defined() || staged_.numel() < bytes) staged_ = device_of(block.device()).host_memory(bytes);
   at::Tensor staged = staged_.narrow(0, 0, bytes).view(block.scalar_type());
   copy(staged, block);
   return staged;
@@ -107,12 +107,8 @@ void LentBlocks::copy_rest() {
   for (size_t i = read_; i < blocks_.size(); ++i) bytes += room_for(blocks_[i]);
   if (bytes > 0 && (!host_.defined() || host_.numel() < bytes)) {
     host_ = at::Tensor();
-    if (blocks_[read_].is_cpu()) {
-      const MemoryScope scope(MemoryCategory::checkpoint);
-      host_ = at::empty({bytes}, at::kByte);
-    } else {
-      host_ = load_cuda_plugin(nullptr)->pinned_memory(bytes);  // the owner waits for these copies
-    }
+    const MemoryScope scope(MemoryCategory::checkpoint);
+    host_ = device_of(blocks_[read_].device()).host_memory(bytes);  // the owner waits for these copies
   }
   int64_t begin = 0;
   for (size_t i = read_; i < blocks_.size(); ++i) {

@@ -1,92 +1,54 @@
-// Reads what a user wrote into members that a description of fields names (config/fields.h), strictly: whatever is not
-// understood is refused, all mistakes at once.
+// Reads what a user wrote into the members of described fields, strictly: whatever is not understood is refused, all
+// mistakes at once.
 #pragma once
 
-#include <fmt/format.h>
-
-#include <limits>
 #include <map>
 #include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "config/field_values.h"
-#include "config/given.h"
+#include "config/fields.h"
 #include "config/mistake.h"
+#include "config/written_keys.h"
 
 namespace conclave {
 
-// A visitor: all names that a description has.
-struct NameCollector {
+// The names that a file may have.
+struct FieldNames {
   std::vector<std::string> sections;
   std::vector<std::string> keys;
-
-  void section(const char* name, const char*) { sections.emplace_back(name); }
-  template <class T, class Rule>
-  void field(const char* key, const T&, const Rule&, const char*) {
-    keys.emplace_back(key);
-  }
 };
+FieldNames names_of(const Fields& fields);
 
 // What was given, by the key it means. A key may have been given under several names, which must agree.
 using GivenByName = std::map<std::string, std::vector<Given>>;
 
-// A visitor: moves what was given into the members, key by key, and collects the mistakes.
+// Moves what was given into the fields' members, and collects the mistakes.
 class FieldReader {
  public:
   FieldReader(GivenByName given, std::vector<OrderedMistake> mistakes)
       : given_(std::move(given)), mistakes_(std::move(mistakes)) {}
 
-  Origins origins;
-
-  void section(const char*, const char*) {}
-
-  template <class T, class Rule>
-  void field(const char* key, T& value, const Rule& rule, const char*) {
-    const auto found = given_.find(key);
-    if (found == given_.end()) return;
-    const Given* first = nullptr;
-    for (const Given& given : found->second) {
-      T candidate = value;
-      std::string refusal = read_value(given.value, candidate, rule);
-      if (refusal.empty()) refusal = check_value(candidate, rule);
-      if (!refusal.empty()) {
-        add_mistake(given, fmt::format("{} is {}{}", given.key, shown(given.value), refusal), "");
-        not_known_.insert(key);
-        continue;
-      }
-      if (first != nullptr && candidate != value) {
-        add_mistake(given,
-                    fmt::format("{} is {}, but {} is {}, and both mean {}.", given.key, shown(given.value), first->key,
-                                shown(first->value), key),
-                    fmt::format("Keep one of them{}.", first->place == given.place ? "" : " (" + first->place + ")"));
-        not_known_.insert(key);
-        continue;
-      }
-      first = &given;
-      value = candidate;
-      origins.set(key, given.place);
-    }
-    given_.erase(found);
-  }
-
+  void read(const Fields& fields);
   // What no field took.
-  void refuse_the_rest(const NameCollector& names);
+  void refuse_the_rest(const FieldNames& names);
 
+  const Origins& origins() const { return origins_; }
+  // Whether the value is one: the default, or what was given, if it could be read.
   bool knows(std::string_view key) const { return !not_known_.contains(key); }
-  void add_last(const std::string& text) { mistakes_.push_back({last_, text}); }
+  void add_last(const std::string& text);
 
   void refuse_if_any();
 
  private:
-  static constexpr int last_ = std::numeric_limits<int>::max();
-
+  void read(Field& field, const std::vector<Given>& given);
   void add_mistake(const Given& given, const std::string& problem, const std::string& remedy);
-  void refuse_unknown(const Given& given, const NameCollector& names);
+  void refuse_unknown(const Given& given, const FieldNames& names);
 
   GivenByName given_;
   std::vector<OrderedMistake> mistakes_;
+  Origins origins_;
   std::set<std::string, std::less<>> not_known_;
 };
 

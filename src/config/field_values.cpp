@@ -54,12 +54,6 @@ std::string refusal_of_version(const std::string& reason, const std::string& rem
   return fmt::format(", which is not supported in this version{}; use {}.", because, remedy);
 }
 
-std::string refusal_of_choice(const GivenValue& given, const std::vector<std::string>& words,
-                              const std::vector<std::string>& later) {
-  if (std::find(later.begin(), later.end(), given.text) != later.end()) return refusal_of_version("", any_of(words));
-  return refusal_of_type(any_of(words));
-}
-
 std::string refusal_of_range(double value, const NumberRange& range) {
   const bool enough = range.without_least ? value > range.least : value >= range.least;
   const bool not_too_much = range.without_most ? value < range.most : value <= range.most;

@@ -9,9 +9,13 @@
 #include <optional>
 #include <string>
 #include <type_traits>
+#include <vector>
 
-#include "config/fields.h"
-#include "config/given.h"
+#include "config/duration.h"
+#include "config/mistake.h"
+#include "config/reshard_rule.h"
+#include "config/value_rules.h"
+#include "config/written_keys.h"
 
 namespace conclave {
 
@@ -57,8 +61,6 @@ inline std::string type_words(const ReshardRule&) {
 
 std::string refusal_of_type(const std::string& type_words);
 std::string refusal_of_version(const std::string& reason, const std::string& remedy);
-std::string refusal_of_choice(const GivenValue& given, const std::vector<std::string>& words,
-                              const std::vector<std::string>& later);
 std::string refusal_of_range(double value, const NumberRange& range);
 std::string range_words(const NumberRange& range);  // "at least 1"; an upper end beyond a million goes without saying
 
@@ -70,7 +72,7 @@ struct IsOptional<std::optional<T>> : std::true_type {
 };
 
 template <class Enum>
-std::vector<std::string> words_of(const Choices<Enum>& choices) {
+std::vector<std::string> words_of(const OneOf<Enum>& choices) {
   std::vector<std::string> words;
   for (const auto& [word, value] : choices.words) words.push_back(word);
   return words;
@@ -124,7 +126,7 @@ std::string read_value(const GivenValue& given, T& value, const Rule& rule) {
         return "";
       }
     }
-    return refusal_of_choice(given, words_of(rule), rule.later);
+    return refusal_of_type(any_of(words_of(rule)));
   } else {
     if constexpr (std::is_same_v<Rule, RequiredPath>) {
       if (given.kind == GivenValue::Kind::null) {

@@ -2,26 +2,21 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "config/job.h"
+#include "config/key_rules.h"
 
 namespace conclave {
 
-// Refuses, with one UserError that holds all the mistakes: a value that breaks its key's rule, and values that do not
-// fit each other as far as that can be known without the model and the world size. `read_job` has done it; for jobs
-// that were changed or built in code.
-void validate_job(const Job& job);
-
 // The mistakes of values that do not fit each other. A rule is skipped when it needs a key that `known` says no to (its
 // value could not be read).
-std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known);
+std::vector<std::string> mistakes_between_keys(const Job& job, KeyRules::Known known);
 
 // Refuses a job in which `key`, a path or an optional value, is not given: require(job, "data.train").
-void require(const Job& job, std::string_view key);
+void require(Job job, std::string_view key);
 
 // How often the world repeats forward and backward before it steps: global_batch_size / (micro_batch_size x world
 // size), 1 without a global_batch_size. Refuses a batch size that does not divide, naming the nearest that do.

@@ -6,30 +6,11 @@
 #include <sstream>
 
 #include "base/strict_json.h"
-#include "config/field_values.h"
 #include "config/fields.h"
 #include "config/nearest_name.h"
 
 namespace conclave {
 namespace {
-
-struct ValueCollector {
-  KeyValues values;
-
-  void section(const char*, const char*) {}
-  template <class T, class Rule>
-  void field(const char* key, const T& value, const Rule& rule, const char*) {
-    values.emplace(key, print_value(value, rule));
-  }
-};
-
-struct PlacelessCollector : ValueCollector {
-  template <class T, class Rule>
-  void field(const char* key, const T& value, const Rule& rule, const char* help) {
-    if constexpr (!std::is_same_v<T, std::filesystem::path> && !std::is_same_v<T, std::optional<std::filesystem::path>>)
-      ValueCollector::field(key, value, rule, help);
-  }
-};
 
 constexpr const char* model_prefix = "model.config: ";
 
@@ -98,16 +79,19 @@ std::string value_in(const KeyValues& values, const std::string& key) {
 
 }  // namespace
 
-KeyValues values_of(const Job& job) {
-  ValueCollector collector;
-  describe(job, collector);
-  return std::move(collector.values);
+KeyValues values_of(Job job) {
+  KeyValues values;
+  const Fields fields = fields_of(job);
+  for (const Field* field : fields.all()) values.emplace(field->key(), field->printed());
+  return values;
 }
 
-KeyValues values_but_places_of(const Job& job) {
-  PlacelessCollector collector;
-  describe(job, collector);
-  return std::move(collector.values);
+KeyValues values_but_places_of(Job job) {
+  KeyValues values;
+  const Fields fields = fields_of(job);
+  for (const Field* field : fields.all())
+    if (!field->is_path()) values.emplace(field->key(), field->printed());
+  return values;
 }
 
 KeyValues values_of_model(const std::string& config_json) {

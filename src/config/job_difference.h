@@ -14,9 +14,9 @@ namespace conclave {
 using KeyValues = std::map<std::string, std::string>;
 
 // Every key of the job.
-KeyValues values_of(const Job& job);
+KeyValues values_of(Job job);
 // But for the paths of files and folders, which hosts may call otherwise.
-KeyValues values_but_places_of(const Job& job);
+KeyValues values_but_places_of(Job job);
 // The keys of a config.json, as "model.config: hidden_size".
 KeyValues values_of_model(const std::string& config_json);
 

@@ -23,7 +23,7 @@ Job job_from_overrides(const std::vector<std::string>& overrides);
 
 // The resolved job: every key with its value and meaning, as YAML that reads back to the same job, numbers to the last
 // bit.
-std::string print_job(const Job& job);
+std::string print_job(Job job);
 
 // Every section and key: type, range or choices, default, meaning.
 std::string job_help();

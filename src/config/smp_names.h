@@ -16,16 +16,7 @@ struct OtherName {
   const char* ours;
 };
 
-inline const std::vector<OtherName>& smp_other_names() {
-  static const std::vector<OtherName> names = {
-      {"parallel.sm_activation_offloading", "memory.activation_offloading"},
-      {"parallel.activation_loading_horizon", "memory.activation_loading_horizon"},
-      {"parallel.random_seed", "run.seed"},
-      {"memory.sm_activation_offloading", "memory.activation_offloading"},
-      {"moe.random_seed", "run.seed"},
-  };
-  return names;
-}
+const std::vector<OtherName>& smp_other_names();
 
 // SMP's keys of which one value is the only way this engine works. They carry no information once checked.
 struct SmpSettled {
@@ -35,15 +26,6 @@ struct SmpSettled {
   bool moe_all_to_all_dispatcher = true;
 };
 
-template <class Visitor>
-void describe(SmpSettled& settled, Visitor&& visitor) {
-  visitor.field("parallel.tensor_parallel_degree", settled.tensor_parallel_degree,
-                Only{"1", "ranks do not divide single matrices"}, "");
-  visitor.field("parallel.context_parallel_degree", settled.context_parallel_degree,
-                Only{"1", "ranks do not divide sequences"}, "");
-  visitor.field("moe.smp_moe", settled.smp_moe, Only{"true", "there is one MoE layer"}, "");
-  visitor.field("moe.moe_all_to_all_dispatcher", settled.moe_all_to_all_dispatcher,
-                Only{"true", "the other way is moe.dispatcher: all_gather"}, "");
-}
+Fields fields_of(SmpSettled& settled);
 
 }  // namespace conclave

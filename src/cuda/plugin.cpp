@@ -1,4 +1,4 @@
-// The functions of the plug-in; see CudaPlugin in comm/device.h. Loading this library also registers ATen's CUDA
+// The functions of the plug-in; see CudaPlugin in device/cuda_plugin.h. Loading this library also registers ATen's CUDA
 // kernels.
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/core/AllocatorConfig.h>
@@ -8,13 +8,13 @@
 
 #include <cstdlib>
 
-#include "comm/device.h"
 #include "cuda/kernel_table.h"
 #include "cuda/launches.h"
 #include "cuda/nccl_communicator.h"
 #include "cuda/pinned_memory.h"
 #include "cuda/pinned_slots.h"
 #include "cuda/synchronization_count.h"
+#include "device/cuda_plugin.h"
 
 namespace conclave {
 namespace {

@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "base/error.h"
+#include "device/choose_device.h"
 
 namespace conclave {
 namespace {
@@ -41,6 +42,10 @@ void CudaDevice::take(at::Device device, const Process& process, WorldOptions& w
 
 std::unique_ptr<OffloadMedium> CudaDevice::make_offload_medium(const std::filesystem::path&) const {
   return plugin().make_pinned_slots();
+}
+
+at::Tensor CudaDevice::host_memory(int64_t bytes) const {
+  return plugin().pinned_memory(bytes);
 }
 
 void CudaDevice::synchronize() const {

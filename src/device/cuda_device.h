@@ -1,4 +1,4 @@
-// A GPU, through the plug-in (comm/device.h): NCCL between ranks, pinned memory for what leaves the device.
+// A GPU, through the plug-in (device/cuda_plugin.h): NCCL between ranks, pinned memory for what leaves the device.
 #pragma once
 
 #include "device/device.h"
@@ -14,6 +14,7 @@ class CudaDevice final : public Device {
   std::optional<GpuChip> chip() const override;
   void take(at::Device device, const Process& process, WorldOptions& world) const override;
   std::unique_ptr<OffloadMedium> make_offload_medium(const std::filesystem::path& folder) const override;
+  at::Tensor host_memory(int64_t bytes) const override;
   void synchronize() const override;
   void finish_computing(at::Device device) const override;
   CountWaits count_waits() const override;

@@ -10,8 +10,8 @@
 #include <optional>
 
 #include "base/step_clock.h"
-#include "comm/device.h"
 #include "comm/world.h"
+#include "device/cuda_plugin.h"
 #include "kernels/kernels.h"
 #include "memory/offload_medium.h"
 
@@ -20,7 +20,7 @@ namespace conclave {
 // What is decided by the kind of device alone.
 struct DeviceFacts {
   bool groups_products = false;   // products of few rows go for all of a rank's experts at once (base/cuda_rules.h)
-  int64_t expert_chunk_rows = 0;  // rows of one expert that are computed at once (base/expert_chunk.h)
+  int64_t expert_chunk_rows = 0;  // rows of one expert that are computed at once (moe/expert_chunks.h)
   int64_t least_spill_rows = 0;   // rows from which lending an expert pays, when nobody says
   bool rounds_when_read = false;  // products round whole experts in fp32 as they read them (kernels/linear.h)
   bool works_by_itself = false;   // while the host goes on: who takes times waits for it first
@@ -45,6 +45,9 @@ class Device {
 
   // Where layer inputs go that leave the device. `folder`: of scratch files, where it is a disk.
   virtual std::unique_ptr<OffloadMedium> make_offload_medium(const std::filesystem::path& folder) const = 0;
+
+  // uint8 [bytes] of the host that the device copies from and to at full speed, freed with the tensor.
+  virtual at::Tensor host_memory(int64_t bytes) const;
 
   // The host waits until the device has done all its work; until it has done what computes (copies beside it go on).
   virtual void synchronize() const {}

@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "config/job.h"
 #include "config/model_config.h"
+#include "config/model_section.h"
 
 namespace conclave {
 

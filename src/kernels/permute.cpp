@@ -1,9 +1,9 @@
 #include "kernels/permute.h"
 
-#include "base/row_message.h"
 #include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/kernels.h"
+#include "kernels/row_message.h"
 
 namespace conclave {
 

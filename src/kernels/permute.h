@@ -1,7 +1,7 @@
 // Moving rows: permute before experts, unpermute after them, and the packed form in which rows travel with their
 // routing weight.
 //
-// A message is one row of the compute dtype on its way to another rank (base/row_message.h).
+// A message is one row of the compute dtype on its way to another rank (kernels/row_message.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -180,7 +180,7 @@ CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
   check_reshard_rule(job, model);
   check_fp8_sizes(job, model);
   if (!job.moe.aux_loss_layers && job.moe.moe_load_balancing == LoadBalancing::aux_loss)
-    job.moe.aux_loss_layers = job.model.init_from ? AuxLossRows::together : AuxLossRows::each;
+    job.moe.aux_loss_layers = job.model.init_from ? AuxLossLayers::together : AuxLossLayers::each;
   return {std::move(job), model, layout, micro_steps, std::move(fitted), {}};
 }
 

@@ -23,8 +23,9 @@ struct CheckedJob {
   int64_t sequences_per_step() const { return sequences_per_micro_step() * micro_steps; }
   int64_t tokens_per_step() const { return sequences_per_step() * job.data.sequence_length; }
 
-  // A balancing coefficient: the job's, or the model's own.
-  double aux_coefficient() const;
+  // The job's, or the model's own.
+  double aux_coefficient() const;  // 0 under another rule than aux_loss
+  double jitter_noise() const { return job.moe.router_jitter_noise.value_or(model.router_jitter_noise); }
 };
 
 // Whether an expert group lies on more than one host (node) of so many ranks.

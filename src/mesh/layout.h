@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "config/job.h"
 #include "config/mistake.h"
+#include "config/parallel_section.h"
 
 namespace conclave {
 

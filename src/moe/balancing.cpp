@@ -2,9 +2,9 @@
 
 #include <ATen/ATen.h>
 
-#include "base/balance_message.h"
 #include "base/error.h"
 #include "kernels/values.h"
+#include "moe/balance_message.h"
 
 namespace conclave {
 namespace {

@@ -13,15 +13,12 @@
 #include <vector>
 
 #include "comm/communicator.h"
+#include "config/moe_section.h"
 #include "kernels/router.h"
 
 namespace conclave {
 
-// Whose tokens the product of the auxiliary loss is taken over.
-enum class AuxLossScope { all_ranks, each_rank };
-// Which layers' rows it is taken over.
-enum class AuxLossLayers { together, each };
-
+// Whose tokens, and which layers' rows, the product of the auxiliary loss is taken over.
 struct AuxLossOptions {
   AuxLossScope scope = AuxLossScope::all_ranks;
   AuxLossLayers layers = AuxLossLayers::together;

@@ -141,7 +141,7 @@ at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tok
   // Where the score is below the threshold nothing is kept, above it everything; at it the earliest, up to a quota.
   Thresholds thresholds;
   Counts quota_E;
-  if (options_.kept == KeptChoices::most_probable) {
+  if (options_.policy == DropPolicy::probability) {
     thresholds = find_thresholds(choices, census, capacity, world_, device);
     Counts equal_E(static_cast<size_t>(experts));
     for (int64_t i = 0; i < choices.count(); ++i)
@@ -155,7 +155,7 @@ at::Tensor ExpertCapacity::apply(const Routing& routing, const TokenNumbers& tok
   for (int64_t i = 0; i < choices.count(); ++i) {
     const int32_t expert = choices.expert(i);
     const uint32_t bits = choices.score_bits(i);
-    if (options_.kept == KeptChoices::most_probable && bits != thresholds.bits_E[expert]) {
+    if (options_.policy == DropPolicy::probability && bits != thresholds.bits_E[expert]) {
       if (bits < thresholds.bits_E[expert]) kept[i] = -1;
     } else if (quota_E[expert]-- <= 0) {
       kept[i] = -1;

@@ -9,19 +9,15 @@
 #pragma once
 
 #include "comm/communicator.h"
+#include "config/moe_section.h"
 #include "kernels/router.h"
 #include "moe/expert_selection.h"
 
 namespace conclave {
 
-enum class KeptChoices {
-  most_probable,  // those of the highest score, of equal ones the earlier token
-  earliest,       // in the order of the data's stream
-};
-
 struct CapacityOptions {
-  double factor = 1;
-  KeptChoices kept = KeptChoices::most_probable;
+  double factor = 0;  // 0: no limit, no choice is dropped
+  DropPolicy policy = DropPolicy::probability;
 };
 
 int64_t expert_capacity(double factor, int64_t tokens, int64_t top_k, int64_t experts);
@@ -35,7 +31,7 @@ class ExpertCapacity {
   ExpertCapacity(const CapacityOptions& options, Communicator& world) : options_(options), world_(world) {}
 
   // expert_of_choice [T,K] int32 with -1 for what is dropped. Collective over the world: one all-gather of E + 2
-  // integers, and for most_probable four all-reduces of 256 E and an all-gather of E besides.
+  // integers, and for probability four all-reduces of 256 E and an all-gather of E besides.
   at::Tensor apply(const Routing& routing, const TokenNumbers& tokens) const;
 
  private:

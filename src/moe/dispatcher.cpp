@@ -44,17 +44,19 @@ void Dispatcher::put(const at::Tensor& sum_TH, at::Tensor out_TH, const at::Tens
 }
 
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,
-                                            const DispatcherOptions& options) {
+                                            const DispatchSettings& settings) {
   if (expert.size() == 1) return std::make_unique<LocalDispatcher>(experts);
   std::unique_ptr<Dispatcher> dispatcher;
-  if (options.by == DispatchBy::all_gather) {
-    check_invariant(!options.spill, "with all_gather every rank gets all tokens: nothing is spilled");
+  const bool spills = settings.overload == OverloadPolicy::spill;
+  if (settings.dispatcher == DispatcherKind::all_gather) {
+    check_invariant(!spills, "with all_gather every rank gets all tokens: nothing is spilled");
     dispatcher = std::make_unique<AllGatherDispatcher>(expert, experts, clock);
   } else {
-    dispatcher = std::make_unique<AllToAllDispatcher>(expert, experts, clock, options.spill);
+    dispatcher = std::make_unique<AllToAllDispatcher>(expert, experts, clock,
+                                                      spills ? std::optional(settings.spill) : std::nullopt);
   }
-  if (!options.shuffle_seed) return dispatcher;
-  return std::make_unique<ShuffledDispatcher>(std::move(dispatcher), expert, clock, *options.shuffle_seed);
+  if (!settings.shuffles) return dispatcher;
+  return std::make_unique<ShuffledDispatcher>(std::move(dispatcher), expert, clock, settings.shuffle_seed);
 }
 
 }  // namespace conclave

@@ -6,16 +6,33 @@
 // same order.
 #pragma once
 
+#include <functional>
 #include <memory>
-#include <optional>
+#include <utility>
 
 #include "base/step_clock.h"
 #include "comm/communicator.h"
-#include "moe/arriving.h"
 #include "moe/choices.h"
 #include "moe/dispatch_plan.h"
+#include "moe/dispatch_settings.h"
 
 namespace conclave {
+
+// Something on its way between ranks. finish(...) waits for it, puts it where it belongs, and ends the object.
+template <class Signature>
+class Arriving;
+
+template <class Result, class... Places>
+class Arriving<Result(Places...)> {
+ public:
+  Arriving() = default;
+  explicit Arriving(std::function<Result(Places...)> finish) : finish_(std::move(finish)) {}
+
+  Result finish(Places... places) { return std::exchange(finish_, nullptr)(std::forward<Places>(places)...); }
+
+ private:
+  std::function<Result(Places...)> finish_;
+};
 
 // Rows in expert order: by local expert, then source rank, then source position.
 struct ExpertRows {
@@ -59,18 +76,9 @@ class Dispatcher {
   static void put(const at::Tensor& sum_TH, at::Tensor out_TH, const at::Tensor& residual_TH);
 };
 
-enum class DispatchBy { all_to_all, all_gather };
-
-struct DispatcherOptions {
-  DispatchBy by = DispatchBy::all_to_all;
-  std::optional<uint64_t> shuffle_seed =
-      {};  // of the global token shuffle; none: tokens are dispatched from where they are
-  std::optional<SpillOptions> spill = {};  // with all_to_all only; none: an expert is computed where it lives
-};
-
 // `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive the dispatcher. `experts`: of
 // the whole layer.
 std::unique_ptr<Dispatcher> make_dispatcher(Communicator& expert, int64_t experts, StepClock& clock,
-                                            const DispatcherOptions& options = {});
+                                            const DispatchSettings& settings = {});
 
 }  // namespace conclave

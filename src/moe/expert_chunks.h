@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "base/expert_chunk.h"
 #include "moe/experts.h"
 
 namespace conclave {

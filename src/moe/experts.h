@@ -6,15 +6,11 @@
 #include <optional>
 #include <vector>
 
-#include "base/expert_chunk.h"
 #include "base/gradient.h"
 #include "kernels/clamped_swiglu.h"
 #include "moe/dispatcher.h"
 
 namespace conclave {
-
-// What the products' operands are: rows and weights as they are, or in fp8 (moe/fp8_experts.h).
-enum class ExpertProducts { compute, fp8 };
 
 // How an expert's matrices lie: by rows of outputs, gate_up [2I,H] and down [H,I]; or by rows of inputs, as gpt-oss has
 // them, gate_up [H,2I] and down [I,H]. The names' suffixes are those of the first.

@@ -23,28 +23,31 @@ struct Dispatching {
 
 }  // namespace
 
-RoutedExperts::RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, RoutedOptions options,
-                             StepClock& clock)
-    : dispatcher_(dispatcher), expert_(expert), experts_(experts), options_(options), clock_(clock) {
-  check_invariant(options.overlapping == 1 || !options.most_rows_factor,
-                  "{} overlapping parts, and parts that follow each other", options.overlapping);
+RoutedExperts::RoutedExperts(Communicator& expert, int64_t experts, const DispatchSettings& settings, StepClock& clock)
+    : expert_(expert),
+      experts_(experts),
+      settings_(settings),
+      clock_(clock),
+      dispatcher_(make_dispatcher(expert, experts, clock, settings)) {
+  check_invariant(settings.chunks == 1 || !divides_overload(), "{} overlapping parts, and parts that follow each other",
+                  settings.chunks);
 }
 
 RoutedExperts::Parts RoutedExperts::plan_parts(const Choices& choices) const {
   const RangeScope range(clock_, "plan");
   MemoryScope scope(MemoryCategory::activations);
   const bool travels = expert_.size() > 1;
-  const bool bounded = options_.most_rows_factor && travels;
+  const bool bounded = divides_overload() && travels;
   const std::vector<TokenPart> divided =
-      bounded ? parts_within(*options_.most_rows_factor, choices, experts_, expert_)
-              : equal_parts(choices.expert_TK.size(0), travels ? options_.overlapping : 1);
+      bounded ? parts_within(settings_.max_tokens_per_rank_factor, choices, experts_, expert_)
+              : equal_parts(choices.expert_TK.size(0), travels ? settings_.chunks : 1);
   Parts parts;
-  for (const TokenPart& tokens : divided) parts.push_back({tokens, dispatcher_.plan(choices.part(tokens)), {}, {}});
+  for (const TokenPart& tokens : divided) parts.push_back({tokens, dispatcher_->plan(choices.part(tokens)), {}, {}});
   return parts;
 }
 
 RoutedExperts::Functions RoutedExperts::functions_for(const ExpertRows& rows, const ExpertWeights& weights) const {
-  if (options_.products == ExpertProducts::fp8) return {fp8_experts_forward, fp8_experts_backward};
+  if (settings_.products == ExpertPrecision::fp8) return {fp8_experts_forward, fp8_experts_backward};
   if (takes_grouped_products(rows, weights)) return {grouped_experts_forward, grouped_experts_backward};
   return {experts_forward, experts_backward};
 }
@@ -71,8 +74,8 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
     if (i == parts.size()) return;
     const RoutedPart& part = parts[i];
     if (part.plan.spill) dispatching[i].guests.emplace(*part.plan.spill, weights, dtype, expert_, clock_);
-    dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
-                                                     part_of(tokens.weight_TK, part.tokens));
+    dispatching[i].rows = dispatcher_->begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
+                                                      part_of(tokens.weight_TK, part.tokens));
     if (i + 1 == parts.size()) tokens.token_TH.reset();
   };
   const auto finish = [&](size_t i) {
@@ -98,7 +101,7 @@ at::Tensor RoutedExperts::forward(RoutedTokens tokens, const at::Tensor& residua
       MemoryScope scope(MemoryCategory::activations);
       out_TH = at::empty(out_sizes, out_options);
     }
-    combining[i] = dispatcher_.begin_combine(part.plan, std::move(output.row_RH));
+    combining[i] = dispatcher_->begin_combine(part.plan, std::move(output.row_RH));
     if (one_by_one)
       finish(i);
     else if (i > 0)
@@ -125,11 +128,11 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
       dispatching[i].guests.emplace(*part.plan.spill, weights, grad_TH.scalar_type(), expert_, clock_);
     const bool again = !part.rows.row_RH.defined();
     if (again)
-      dispatching[i].rows = dispatcher_.begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
-                                                       part_of(tokens.weight_TK, part.tokens));
+      dispatching[i].rows = dispatcher_->begin_dispatch(part.plan, part_of(tokens.token_TH, part.tokens),
+                                                        part_of(tokens.weight_TK, part.tokens));
     if (i + 1 == parts.size()) tokens.token_TH.reset();
     if (again && one_by_one) part.rows = dispatching[i].rows.finish();
-    arriving[i] = dispatcher_.begin_combine_backward(part.plan, part_of(grad_TH, part.tokens));
+    arriving[i] = dispatcher_->begin_combine_backward(part.plan, part_of(grad_TH, part.tokens));
   };
   const auto finish = [&](size_t i) {
     if (!result.token_TH.defined()) {
@@ -159,7 +162,7 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     grad_RH.reset();
     dispatching[i].guests.reset();
     if (guest_gradients) guest_gradients->send();
-    returning[i] = dispatcher_.begin_dispatch_backward(part.plan, std::move(grad_rows));
+    returning[i] = dispatcher_->begin_dispatch_backward(part.plan, std::move(grad_rows));
     if (one_by_one)
       finish(i);
     else if (i > 0)

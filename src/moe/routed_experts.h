@@ -4,7 +4,7 @@
 // them (moe.overload: chunk).
 #pragma once
 
-#include <optional>
+#include <memory>
 #include <vector>
 
 #include "moe/dispatcher.h"
@@ -27,18 +27,11 @@ struct RoutedPart {
   at::Tensor gate_up_RJ;  // the experts' pre-activation; undefined when not kept
 };
 
-struct RoutedOptions {
-  int64_t overlapping = 1;  // parts, where rows travel: with expert degree 1 there is one
-  // Not with several overlapping ones: as many parts, one after the other, as keep a rank within this factor of the
-  // mean rows. Of several parts none keeps its rows for backward.
-  std::optional<double> most_rows_factor = {};
-  ExpertProducts products = ExpertProducts::compute;
-};
-
 class RoutedExperts {
  public:
-  // All outlive it. `expert`: the expert axis; `experts`: of the whole layer.
-  RoutedExperts(Dispatcher& dispatcher, Communicator& expert, int64_t experts, RoutedOptions options, StepClock& clock);
+  // `expert`: the expert axis; `clock`: learns how long rows were waited for. Both outlive it. `experts`: of the whole
+  // layer.
+  RoutedExperts(Communicator& expert, int64_t experts, const DispatchSettings& settings, StepClock& clock);
 
   using Parts = std::vector<RoutedPart>;
 
@@ -64,13 +57,14 @@ class RoutedExperts {
     decltype(&experts_backward) backward;
   };
   Functions functions_for(const ExpertRows& rows, const ExpertWeights& weights) const;
-  bool follow_each_other(const Parts& parts) const { return parts.size() == 1 || options_.most_rows_factor; }
+  bool divides_overload() const { return settings_.overload == OverloadPolicy::chunk; }
+  bool follow_each_other(const Parts& parts) const { return parts.size() == 1 || divides_overload(); }
 
-  Dispatcher& dispatcher_;
   Communicator& expert_;
   int64_t experts_;
-  RoutedOptions options_;
+  DispatchSettings settings_;
   StepClock& clock_;
+  std::unique_ptr<Dispatcher> dispatcher_;
 };
 
 }  // namespace conclave

@@ -2,7 +2,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "moe/sinkhorn_selection.h"
+#include "moe/selection_settings.h"
 #include "operators/plugin_kernels.h"
 #include "operators/process_group_communicator.h"
 
@@ -15,10 +15,9 @@ namespace {
 at::Tensor sinkhorn_choice(const at::Tensor& logits, int64_t top_k, std::string group) {
   const OperatorDevice device(logits);
   const auto world = communicator_of("world", group, logits.device());
-  RouterOptions options;
-  options.top_k = top_k;
-  SinkhornSelection selection(options, {}, *world);
-  return selection.route_in_training(0, logits.detach().contiguous(), {}).expert_of_choice_TK.to(at::kLong);
+  const auto selection = make_selection({.rule = LoadBalancing::sinkhorn}, {.top_k = top_k}, /*layers=*/1,
+                                        logits.size(1), *world, logits.device());
+  return selection->route_in_training(0, logits.detach().contiguous(), {}).expert_of_choice_TK.to(at::kLong);
 }
 
 }  // namespace

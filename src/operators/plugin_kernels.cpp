@@ -2,7 +2,7 @@
 
 #include <torch/library.h>
 
-#include "comm/device.h"
+#include "device/cuda_plugin.h"
 #include "kernels/kernels.h"
 
 namespace conclave {

@@ -7,7 +7,8 @@
 #include <torch/library.h>
 
 #include "base/error.h"
-#include "config/job.h"
+#include "config/fields.h"
+#include "config/moe_section.h"
 #include "device/device.h"
 #include "moe/routed_experts.h"
 #include "operators/part_tensors.h"
@@ -32,32 +33,28 @@ struct Settings {
   int64_t dispatch_chunks = 1;
 };
 
+DispatchSettings dispatch_settings_of(const Settings& settings, at::Device device) {
+  MoeConfig moe;
+  Fields fields;
+  describe(moe, fields);
+  const std::string refusal = fields.at("moe.overload").take({GivenValue::Kind::plain, settings.overload});
+  check_invariant(refusal.empty(), "overload is {}{}", settings.overload, refusal);
+  moe.max_tokens_per_rank_factor = settings.max_tokens_per_rank_factor.value_or(moe.max_tokens_per_rank_factor);
+  moe.spill_threshold = settings.spill_threshold.value_or(moe.spill_threshold);
+  moe.spill_least_rows = settings.spill_least_rows;
+  moe.dispatch_chunks = settings.dispatch_chunks;
+  return dispatch_settings(moe, ExpertPrecision::compute, /*seed=*/0, device_of(device).facts());
+}
+
 // The experts of one layer over its expert axis. A thin object: one is made for each call, so that it never outlives
 // its process group.
 struct ExpertAxis {
   ExpertAxis(const Settings& settings, at::Device device)
       : communicator(communicator_of("expert", settings.group, device)),
-        dispatcher(make_dispatcher(*communicator, settings.experts, clock, dispatcher_options(settings, device))),
-        routed(*dispatcher, *communicator, settings.experts, routed_options(settings), clock) {}
-
-  static DispatcherOptions dispatcher_options(const Settings& settings, at::Device device) {
-    DispatcherOptions options;
-    if (settings.overload == "spill")
-      options.spill =
-          SpillOptions{.threshold = settings.spill_threshold.value_or(MoeConfig{}.spill_threshold),
-                       .least_rows = settings.spill_least_rows.value_or(device_of(device).facts().least_spill_rows)};
-    return options;
-  }
-  static RoutedOptions routed_options(const Settings& settings) {
-    RoutedOptions options{.overlapping = settings.dispatch_chunks};
-    if (settings.overload == "chunk")
-      options.most_rows_factor = settings.max_tokens_per_rank_factor.value_or(MoeConfig{}.max_tokens_per_rank_factor);
-    return options;
-  }
+        routed(*communicator, settings.experts, dispatch_settings_of(settings, device), clock) {}
 
   StepClock clock{0};
   std::unique_ptr<Communicator> communicator;
-  std::unique_ptr<Dispatcher> dispatcher;
   RoutedExperts routed;
 };
 

@@ -1,7 +1,7 @@
 // The learning rate of each step: linear warm-up to lr, then cosine, linear or no decay to min_lr at the last step.
 #pragma once
 
-#include "config/job.h"
+#include "config/schedule_section.h"
 
 namespace conclave {
 

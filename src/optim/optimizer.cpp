@@ -18,20 +18,11 @@ std::vector<double> Optimizer::gradient_squares(Communicator& world, at::Device 
   return {sum, sum + units_.size()};
 }
 
-void Optimizer::update(double lr, int64_t step, double gradient_norm) {
-  AdamwStep update;
-  update.lr = lr;
-  update.beta1 = config_.beta1;
-  update.beta2 = config_.beta2;
-  update.eps = config_.eps;
-  update.step = step;
-  if (config_.grad_clip > 0) update.grad_scale = std::min(1.0, config_.grad_clip / (gradient_norm + 1e-6));
-  for (const OptimizerUnit& unit : units_) {
-    for (const OptimizerRange& range : unit.ranges) {
-      update.weight_decay = range.decay ? config_.weight_decay : 0.0;
-      adamw_step(range.parameter, range.exp_avg, range.exp_avg_sq, range.gradient, update);
-    }
-  }
+void Optimizer::update(double lr, int64_t number, double gradient_norm) {
+  Update update{lr, number};
+  if (grad_clip_ > 0) update.grad_scale = std::min(1.0, grad_clip_ / (gradient_norm + 1e-6));
+  for (const OptimizerUnit& unit : units_)
+    for (const OptimizerRange& range : unit.ranges) rule_->update(range, update);
 }
 
 }  // namespace conclave

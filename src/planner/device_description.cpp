@@ -7,46 +7,44 @@
 #include <optional>
 
 #include "base/error.h"
-#include "config/field_printer.h"
 #include "config/field_reader.h"
 #include "config/nearest_name.h"
 
 namespace conclave {
 namespace {
 
-// The one description of the keys, as config/fields.h is of a job's.
-template <class AnyDevice, class Visitor>
-void describe_device(AnyDevice& device, Visitor&& visitor) {
-  visitor.section("device", "what computes");
-  visitor.field("device.kind", device.device.kind,
-                Choices<DeviceKind>{{{"cuda", DeviceKind::cuda}, {"cpu", DeviceKind::cpu}}, {}},
-                "cuda: a rank is a GPU, and speaks by NCCL; cpu: by Gloo");
-  visitor.section("compute", "of one rank");
-  visitor.field("compute.fp32_flops", device.compute.fp32_flops, more_than(0),
-                "peak operations per second of fp32 matrix products");
-  visitor.field("compute.bf16_flops", device.compute.bf16_flops, at_least(0), "the same in bf16; 0: not in hardware");
-  visitor.field("compute.fp8_flops", device.compute.fp8_flops, at_least(0),
-                "the same in fp8 with a scale for each block; 0: not in hardware");
-  visitor.field("compute.product_efficiency", device.compute.product_efficiency,
-                NumberRange{.least = 0, .most = 1, .without_least = true},
-                "the share of the peak that large products reach");
-  visitor.section("memory", "of one rank");
-  visitor.field("memory.bytes", device.memory.bytes, more_than(0), "of the device");
-  visitor.field("memory.reserved_bytes", device.memory.reserved_bytes, at_least(0),
-                "of these, what the engine does not account for: driver, libraries, communicators");
-  visitor.field("memory.bandwidth", device.memory.bandwidth, more_than(0),
-                "bytes per second that passes over memory reach, read and written");
-  visitor.field("memory.host_bandwidth", device.memory.host_bandwidth, more_than(0),
-                "bytes per second to where activations are offloaded");
-  visitor.section("network", "between ranks; bandwidths are what one rank sends, and reach");
-  visitor.field("network.ranks_per_node", device.network.ranks_per_node, size_of_at_least(1), "ranks of one machine");
-  visitor.field("network.node_latency", device.network.node_latency, at_least(0),
-                "seconds before the first byte of a message within a node");
-  visitor.field("network.node_bandwidth", device.network.node_bandwidth, more_than(0),
-                "bytes per second within a node");
-  visitor.field("network.cluster_latency", device.network.cluster_latency, at_least(0), "seconds, across nodes");
-  visitor.field("network.cluster_bandwidth", device.network.cluster_bandwidth, more_than(0),
-                "bytes per second across nodes");
+Fields fields_of(DeviceDescription& device) {
+  Fields fields;
+  fields.section("device", "what computes");
+  fields.field("device.kind", device.device.kind,
+               OneOf<DeviceKind>{{{"cuda", DeviceKind::cuda}, {"cpu", DeviceKind::cpu}}},
+               "cuda: a rank is a GPU, and speaks by NCCL; cpu: by Gloo");
+  fields.section("compute", "of one rank");
+  fields.field("compute.fp32_flops", device.compute.fp32_flops, more_than(0),
+               "peak operations per second of fp32 matrix products");
+  fields.field("compute.bf16_flops", device.compute.bf16_flops, at_least(0), "the same in bf16; 0: not in hardware");
+  fields.field("compute.fp8_flops", device.compute.fp8_flops, at_least(0),
+               "the same in fp8 with a scale for each block; 0: not in hardware");
+  fields.field("compute.product_efficiency", device.compute.product_efficiency,
+               NumberRange{.least = 0, .most = 1, .without_least = true},
+               "the share of the peak that large products reach");
+  fields.section("memory", "of one rank");
+  fields.field("memory.bytes", device.memory.bytes, more_than(0), "of the device");
+  fields.field("memory.reserved_bytes", device.memory.reserved_bytes, at_least(0),
+               "of these, what the engine does not account for: driver, libraries, communicators");
+  fields.field("memory.bandwidth", device.memory.bandwidth, more_than(0),
+               "bytes per second that passes over memory reach, read and written");
+  fields.field("memory.host_bandwidth", device.memory.host_bandwidth, more_than(0),
+               "bytes per second to where activations are offloaded");
+  fields.section("network", "between ranks; bandwidths are what one rank sends, and reach");
+  fields.field("network.ranks_per_node", device.network.ranks_per_node, size_of_at_least(1), "ranks of one machine");
+  fields.field("network.node_latency", device.network.node_latency, at_least(0),
+               "seconds before the first byte of a message within a node");
+  fields.field("network.node_bandwidth", device.network.node_bandwidth, more_than(0), "bytes per second within a node");
+  fields.field("network.cluster_latency", device.network.cluster_latency, at_least(0), "seconds, across nodes");
+  fields.field("network.cluster_bandwidth", device.network.cluster_bandwidth, more_than(0),
+               "bytes per second across nodes");
+  return fields;
 }
 
 constexpr double gib = 1024.0 * 1024 * 1024;
@@ -84,32 +82,21 @@ const std::map<std::string, DeviceDescription>& built_in() {
   return devices;
 }
 
-struct Missing {
-  const FieldReader& reader;
-  const Origins& origins;
-  std::vector<std::string> keys;
-
-  void section(const char*, const char*) {}
-  template <class T, class Rule>
-  void field(const char* key, const T&, const Rule&, const char*) {
-    if (origins.of(key).empty() && reader.knows(key)) keys.emplace_back(key);
-  }
-};
-
 DeviceDescription read_file(const std::string& file) {
   DeviceDescription device;
-  NameCollector names;
-  describe_device(device, names);
+  const Fields fields = fields_of(device);
+  const FieldNames names = names_of(fields);
   GivenJob given = read_given_file(file, names.sections, names.keys, "device description");
   GivenByName by_name;
   for (Given& one : given.keys) by_name[one.key].push_back(std::move(one));
   FieldReader reader(std::move(by_name), std::move(given.mistakes));
-  describe_device(device, reader);
+  reader.read(fields);
   reader.refuse_the_rest(names);
-  Missing missing{reader, reader.origins, {}};
-  describe_device(device, missing);
-  if (!missing.keys.empty())
-    reader.add_last(mistake(fmt::format("the device description lacks {}.", fmt::join(missing.keys, ", ")),
+  std::vector<std::string> missing;
+  for (const std::string& key : names.keys)
+    if (reader.origins().of(key).empty() && reader.knows(key)) missing.push_back(key);
+  if (!missing.empty())
+    reader.add_last(mistake(fmt::format("the device description lacks {}.", fmt::join(missing, ", ")),
                             "A description has every key: `conclave plan --help` prints one.", file));
   reader.refuse_if_any();
   return device;
@@ -134,10 +121,8 @@ DeviceDescription read_device(const std::string& name_or_file) {
       name_or_file, near ? fmt::format(" Did you mean {}?", *near) : "", any_of(names));
 }
 
-std::string print_device(const DeviceDescription& device) {
-  FieldPrinter printer{.width = 28};
-  describe_device(device, printer);
-  return printer.text;
+std::string print_device(DeviceDescription device) {
+  return print_fields(fields_of(device), /*width=*/28);
 }
 
 }  // namespace conclave

@@ -51,6 +51,6 @@ std::vector<std::string> built_in_devices();
 DeviceDescription read_device(const std::string& name_or_file);
 
 // The description as YAML that reads back the same.
-std::string print_device(const DeviceDescription& device);
+std::string print_device(DeviceDescription device);
 
 }  // namespace conclave

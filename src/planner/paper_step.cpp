@@ -93,8 +93,7 @@ class PaperRank {
         device_(machine_of(planned)),
         world_(process_of(planned), world_on_paper(device_, planned)),
         job_(with_few_micro_steps(planned.job), world_),
-        forward_backward_(job_.model(), job_.job(), {job_.aux_coefficient(), job_.job().moe.moe_z_loss_coeff},
-                          planned.routing.get()) {
+        forward_backward_(job_.model(), job_.settings(), planned.routing.get()) {
     job_.model().allocate_parameters();
     job_.model().allocate_training_state();
     hold_what_stays();
@@ -149,7 +148,8 @@ class PaperRank {
       for (const Unit* unit : job_.model().units())
         for (const FlatParameter& group : unit->groups())
           saved += group.layout().shard_numel() / group.replica_axis().size();
-      hold(MemoryCategory::checkpoint, 3 * saved * static_cast<int64_t>(sizeof(float)));
+      hold(MemoryCategory::checkpoint,
+           static_cast<int64_t>(job_.model().kept().size()) * saved * static_cast<int64_t>(sizeof(float)));
     }
   }
 

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_reader.h"
 #include "checkpoint/tokenizer_files.h"
 #include "families/family.h"
@@ -61,7 +62,7 @@ void load_hugging_face(ParallelJob& job, const std::filesystem::path& folder) {
   const int64_t vocabulary = check_source_config(source, job.model_config());
   const std::vector<DiskNames> names = disk_names(with_vocabulary(job.model_config(), vocabulary));
   const HuggingFaceReader reader(folder, names, left_out_weights(job.model_config()));
-  for (const TensorSlice& slice : job.model().slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::all))
+  for (const TensorSlice& slice : job.model().slices(kind_parameter, ParallelModel::Replicas::all))
     load_slice(reader, slice, vocabulary, static_cast<uint64_t>(job.job().run.seed));
 }
 

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/text_file.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_files.h"
 #include "families/family.h"
 #include "run/export_options.h"
@@ -22,9 +23,7 @@ void remove_older(const std::filesystem::path& folder, int64_t keep) {
 void write_export(ParallelJob& job, const std::filesystem::path& folder, const HuggingFaceExportOptions& options) {
   const std::vector<DiskNames> names = disk_names(job.model_config());
   HuggingFaceExport out(folder, names, options, job.host_world());
-  for (const TensorSlice& slice :
-       job.model().slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::shared))
-    out.write(slice);
+  for (const TensorSlice& slice : job.model().slices(kind_parameter, ParallelModel::Replicas::shared)) out.write(slice);
   out.finish();
 }
 

@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/damaged_checkpoint.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 #include "data/fingerprint.h"
 #include "families/family.h"
 #include "run/abandoned_history.h"
@@ -21,18 +21,10 @@
 namespace conclave {
 namespace {
 
-struct NamedQuantity {
-  ParallelModel::Quantity quantity;
-  std::string_view kind;
-};
-constexpr NamedQuantity quantities[] = {{ParallelModel::Quantity::parameter, kind_parameter},
-                                        {ParallelModel::Quantity::exp_avg, kind_exp_avg},
-                                        {ParallelModel::Quantity::exp_avg_sq, kind_exp_avg_sq}};
-
-void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, const NamedQuantity& named,
+void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, std::string_view kind,
                    ParallelModel::Replicas replicas) {
-  for (TensorSlice& slice : job.model().slices(named.quantity, replicas)) {
-    slice.name = state_tensor_name(named.kind, slice.name);
+  for (TensorSlice& slice : job.model().slices(kind, replicas)) {
+    slice.name = state_tensor_name(kind, slice.name);
     out.push_back(std::move(slice));
   }
 }
@@ -86,7 +78,7 @@ CheckpointState checkpoint_state(ParallelJob& job, const TrainingPosition& posit
 
 std::vector<TensorSlice> slices_to_save(ParallelJob& job) {
   std::vector<TensorSlice> slices;
-  for (const NamedQuantity& named : quantities) append_slices(slices, job, named, ParallelModel::Replicas::shared);
+  for (const std::string& kind : job.model().kept()) append_slices(slices, job, kind, ParallelModel::Replicas::shared);
   return slices;
 }
 
@@ -121,8 +113,8 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& tra
                            said = check_same_run(job.checked(), identity, checkpoint.state(), checkpoint.path());
                            origin = origin_after(job.job(), checkpoint.path(), checkpoint.manifest());
                            std::vector<TensorSlice> slices;
-                           for (const NamedQuantity& named : quantities)
-                             append_slices(slices, job, named, ParallelModel::Replicas::all);
+                           for (const std::string& kind : job.model().kept())
+                             append_slices(slices, job, kind, ParallelModel::Replicas::all);
                            return slices;
                          });
   } catch (const DamagedCheckpoint& damage) {
@@ -178,7 +170,7 @@ std::map<std::string, std::vector<double>> load_parameters(ParallelJob& job,
   const auto loaded = load_agreed(candidates, job.host_world(), checkpoint ? WhenDamaged::stop : WhenDamaged::try_next,
                                   hashes, [&](const CheckpointReader&) {
                                     std::vector<TensorSlice> slices;
-                                    append_slices(slices, job, quantities[0], ParallelModel::Replicas::all);
+                                    append_slices(slices, job, kind_parameter, ParallelModel::Replicas::all);
                                     return slices;
                                   });
   if (!loaded)

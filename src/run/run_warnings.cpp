@@ -97,7 +97,7 @@ std::string RunWarnings::balancing_remedy() const {
     case LoadBalancing::aux_loss:
       break;
   }
-  if (moe.aux_loss_layers != AuxLossRows::each)
+  if (moe.aux_loss_layers != AuxLossLayers::each)
     return "Set moe.aux_loss_layers (together) to each, which evens out each layer";
   return "Raise moe.moe_aux_loss_coeff, or set moe.moe_load_balancing (aux_loss) to bias or sinkhorn";
 }

@@ -97,8 +97,7 @@ RunIdentity identity_of(const CheckedJob& job, const std::string& compute, const
   values["data.global_batch_size"] = std::to_string(job.sequences_per_step());
   values["precision.compute"] = compute;
   values["moe.moe_aux_loss_coeff"] = fmt::format("{}", job.aux_coefficient());
-  values["moe.router_jitter_noise"] =
-      fmt::format("{}", job.job.moe.router_jitter_noise.value_or(job.model.router_jitter_noise));
+  values["moe.router_jitter_noise"] = fmt::format("{}", job.jitter_noise());
   if (job.aux_coefficient() == 0) values["moe.aux_loss_layers"] = "together";  // of no loss
   if (compute == "fp32") values["precision.router"] = "compute";               // which is fp32
   return {std::move(values), hugging_face_config_json(job.model, "float32"), data_fingerprint};

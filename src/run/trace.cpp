@@ -79,8 +79,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   ParallelModel& model = job.model();
   model.allocate_parameters();
   load_hugging_face(job, request.model);
-  const double aux_coefficient = job.aux_coefficient();
-  ForwardBackward forward_backward(model, job.job(), {aux_coefficient, job.job().moe.moe_z_loss_coeff});
+  ForwardBackward forward_backward(model, job.settings());
 
   forward_backward.take_parameters();
   std::vector<std::pair<std::string, at::Tensor>> tensors;
@@ -102,8 +101,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   if (request.gradients) {
     model.allocate_training_state();
     forward_backward.train(batch.of_rank, {true, true, 1.0 / static_cast<double>(batch.targets), 1.0});
-    const std::vector<TensorSlice> slices =
-        model.slices(ParallelModel::Quantity::gradient, ParallelModel::Replicas::once);
+    const std::vector<TensorSlice> slices = model.slices(ParallelModel::gradient, ParallelModel::Replicas::once);
     for (const DiskNames& names : disk_names(job.model_config())) {
       if (!is_trained(model, names.parameter)) continue;
       int64_t numel = 1;

@@ -9,7 +9,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/seconds_since.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 #include "config/model_flops.h"
 #include "data/fingerprint.h"
 #include "device/device.h"
@@ -33,7 +33,7 @@ namespace conclave {
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
       training_(open_training(job)),
-      forward_backward_(job.model(), job.job(), {job.aux_coefficient(), job.job().moe.moe_z_loss_coeff}),
+      forward_backward_(job.model(), job.settings()),
       saves_(
           job,
           [this] {

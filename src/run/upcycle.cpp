@@ -10,6 +10,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_reader.h"
 #include "families/family.h"
 #include "families/source_config.h"
@@ -186,7 +187,7 @@ void upcycle(ParallelModel& model, const ModelSource& source, uint64_t seed, Com
       copies_differ ? dense_moments(dense, names, reader, host_world) : std::map<std::string, std::vector<Moments>>();
 
   model.initialize(seed);  // of which the routers remain
-  for (const TensorSlice& slice : model.slices(ParallelModel::Quantity::parameter, ParallelModel::Replicas::all)) {
+  for (const TensorSlice& slice : model.slices(kind_parameter, ParallelModel::Replicas::all)) {
     if (slice.name.ends_with(".router")) {
       if (experts.pieces() > 1) share_router_rows(slice, config, experts.pieces(), seed);
     } else if (DenseExperts::is_of_experts(slice.name)) {

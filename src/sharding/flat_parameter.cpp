@@ -13,7 +13,7 @@ FlatParameter::FlatParameter(std::vector<ParameterDeclaration> parameters, int e
       layout_(parameters_, expert_index, expert_degree, shard.size()),
       shard_(shard),
       replica_(replica),
-      options_(options) {}
+      options_(std::move(options)) {}
 
 void FlatParameter::allocate_parameters() {
   MemoryScope scope(MemoryCategory::parameters);
@@ -24,8 +24,8 @@ void FlatParameter::allocate_training_state() {
   const auto options = at::device(options_.device).dtype(at::kFloat);
   {
     MemoryScope scope(MemoryCategory::moments);
-    exp_avg = at::zeros({layout_.shard_numel()}, options);
-    exp_avg_sq = at::zeros({layout_.shard_numel()}, options);
+    for (size_t i = 0; i < options_.optimizer_state.size(); ++i)
+      optimizer_state.push_back(at::zeros({layout_.shard_numel()}, options));
   }
   MemoryScope scope(MemoryCategory::gradients);
   gradient_shard = at::zeros({layout_.shard_numel()}, options);

@@ -1,10 +1,12 @@
-// The parameters of one kind of one unit, and everything a rank remembers of them: the fp32 shard, AdamW's moments, the
-// reduced gradient, and, while they are needed, the unsharded copy in the compute dtype and the unsharded gradient.
+// The parameters of one kind of one unit, and everything a rank remembers of them: the fp32 shard, the optimizer's
+// state, the reduced gradient, and, while they are needed, the unsharded copy in the compute dtype and the unsharded
+// gradient.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "base/gradient.h"
@@ -28,6 +30,7 @@ struct FlatParameterOptions {
   // Whoever reads the weights takes fp32, too, and rounds it on the way: where the shard is the whole, there is no copy
   // in the compute dtype. So do a CPU's products with experts (kernels/linear.h), which nothing else reads.
   bool readers_round = false;
+  std::vector<std::string> optimizer_state = {};  // names of what the optimizer keeps (optim/optimizer.h)
 };
 
 class FlatParameter {
@@ -38,14 +41,14 @@ class FlatParameter {
                 Communicator& replica, FlatParameterOptions options);
 
   const std::vector<ParameterDeclaration>& parameters() const { return parameters_; }
+  const FlatParameterOptions& options() const { return options_; }
   const FlatLayout& layout() const { return layout_; }
   Communicator& shard_axis() const { return shard_; }
   Communicator& replica_axis() const { return replica_; }
 
   // The state of training, 1-D fp32 [shard_numel]. Padding is zero in all of them, always.
   at::Tensor parameter_shard;
-  at::Tensor exp_avg;
-  at::Tensor exp_avg_sq;
+  std::vector<at::Tensor> optimizer_state;  // by the names of the options
   at::Tensor gradient_shard;  // valid between the end of the last reduction and the next step's first backward
 
   void allocate_parameters();  // zeros

@@ -5,8 +5,8 @@
 
 #include <optional>
 
-#include "comm/device.h"
-#include "config/job.h"
+#include "config/precision_section.h"
+#include "device/cuda_plugin.h"
 
 namespace conclave {
 

@@ -1,7 +1,6 @@
 #include "step/forward_backward.h"
 
 #include "device/device.h"
-#include "moe/sinkhorn_selection.h"
 #include "step/selection_bias.h"
 
 namespace conclave {
@@ -31,93 +30,38 @@ std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::v
   return stays;
 }
 
-AuxLossOptions aux_loss_options(const MoeConfig& moe) {
-  return {moe.aux_loss_scope == AuxLossTokens::rank ? AuxLossScope::each_rank : AuxLossScope::all_ranks,
-          moe.aux_loss_layers == AuxLossRows::each ? AuxLossLayers::each : AuxLossLayers::together};
-}
-
-std::unique_ptr<ExpertSelection> make_selection(ParallelModel& model, const MoeConfig& moe) {
-  const ModelConfig& config = model.config();
-  const RouterOptions router = router_options(config);
-  switch (moe.moe_load_balancing) {
-    case LoadBalancing::sinkhorn:
-      return std::make_unique<SinkhornSelection>(
-          router, SinkhornOptions{moe.sinkhorn_tolerance, moe.sinkhorn_iterations}, model.axes().world());
-    case LoadBalancing::balanced:
-      return std::make_unique<RoundRobinSelection>(router);
-    case LoadBalancing::bias:
-      return std::make_unique<BiasedSelection>(router, moe.bias_update_rate, config.mixtures(), config.experts(),
-                                               model.options().device);
-    case LoadBalancing::none:
-    case LoadBalancing::aux_loss:
-      break;
-  }
-  return std::make_unique<TopKSelection>(router);
-}
-
-DispatcherOptions dispatcher_options(const Job& job, at::Device device) {
-  DispatcherOptions options;
-  if (job.moe.dispatcher == DispatcherKind::all_gather) options.by = DispatchBy::all_gather;
-  if (job.moe.global_token_shuffle) options.shuffle_seed = static_cast<uint64_t>(job.run.seed);
-  if (job.moe.overload == OverloadPolicy::spill)
-    options.spill =
-        SpillOptions{.threshold = job.moe.spill_threshold,
-                     .least_rows = job.moe.spill_least_rows.value_or(device_of(device).facts().least_spill_rows)};
-  return options;
-}
-
-RoutedOptions routed_options(const Job& job) {
-  RoutedOptions options{.overlapping = job.moe.dispatch_chunks.value_or(1)};
-  if (job.moe.overload == OverloadPolicy::chunk) options.most_rows_factor = job.moe.max_tokens_per_rank_factor;
-  if (job.precision.experts == ExpertPrecision::fp8) options.products = ExpertProducts::fp8;
-  return options;
-}
-
-std::unique_ptr<ExpertCapacity> make_capacity(ParallelModel& model, const MoeConfig& moe) {
-  if (!moe.capacity_factor) return nullptr;
-  const bool earliest = moe.drop_policy == DropPolicy::position;
-  return std::make_unique<ExpertCapacity>(
-      CapacityOptions{*moe.capacity_factor, earliest ? KeptChoices::earliest : KeptChoices::most_probable},
-      model.axes().world());
-}
-
 }  // namespace
 
-ForwardBackward::ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
-                                 const AssumedChoices* assumed)
+ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed)
     : model_(model),
+      settings_(settings),
       units_(model.units()),
       clock_(units_.size(), device_of(model.options().device).time()),
-      schedule_(units_,
-                {job.parallel.prefetch_units, units_that_stay_gathered(job.parallel.reshard_after_forward, units_)},
+      schedule_(units_, {settings.prefetch_units, units_that_stay_gathered(settings.reshard_after_forward, units_)},
                 clock_),
-      selection_(make_selection(model, job.moe)),
-      capacity_(make_capacity(model, job.moe)),
-      dispatcher_(make_dispatcher(model.axes().of(Axis::expert), model.config().experts(), clock_,
-                                  dispatcher_options(job, model.options().device))),
-      experts_(*dispatcher_, model.axes().of(Axis::expert), model.config().experts(), routed_options(job), clock_),
+      selection_(make_selection(settings.selection, router_options(model.config()), model.config().mixtures(),
+                                model.config().experts(), model.axes().world(), model.options().device)),
+      capacity_(settings.capacity, model.axes().world()),
+      experts_(model.axes().of(Axis::expert), model.config().experts(), settings.dispatch, clock_),
       embedding_(model.declarations().front()),
-      head_(model.config(), model.declarations().back(), embedding_, job.memory.loss_chunk_tokens),
-      coefficients_(coefficients),
-      aux_loss_(aux_loss_options(job.moe)) {
+      head_(model.config(), model.declarations().back(), embedding_, settings.loss_chunk_tokens) {
   const ModelConfig& config = model.config();
   const MixtureOptions mixtures{.selection = *selection_,
-                                .capacity = capacity_.get(),
+                                .capacity = settings.capacity.factor > 0 ? &capacity_ : nullptr,
                                 .experts = experts_,
-                                .router = job.precision.router,
-                                .jitter_noise = job.moe.router_jitter_noise.value_or(config.router_jitter_noise),
-                                .seed = static_cast<uint64_t>(job.run.seed),
+                                .router = settings.router,
+                                .jitter_noise = settings.jitter_noise,
+                                .seed = settings.seed,
                                 .assumed = assumed};
   Mixture::Place place;
   for (; place.layer < config.layer_count(); ++place.layer) {
-    layers_.emplace_back(config, place, model.declarations()[place.layer + 1], job.memory.activation_checkpointing,
-                         mixtures);
+    layers_.emplace_back(config, place, model.declarations()[place.layer + 1], settings.checkpointing, mixtures);
     if (config.layers[place.layer].mixture() != nullptr) ++place.mixture;
   }
-  if (job.memory.activation_offloading)
+  if (settings.offloads)
     offloaded_ = std::make_unique<ActivationStore>(
-        device_of(model.options().device).make_offload_medium(job.memory.offload_folder.value_or(job.run.output_dir)),
-        config.layer_count(), job.memory.activation_loading_horizon, clock_);
+        device_of(model.options().device).make_offload_medium(settings.offload_folder), config.layer_count(),
+        settings.loading_horizon, clock_);
 }
 
 void ForwardBackward::take_parameters() {
@@ -183,17 +127,17 @@ std::optional<BalanceReduction> ForwardBackward::begin_balance(const std::vector
     if (statistics.count_E.defined()) of_mixtures.push_back(statistics);
   if (of_mixtures.empty()) return std::nullopt;
   return std::make_optional<BalanceReduction>(model_.axes().world(), of_mixtures, batch.tokens(),
-                                              model_.options().device, aux_loss_);
+                                              model_.options().device, settings_.aux_loss);
 }
 
 std::vector<RouterLossGradient> ForwardBackward::router_losses(const Balance& balance, double balance_scale) const {
   const ModelConfig& config = model_.config();
   std::vector<RouterLossGradient> losses(layers_.size());
   if (config.mixture() == nullptr) return losses;
-  const at::Tensor probability_gradient_LE = balance.aux_gradient_LE * (coefficients_.aux * balance_scale);
+  const at::Tensor probability_gradient_LE = balance.aux_gradient_LE * (settings_.aux_coefficient * balance_scale);
   int64_t mixture = 0;
   for (const int64_t layer : config.mixture_layers())
-    losses[layer] = {probability_gradient_LE[mixture++], balance.z_gradient * coefficients_.z * balance_scale};
+    losses[layer] = {probability_gradient_LE[mixture++], balance.z_gradient * settings_.z_coefficient * balance_scale};
   return losses;
 }
 

@@ -6,16 +6,14 @@
 #include <vector>
 
 #include "base/step_clock.h"
-#include "config/job.h"
 #include "memory/activation_store.h"
 #include "model/decoder_layer.h"
 #include "model/embedding.h"
 #include "model/head.h"
 #include "model/micro_batch.h"
-#include "moe/balancing.h"
-#include "moe/expert_selection.h"
 #include "sharding/unit_schedule.h"
 #include "step/parallel_model.h"
+#include "step/step_settings.h"
 
 namespace conclave {
 
@@ -34,14 +32,8 @@ struct MicroStepResult {
 
 class ForwardBackward {
  public:
-  // `model` outlives it. Coefficients: of the auxiliary and the z-loss.
-  struct Coefficients {
-    double aux = 0;
-    double z = 0;
-  };
-  // `assumed`: on paper, where nobody chooses experts; outlives it.
-  ForwardBackward(ParallelModel& model, const Job& job, Coefficients coefficients,
-                  const AssumedChoices* assumed = nullptr);
+  // `model` outlives it. `assumed`: on paper, where nobody chooses experts; outlives it.
+  ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed = nullptr);
 
   // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like evaluate and trace.
   MicroStepResult train(const MicroBatch& batch, const MicroStep& micro_step);
@@ -87,18 +79,16 @@ class ForwardBackward {
   size_t head_unit() const { return layers_.size() + 1; }
 
   ParallelModel& model_;
+  StepSettings settings_;
   std::vector<Unit*> units_;
   StepClock clock_;
   UnitSchedule schedule_;
   std::unique_ptr<ExpertSelection> selection_;
-  std::unique_ptr<ExpertCapacity> capacity_;  // null: dropless
-  std::unique_ptr<Dispatcher> dispatcher_;
+  ExpertCapacity capacity_;
   RoutedExperts experts_;
   Embedding embedding_;
   std::vector<DecoderLayer> layers_;
   Head head_;
-  Coefficients coefficients_;
-  AuxLossOptions aux_loss_;
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

@@ -23,6 +23,11 @@ at::ScalarType agreed_dtype(Precision precision, at::Device device, Communicator
   return lacks_bf16.item<float>() > 0 ? at::kFloat : own;
 }
 
+std::string chosen_dispatch(CheckedJob& job, const World& world) {
+  if (job.job.moe.overload && job.job.moe.dispatch_chunks) return "";  // a plan has chosen
+  return choose_dispatch(job, spans_hosts(job, world.host_of_rank()));
+}
+
 }  // namespace
 
 ParallelJob::ParallelJob(CheckedJob checked, World& world)
@@ -30,12 +35,10 @@ ParallelJob::ParallelJob(CheckedJob checked, World& world)
       world_(world),
       axes_(checked_.layout, world.rank(),
             [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); }),
-      model_(checked_.model, axes_,
-             {agreed_dtype(checked_.job.precision.compute, world.device(), axes_.world()),
-              checked_.job.precision.reduce == Precision::bf16 ? at::kBFloat16 : at::kFloat, world.device(),
-              device_of(world.device()).facts().rounds_when_read}) {
-  if (const MoeConfig& moe = checked_.job.moe; !moe.overload || !moe.dispatch_chunks)  // a plan has chosen
-    not_lent_because_ = choose_dispatch(checked_, spans_hosts(checked_, world.host_of_rank()));
+      not_lent_because_(chosen_dispatch(checked_, world)),
+      settings_(step_settings(checked_, agreed_dtype(checked_.job.precision.compute, world.device(), axes_.world()),
+                              world.device())),
+      model_(checked_.model, axes_, settings_.parameters) {
   if (!world.device().is_cpu()) host_world_.emplace(axes_.world(), world.device());
 }
 

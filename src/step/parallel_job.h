@@ -12,6 +12,7 @@
 #include "mesh/checked_job.h"
 #include "step/axes.h"
 #include "step/parallel_model.h"
+#include "step/step_settings.h"
 
 namespace conclave {
 
@@ -24,6 +25,7 @@ class ParallelJob {
   const Job& job() const { return checked_.job; }
   const ModelConfig& model_config() const { return checked_.model; }
   const Layout& layout() const { return checked_.layout; }
+  const StepSettings& settings() const { return settings_; }
   int64_t micro_steps() const { return checked_.micro_steps; }
   at::ScalarType compute() const { return model_.options().compute_dtype; }
   at::Device device() const { return model_.options().device; }
@@ -37,7 +39,6 @@ class ParallelJob {
   // What of the job is not as it was written, because of its world.
   std::vector<std::string> adaptations() const;
 
-  double aux_coefficient() const { return checked_.aux_coefficient(); }
   int64_t sequences_per_micro_step() const { return checked_.sequences_per_micro_step(); }
   int64_t sequences_per_step() const { return checked_.sequences_per_step(); }
   int64_t tokens_per_step() const { return checked_.tokens_per_step(); }
@@ -56,8 +57,9 @@ class ParallelJob {
   World& world_;
   Axes axes_;
   std::optional<HostTensors> host_world_;  // where the axes take tensors of a device only
+  std::string not_lent_because_;           // empty: they are, or nobody asked for it
+  StepSettings settings_;
   ParallelModel model_;
-  std::string not_lent_because_;  // empty: they are, or nobody asked for it
 };
 
 }  // namespace conclave

@@ -1,23 +1,23 @@
 #include "step/parallel_model.h"
 
+#include <algorithm>
+
+#include "base/error.h"
+#include "checkpoint/checkpoint_state.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "model/parameters.h"
 
 namespace conclave {
 namespace {
 
-at::Tensor& quantity_of(FlatParameter& group, ParallelModel::Quantity quantity) {
-  switch (quantity) {
-    case ParallelModel::Quantity::parameter:
-      return group.parameter_shard;
-    case ParallelModel::Quantity::exp_avg:
-      return group.exp_avg;
-    case ParallelModel::Quantity::exp_avg_sq:
-      return group.exp_avg_sq;
-    case ParallelModel::Quantity::gradient:
-      break;
-  }
-  return group.gradient_shard;
+// The shard called `name`: "parameter", "gradient", or as the optimizer calls it.
+const at::Tensor& shard_of(const FlatParameter& group, std::string_view name) {
+  if (name == kind_parameter) return group.parameter_shard;
+  if (name == ParallelModel::gradient) return group.gradient_shard;
+  const std::vector<std::string>& state = group.options().optimizer_state;
+  const auto found = std::find(state.begin(), state.end(), name);
+  check_invariant(found != state.end(), "the optimizer keeps {}", name);
+  return group.optimizer_state.at(static_cast<size_t>(found - state.begin()));
 }
 
 // The shard's ranges of equal treatment: neighbouring slices with the same decay rule, and the padding between them,
@@ -26,8 +26,9 @@ std::vector<OptimizerRange> ranges_of(FlatParameter& group) {
   std::vector<OptimizerRange> ranges;
   const auto add = [&](int64_t begin, int64_t end, bool decay) {
     const auto part = [&](const at::Tensor& shard) { return shard.narrow(0, begin, end - begin); };
-    ranges.push_back(
-        {part(group.parameter_shard), part(group.exp_avg), part(group.exp_avg_sq), part(group.gradient_shard), decay});
+    std::vector<at::Tensor> state;
+    for (const at::Tensor& shard : group.optimizer_state) state.push_back(part(shard));
+    ranges.push_back({part(group.parameter_shard), std::move(state), part(group.gradient_shard), decay});
   };
   int64_t begin = 0;
   int64_t end = 0;
@@ -75,12 +76,18 @@ void ParallelModel::initialize(uint64_t seed) {
     for (FlatParameter& group : unit.groups()) group.initialize(seed);
 }
 
-std::vector<TensorSlice> ParallelModel::slices(Quantity quantity, Replicas replicas) {
+std::vector<std::string> ParallelModel::kept() const {
+  std::vector<std::string> names = options_.optimizer_state;
+  names.insert(names.begin(), std::string(kind_parameter));
+  return names;
+}
+
+std::vector<TensorSlice> ParallelModel::slices(std::string_view name, Replicas replicas) {
   std::vector<TensorSlice> slices;
   for (Unit& unit : units_) {
     for (FlatParameter& group : unit.groups()) {
       if (replicas == Replicas::once && group.replica_axis().rank() != 0) continue;
-      const at::Tensor& shard = quantity_of(group, quantity);
+      const at::Tensor& shard = shard_of(group, name);
       std::vector<TensorSlice> of_group;
       for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
         const ParameterDeclaration& parameter = group.parameters()[slice.parameter];

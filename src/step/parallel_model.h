@@ -4,6 +4,8 @@
 #pragma once
 
 #include <deque>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/tensor_slice.h"
@@ -29,11 +31,15 @@ class ParallelModel {
   void allocate_training_state();
   void initialize(uint64_t seed);
 
-  enum class Quantity { parameter, exp_avg, exp_avg_sq, gradient };
-  // This rank's ranges of every parameter, as views of the shards. Of ranks that hold the same range, along the replica
+  // What a run keeps of each parameter from step to step, by the names of a checkpoint: itself, and the optimizer's
+  // state.
+  std::vector<std::string> kept() const;
+  static constexpr std::string_view gradient = "gradient";
+  // This rank's ranges of what is kept under `name` of every parameter, or of the gradient, as views of the shards. Of
+  // ranks that hold the same range, along the replica
   // axis, each gets it with `all`, only the first with `once`, and each a part of its own with `shared`.
   enum class Replicas { all, once, shared };
-  std::vector<TensorSlice> slices(Quantity quantity, Replicas replicas);
+  std::vector<TensorSlice> slices(std::string_view name, Replicas replicas);
   std::vector<OptimizerUnit> optimizer_units();
 
  private:

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include "checkpoint/checkpoint_state.h"
+
 namespace conclave {
 namespace {
 
@@ -14,7 +16,7 @@ bool has_bias(const ParallelModel& model) {
 template <class F>
 void for_each_part(ParallelModel& model, ParallelModel::Replicas replicas, const at::Tensor& bias_LE, const F& f) {
   const std::vector<int64_t> layers = model.config().mixture_layers();
-  const std::vector<TensorSlice> slices = model.slices(ParallelModel::Quantity::parameter, replicas);
+  const std::vector<TensorSlice> slices = model.slices(kind_parameter, replicas);
   for (size_t mixture = 0; mixture < layers.size(); ++mixture) {
     const std::string name = model.declarations().at(static_cast<size_t>(layers[mixture]) + 1).name + ".selection_bias";
     for (const TensorSlice& slice : slices)

@@ -30,8 +30,11 @@ std::function<MicroBatch()> batches_of(BatchLoader& loader, const ParallelJob& j
 }
 
 TrainStep::TrainStep(ParallelJob& job, ForwardBackward& forward_backward)
-    : job_(job), forward_backward_(forward_backward), optimizer_(job.job().optimizer, job.model().optimizer_units()) {
-  forward_backward.reserve_offload(job.job().data.micro_batch_size * job.job().data.sequence_length);
+    : job_(job),
+      forward_backward_(forward_backward),
+      optimizer_(make_optimizer_rule(job.settings().optimizer), job.settings().optimizer.grad_clip,
+                 job.model().optimizer_units()) {
+  forward_backward.reserve_offload(job.settings().tokens_per_micro_step);
 }
 
 StepReport TrainStep::run(const NextBatch& next, int64_t update, double lr,
@@ -47,8 +50,9 @@ StepReport TrainStep::compute(const NextBatch& next, int64_t update, double lr,
                               const std::function<void()>& before_update) {
   StepClock& clock = forward_backward_.clock();
   const ClockScope whole_step(clock, Phase::computing, clock.whole_step());
-  const int64_t micro_steps = job_.micro_steps();
-  const auto targets = static_cast<double>(job_.tokens_per_step());
+  const StepSettings& settings = job_.settings();
+  const int64_t micro_steps = settings.micro_steps;
+  const auto targets = static_cast<double>(settings.targets);
   StepReport report;
   double loss_sum = 0;
   for (int64_t m = 0; m < micro_steps; ++m) {
@@ -61,10 +65,10 @@ StepReport TrainStep::compute(const NextBatch& next, int64_t update, double lr,
     loss_sum += result.loss_sum;
     report.aux_loss += result.balance.aux_loss / static_cast<double>(micro_steps);
     report.z_loss += result.balance.z_loss / static_cast<double>(micro_steps);
-    if (const auto factor = job_.job().moe.capacity_factor) {
+    if (settings.capacity.factor > 0) {
       const ModelConfig& model = job_.model_config();
       const int64_t capacity =
-          expert_capacity(*factor, result.balance.tokens, model.top_k(), model.experts());
+          expert_capacity(settings.capacity.factor, result.balance.tokens, model.top_k(), model.experts());
       report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
     }
     if (result.balance.count_LE.defined()) report.load.add(result.balance);
@@ -73,8 +77,7 @@ StepReport TrainStep::compute(const NextBatch& next, int64_t update, double lr,
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
     report.lm_loss = job_.sum_over_world({loss_sum})[0] / targets;
   }
-  report.loss =
-      report.lm_loss + job_.aux_coefficient() * report.aux_loss + job_.job().moe.moe_z_loss_coeff * report.z_loss;
+  report.loss = report.lm_loss + settings.aux_coefficient * report.aux_loss + settings.z_coefficient * report.z_loss;
 
   // Every rank has the same numbers here, so all skip or none does.
   update_unless_not_finite(report, update, lr, before_update);

@@ -3,7 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
-#include "comm/device.h"
+#include "device/cuda_plugin.h"
 #include "device_kernels.h"
 #include "kernels/kernels.h"
 #include "moe/grouped_experts.h"

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
-#include "comm/device.h"
+#include "device/cuda_plugin.h"
 #include "kernel_test.h"
 #include "kernels/kernels.h"
 

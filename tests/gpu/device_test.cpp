@@ -9,7 +9,7 @@
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
 #include "checkpoint/lent_blocks.h"
-#include "comm/device.h"
+#include "device/cuda_plugin.h"
 #include "device_kernels.h"
 #include "kernel_test.h"
 #include "kernels/attention.h"

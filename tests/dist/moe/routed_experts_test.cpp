@@ -33,22 +33,22 @@ AxisGroup everyone(const World& world) {
 
 struct Way {
   const char* name;
-  DispatcherOptions dispatcher = {};
-  RoutedOptions parts = {};
+  DispatchSettings settings = {};
 };
 
 std::vector<Way> ways() {
   const SpillOptions eager{.threshold = 1.0, .least_rows = 1};
   return {{"all_to_all"},
-          {"all_gather", {.by = DispatchBy::all_gather}},
-          {"shuffled", {.shuffle_seed = 3}},
-          {"shuffled all_gather", {.by = DispatchBy::all_gather, .shuffle_seed = 3}},
-          {"two overlapping", {}, {.overlapping = 2}},
-          {"five overlapping, all_gather", {.by = DispatchBy::all_gather}, {.overlapping = 5}},
-          {"chunks", {}, {.most_rows_factor = 1.0}},
-          {"shuffled chunks", {.shuffle_seed = 3}, {.most_rows_factor = 1.2}},
-          {"spill", {.spill = eager}},
-          {"shuffled spill", {.shuffle_seed = 3, .spill = eager}}};
+          {"all_gather", {.dispatcher = DispatcherKind::all_gather}},
+          {"shuffled", {.shuffles = true, .shuffle_seed = 3}},
+          {"shuffled all_gather", {.dispatcher = DispatcherKind::all_gather, .shuffles = true, .shuffle_seed = 3}},
+          {"two overlapping", {.chunks = 2}},
+          {"five overlapping, all_gather", {.dispatcher = DispatcherKind::all_gather, .chunks = 5}},
+          {"chunks", {.overload = OverloadPolicy::chunk, .max_tokens_per_rank_factor = 1.0}},
+          {"shuffled chunks",
+           {.shuffles = true, .shuffle_seed = 3, .overload = OverloadPolicy::chunk, .max_tokens_per_rank_factor = 1.2}},
+          {"spill", {.overload = OverloadPolicy::spill, .spill = eager}},
+          {"shuffled spill", {.shuffles = true, .shuffle_seed = 3, .overload = OverloadPolicy::spill, .spill = eager}}};
 }
 
 // Tokens are divided unevenly: rank i has a share that grows with i, and of more than two ranks the first has none.
@@ -78,8 +78,7 @@ Ran run(const Problem& p, const Way& way, Kept kept, Communicator& expert) {
   const Slice slice = slice_of(p.token_TH.size(0), expert.rank(), expert.size());
   const ExpertWeights weights{p.gate_up_EJH.narrow(0, first, local), p.down_EHI.narrow(0, first, local)};
   StepClock clock(0);
-  const auto dispatcher = make_dispatcher(expert, experts, clock, way.dispatcher);
-  const RoutedExperts routed(*dispatcher, expert, experts, way.parts, clock);
+  const RoutedExperts routed(expert, experts, way.settings, clock);
   const RoutedTokens tokens{tokens_of(p.token_TH, slice), tokens_of(p.weight_TK, slice), tokens_of(p.expert_TK, slice)};
 
   Ran ran;
@@ -166,7 +165,7 @@ TEST_P(RoutedExpertsOf, multiply_in_fp8_whatever_the_way) {
     const Slice slice = slice_of(s.tokens, axis->rank(), axis->size());
     for (Way way : ways()) {
       SCOPED_TRACE(way.name);
-      way.parts.products = ExpertProducts::fp8;
+      way.settings.products = ExpertPrecision::fp8;
       for (const Kept kept : {Kept::everything, Kept::nothing}) {
         const Answer actual = run(problem, way, kept, *axis).answer;
         if (slice.begin == slice.end) continue;
@@ -207,8 +206,8 @@ TEST(Overload, is_levelled_by_spilling_and_bounded_by_chunks) {
       axis->all_reduce(most, Reduction::max).wait();
       return Needed{most[0].item<double>(), most[1].item<double>()};
     };
-    const Way none{"none"}, spill{"spill", {.spill = SpillOptions{.least_rows = 20}}},
-        chunk{"chunk", {}, {.most_rows_factor = 1.25}};
+    const Way none{"none"}, spill{"spill", {.overload = OverloadPolicy::spill, .spill = {.least_rows = 20}}},
+        chunk{"chunk", {.overload = OverloadPolicy::chunk, .max_tokens_per_rank_factor = 1.25}};
     p.expert_TK.copy_((at::arange(s.tokens) % 64).unsqueeze(1));
     const double even_bytes = needed(none).bytes, mean = static_cast<double>(s.tokens) / 4;
     // All tokens to one expert; and shares of 64 experts that fall as 1 / rank (Zipf's law).
@@ -236,7 +235,7 @@ TEST_P(RoutedExpertsOf, capacity_drops_the_same_choices_on_any_number_of_ranks) 
     const auto all = world.communicator(everyone(world), "world");
     for (const int64_t experts : {2, 9, 64})
       for (const double factor : {0.5, 1.0, 2.0})
-        for (const KeptChoices kept : {KeptChoices::most_probable, KeptChoices::earliest})
+        for (const DropPolicy kept : {DropPolicy::probability, DropPolicy::position})
           for (const bool equal_scores : {false, true}) {
             SCOPED_TRACE(fmt::format("seed {}, E={} factor {} kept {} equal {}", seed, experts, factor,
                                      static_cast<int>(kept), equal_scores));

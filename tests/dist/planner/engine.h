@@ -74,12 +74,15 @@ inline MicroBatch batch_of(const CheckedJob& job, int rank) {
 
 struct EngineRank {
   EngineRank(const Case& c, const CheckedJob& job, const Axes& axes)
-      : model(job.model, axes, {c.compute, c.reduce, at::kCPU, device_of(at::kCPU).facts().rounds_when_read}) {
+      : settings(step_settings(job, c.compute, at::kCPU)), model(job.model, axes, settings.parameters) {
+    settings.aux_coefficient = 0.01;
+    settings.z_coefficient = 0.001;
     model.allocate_parameters();
     model.allocate_training_state();
     model.initialize(3);
-    forward_backward.emplace(model, job.job, ForwardBackward::Coefficients{0.01, 0.001});
+    forward_backward.emplace(model, settings);
   }
+  StepSettings settings;
   ParallelModel model;
   std::optional<ForwardBackward> forward_backward;
 };

@@ -5,8 +5,8 @@
 #include "comm/counting_communicator.h"
 #include "dist/planner/measured_memory.h"
 #include "fake_communicator.h"
-#include "optim/optimizer.h"
 #include "mixtral_shape.h"
+#include "optim/optimizer.h"
 
 namespace conclave {
 namespace {
@@ -93,7 +93,7 @@ TrafficByOperation traffic_of_engine(const Case& c, const CheckedJob& job) {
   for (int64_t m = 0; m < c.micro_steps; ++m)
     engine.forward_backward->train(batch, {m == 0, m == c.micro_steps - 1, 0.01, 1.0});
   axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();
-  Optimizer({}, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
+  Optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
   return count->reset();
 }
 

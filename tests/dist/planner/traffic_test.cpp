@@ -6,8 +6,8 @@
 #include "dist/planner/engine.h"
 #include "dist/world.h"
 #include "fake_communicator.h"
-#include "optim/optimizer.h"
 #include "mixtral_shape.h"
+#include "optim/optimizer.h"
 
 namespace conclave {
 namespace {
@@ -202,7 +202,7 @@ TEST_P(FakeWorld, sends_what_was_planned) {
     choices_LE = engine.forward_backward->train(batch, {m == 0, last, 0.01, 1.0}).balance.count_LE;
   }
   axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();  // TrainStep's sum of the loss
-  Optimizer optimizer({}, engine.model.optimizer_units());
+  Optimizer optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units());
   TrafficByOperation of_step = count->reset();
   optimizer.gradient_squares(axes.world(), at::kCPU);
   const TrafficByOperation of_norm = count->reset();
@@ -271,7 +271,7 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
         engine.forward_backward->train(batch_of(job, c.rank), {m == 0, last, 0.01, 1.0});
       }
       axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();
-      Optimizer({}, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
+      Optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
       const TrafficByOperation of_step = count->reset();
       expect_equal(of_step, plan_step(planned).traffic);
       if (c.expert > 1) {

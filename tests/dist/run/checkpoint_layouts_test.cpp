@@ -55,16 +55,14 @@ struct Rank {
              [](const AxisGroup& group, const std::string& axis) {
                return std::make_unique<FakeCommunicator>(axis, group.index, group.size());
              }),
-        model(small_model(), axes, {at::kFloat, at::kFloat, at::kCPU}) {
+        model(small_model(), axes, {.optimizer_state = {"exp_avg", "exp_avg_sq"}}) {
     model.allocate_parameters();
     model.allocate_training_state();
   }
   std::vector<TensorSlice> slices(ParallelModel::Replicas replicas) {
     std::vector<TensorSlice> all;
-    for (const auto& [quantity, kind] : {std::pair{ParallelModel::Quantity::parameter, kind_parameter},
-                                         {ParallelModel::Quantity::exp_avg, kind_exp_avg},
-                                         {ParallelModel::Quantity::exp_avg_sq, kind_exp_avg_sq}}) {
-      for (TensorSlice& slice : model.slices(quantity, replicas)) {
+    for (const std::string& kind : model.kept()) {
+      for (TensorSlice& slice : model.slices(kind, replicas)) {
         slice.name = state_tensor_name(kind, slice.name);
         all.push_back(std::move(slice));
       }

@@ -52,22 +52,25 @@ struct Outcome {
   int64_t activations = 0;  // at their peak
 };
 
-Outcome run(const Axes& axes, int rank, Job job, int64_t layers, int64_t sequences) {
+Outcome run(const Axes& axes, const Layout& layout, Job job, int64_t layers, int64_t sequences) {
   job.memory.offload_folder = std::filesystem::temp_directory_path();
   const ModelConfig config = model_of(layers);
-  ParallelModel model(config, axes, {at::kFloat, at::kFloat, at::kCPU});
+  StepSettings settings = step_settings(CheckedJob{job, config, layout, 1, {}, {}}, at::kFloat, at::kCPU);
+  settings.aux_coefficient = 0.01;
+  settings.z_coefficient = 0.001;
+  ParallelModel model(config, axes, settings.parameters);
   model.allocate_parameters();
   model.allocate_training_state();
   model.initialize(3);
-  ForwardBackward forward_backward(model, job, {0.01, 0.001});
+  ForwardBackward forward_backward(model, settings);
   forward_backward.reserve_offload(sequences * sequence);
   Outcome outcome;
   reset_memory_peaks();
   const int64_t before = memory_report().now.of[static_cast<int>(MemoryCategory::activations)];
   constexpr int64_t micro_steps = 3;
   for (int64_t m = 0; m < micro_steps; ++m) {
-    const MicroStepResult result =
-        forward_backward.train(batch_of(rank, m, sequences), {m == 0, m == micro_steps - 1, 0.01, 1.0 / micro_steps});
+    const MicroStepResult result = forward_backward.train(batch_of(axes.world().rank(), m, sequences),
+                                                          {m == 0, m == micro_steps - 1, 0.01, 1.0 / micro_steps});
     outcome.losses.push_back(result.loss_sum);
     outcome.losses.push_back(result.balance.aux_loss);
   }
@@ -100,18 +103,18 @@ void expect_offloading_changes_no_bit(World& world, const std::vector<LayoutCase
     const Layout layout(world.size(), job.parallel, 4);
     const Axes axes(layout, world.rank(),
                     [&](const AxisGroup& group, const std::string& axis) { return world.communicator(group, axis); });
-    const Outcome nothing_repeated = run(axes, world.rank(), job, layers, sequences);
+    const Outcome nothing_repeated = run(axes, layout, job, layers, sequences);
     for (const auto policy : {ActivationCheckpointing::full, ActivationCheckpointing::selective}) {
       job.memory.activation_checkpointing = policy;
       job.memory.activation_offloading = false;
-      const Outcome kept = run(axes, world.rank(), job, layers, sequences);
+      const Outcome kept = run(axes, layout, job, layers, sequences);
       expect_same_bits(kept, nothing_repeated);
       job.memory.activation_offloading = true;
       for (const int64_t horizon : horizons) {
         SCOPED_TRACE(fmt::format("shard {}, expert {}, {}, horizon {}", c.shard, c.expert,
                                  policy == ActivationCheckpointing::full ? "full" : "selective", horizon));
         job.memory.activation_loading_horizon = horizon;
-        const Outcome offloaded = run(axes, world.rank(), job, layers, sequences);
+        const Outcome offloaded = run(axes, layout, job, layers, sequences);
         expect_same_bits(offloaded, kept);
         EXPECT_EQ(offloaded.most_on_device, std::min(layers, horizon));
         // In forward, inputs on their way out and the one that is being computed with may be there together.
@@ -145,12 +148,12 @@ TEST(Offload, activations_do_not_grow_with_the_layers) {
     constexpr int64_t choice_bytes = sequences * sequence * 2 * 4;  // top 2, int32
     Job job;
     job.memory.activation_checkpointing = ActivationCheckpointing::full;
-    const int64_t kept_6 = run(axes, 0, job, 6, sequences).activations;
-    const int64_t kept_12 = run(axes, 0, job, 12, sequences).activations;
+    const int64_t kept_6 = run(axes, layout, job, 6, sequences).activations;
+    const int64_t kept_12 = run(axes, layout, job, 12, sequences).activations;
     EXPECT_EQ(kept_12 - kept_6, 6 * (input_bytes + choice_bytes));
     job.memory.activation_offloading = true;
-    const int64_t offloaded_6 = run(axes, 0, job, 6, sequences).activations;
-    const int64_t offloaded_12 = run(axes, 0, job, 12, sequences).activations;
+    const int64_t offloaded_6 = run(axes, layout, job, 6, sequences).activations;
+    const int64_t offloaded_12 = run(axes, layout, job, 12, sequences).activations;
     // One input of play: how many are on their way out at the peak depends on how fast the copies are.
     EXPECT_LE(offloaded_12 - offloaded_6, input_bytes + 6 * choice_bytes);
     EXPECT_LE(offloaded_12, kept_12 - (12 - 2 - 1) * input_bytes);

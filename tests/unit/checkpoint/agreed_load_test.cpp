@@ -8,7 +8,7 @@
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "checkpoint/damaged_checkpoint.h"
-#include "checkpoint/texts.h"
+#include "checkpoint/rank_texts.h"
 #include "thread_world.h"
 
 namespace conclave {

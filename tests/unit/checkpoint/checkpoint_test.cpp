@@ -11,7 +11,7 @@
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
 #include "checkpoint/host_tensors.h"
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 #include "thread_world.h"
 
 namespace conclave {
@@ -35,7 +35,7 @@ const std::vector<GlobalTensor>& global_tensors() {
   static const std::vector<GlobalTensor> tensors = [] {
     std::vector<GlobalTensor> made;
     at::manual_seed(7);
-    for (std::string_view kind : {kind_parameter, kind_exp_avg, kind_exp_avg_sq}) {
+    for (std::string_view kind : {"parameter", "exp_avg", "exp_avg_sq"}) {
       made.push_back({state_tensor_name(kind, "experts.gate_up_proj"), {4, 6, 5}, at::randn({120})});
       made.push_back({state_tensor_name(kind, "norm.weight"), {7}, at::randn({7})});
     }

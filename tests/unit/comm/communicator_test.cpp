@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "comm/counting_communicator.h"
-#include "comm/device.h"
 #include "comm/local_communicator.h"
 #include "comm/shapes.h"
 #include "comm/world.h"
@@ -111,20 +110,6 @@ TEST(CountingCommunicator, counts_a_rank_of_a_large_world) {
   const auto counts = count->snapshot();
   EXPECT_EQ(counts.at({"shard", "all_gather"}), (Traffic{1, 63 * 100 * 2}));
   EXPECT_EQ(counts.at({"shard", "all_reduce"}), (Traffic{1, 64 * 1024 + 1 - 1025 + 63 * 1025}));
-}
-
-TEST(Device, cuda_is_refused_with_the_reason_where_there_is_none) {
-  std::string why_not;
-  if (cuda_device_count(&why_not) > 0) GTEST_SKIP() << "this machine has a GPU";
-  EXPECT_FALSE(why_not.empty());
-  EXPECT_EQ(choose_device(WantedDevice::automatic, {}), at::kCPU);
-  EXPECT_EQ(choose_device(WantedDevice::cpu, {}), at::kCPU);
-  try {
-    choose_device(WantedDevice::cuda, {});
-    FAIL() << "accepted";
-  } catch (const UserError& error) {
-    EXPECT_NE(std::string(error.what()).find("run.device is cuda, but " + why_not), std::string::npos) << error.what();
-  }
 }
 
 }  // namespace

@@ -327,20 +327,6 @@ TEST(JobRefusal, overrides_that_are_none) {
             "       Put text with special characters into quotes.   (--set run.name=[a)");
 }
 
-TEST(ValidateJob, sees_what_was_set_in_code) {
-  EXPECT_EQ(refusal_of([] { validate_job(Job()); }), "accepted");
-  Job job;
-  job.optimizer.lr = -1;
-  job.run.deterministic = false;
-  EXPECT_EQ(
-      refusal_of([&] { validate_job(job); }),
-      "run.deterministic is false, which is not supported in this version (every path of it is deterministic); use "
-      "true.\nerror: optimizer.lr is -1.0, but it must be more than 0.");
-  Job other;
-  other.schedule.warmup_steps = 2000;
-  EXPECT_NE(refusal_of([&] { validate_job(other); }), "accepted");
-}
-
 // Oracle: micro-steps x sequences of one micro-step = global batch, multiplied out.
 TEST(MicroSteps, times_sequences_at_once_is_the_batch) {
   Job job;

@@ -93,11 +93,11 @@ TEST(AuxLossLayers, are_those_that_a_published_model_was_trained_with) {
   ModelSource published, dense;
   published.init_from = "mixtral";
   dense.upcycle_from = "mistral";
-  EXPECT_EQ(layers(ModelSource(), {}), AuxLossRows::each);
-  EXPECT_EQ(layers(published, {}), AuxLossRows::together);
-  EXPECT_EQ(layers(dense, {}), AuxLossRows::each) << "a dense model has no such loss";
-  EXPECT_EQ(layers(published, {.aux_loss_layers = AuxLossRows::each}), AuxLossRows::each);
-  EXPECT_EQ(layers(ModelSource(), {.aux_loss_layers = AuxLossRows::together}), AuxLossRows::together);
+  EXPECT_EQ(layers(ModelSource(), {}), AuxLossLayers::each);
+  EXPECT_EQ(layers(published, {}), AuxLossLayers::together);
+  EXPECT_EQ(layers(dense, {}), AuxLossLayers::each) << "a dense model has no such loss";
+  EXPECT_EQ(layers(published, {.aux_loss_layers = AuxLossLayers::each}), AuxLossLayers::each);
+  EXPECT_EQ(layers(ModelSource(), {.aux_loss_layers = AuxLossLayers::together}), AuxLossLayers::together);
   EXPECT_EQ(layers(ModelSource(), {.moe_load_balancing = LoadBalancing::bias}), std::nullopt)
       << "there is no such loss";
 }

@@ -22,7 +22,7 @@ at::Tensor most_probable_of(const Routing& routing) {
   LocalCommunicator alone("world");
   std::vector<int64_t> samples(static_cast<size_t>(routing.score_TE.size(0)));
   std::iota(samples.begin(), samples.end(), 0);
-  return ExpertCapacity({1.0, KeptChoices::most_probable}, alone).apply(routing, {samples, 1});
+  return ExpertCapacity({1.0, DropPolicy::probability}, alone).apply(routing, {samples, 1});
 }
 
 TEST(Capacity, is_a_share_of_the_mean_rounded_up) {
@@ -37,11 +37,11 @@ TEST(Capacity, is_a_share_of_the_mean_rounded_up) {
 TEST(Capacity, reference_keeps_the_most_probable_or_the_earliest) {
   const at::Tensor expert = at::zeros({4, 1}, at::kInt);
   const at::Tensor score = at::tensor({0.1f, 0.5f, 0.3f, 0.5f}).view({4, 1});
-  const auto kept = [&](KeptChoices which) {
+  const auto kept = [&](DropPolicy which) {
     return reference::apply_capacity(expert, score, 2, {1.0, which}).flatten();
   };
-  EXPECT_TRUE(kept(KeptChoices::earliest).equal(at::tensor({0, 0, -1, -1}, at::kInt)));
-  EXPECT_TRUE(kept(KeptChoices::most_probable).equal(at::tensor({-1, 0, -1, 0}, at::kInt)));
+  EXPECT_TRUE(kept(DropPolicy::position).equal(at::tensor({0, 0, -1, -1}, at::kInt)));
+  EXPECT_TRUE(kept(DropPolicy::probability).equal(at::tensor({-1, 0, -1, 0}, at::kInt)));
 }
 
 TEST(Capacity, equals_sorting) {
@@ -50,7 +50,7 @@ TEST(Capacity, equals_sorting) {
     for (const int64_t tokens : {0, 1, 37, 200})
       for (const int64_t top_k : {1, 3})
         for (const double factor : {0.3, 1.0, 1.5, 100.0})
-          for (const KeptChoices kept : {KeptChoices::most_probable, KeptChoices::earliest})
+          for (const DropPolicy kept : {DropPolicy::probability, DropPolicy::position})
             for (const bool equal_scores : {false, true}) {
               if (top_k > experts) continue;
               SCOPED_TRACE(fmt::format("seed {}: E={} T={} K={} factor {} kept {} equal {}", seed, experts, tokens,
@@ -102,7 +102,7 @@ TEST(Capacity, ranks_by_score_whatever_becomes_of_the_weights) {
               scores == RouterScores::softmax ? at::softmax(logits.to(at::kDouble), 1) : logits.sigmoid();
           const at::Tensor& choice_TK = routing.expert_of_choice_TK;
           const at::Tensor expected = reference::apply_capacity(choice_TK, score_TE.gather(1, choice_TK.to(at::kLong)),
-                                                                experts, {1.0, KeptChoices::most_probable});
+                                                                experts, {1.0, DropPolicy::probability});
           EXPECT_TRUE(most_probable_of(routing).equal(expected));
         }
 }

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "device/device.h"
 #include "moe/experts.h"
 #include "moe/fp8_experts.h"
 #include "moe/grouped_experts.h"
@@ -167,7 +168,7 @@ void expect_answer(const Case& c, const Forward& forward, const Backward& backwa
 
 const std::vector<std::vector<int64_t>>& row_counts() {
   static const std::vector<std::vector<int64_t>> values = {
-      {3, 5, 1}, {0, 7, 0, 2}, {9}, {0, 0, 40}, {0, 0}, {1, 0}, {expert_chunk_rows + 30, 1, 2}};
+      {3, 5, 1}, {0, 7, 0, 2}, {9}, {0, 0, 40}, {0, 0}, {1, 0}, {cpu_facts.expert_chunk_rows + 30, 1, 2}};
   return values;
 }
 
@@ -189,7 +190,7 @@ constexpr double bf16_rounding = 1.0 / 256;
 TEST(ExpertForms, equal_a_plain_loop_in_bf16_one_by_one_and_grouped) {
   for (const Form& form : forms())
     for (const auto& rows : row_counts()) {
-      if (rows[0] > expert_chunk_rows) continue;
+      if (rows[0] > cpu_facts.expert_chunk_rows) continue;
       const Case c = make_case(form, rows, /*hidden=*/24, /*intermediate=*/16, at::kBFloat16);
       SCOPED_TRACE(fmt::format("seed {}: {}, {} experts", seed, print(form), rows.size()));
       expect_answer(c, experts_forward, experts_backward, 0, 4 * bf16_rounding);

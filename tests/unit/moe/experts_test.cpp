@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "device/device.h"
 #include "moe/local_dispatcher.h"
 #include "unit/moe/plain_experts.h"
 
@@ -33,7 +34,7 @@ const std::vector<Shape>& shapes() {
                                             {50, 33, 3, 12, 8},
                                             {31, 8, 1, 16, 8, Skew::one_expert},
                                             {31, 8, 2, 16, 8, Skew::one_expert},
-                                            {expert_chunk_rows + 30, 3, 1, 5, 3, Skew::one_expert}};
+                                            {cpu_facts.expert_chunk_rows + 30, 3, 1, 5, 3, Skew::one_expert}};
   return values;
 }
 

@@ -8,7 +8,7 @@
 #include <functional>
 #include <numeric>
 
-#include "base/expert_chunk.h"
+#include "device/device.h"
 #include "kernels/fp8_quantize.h"
 #include "kernels/swiglu.h"
 #include "unit/moe/plain_experts.h"
@@ -150,7 +150,7 @@ void expect_error_within(const char* name, const at::Tensor& actual, const at::T
 // rare enough to vanish in a norm.
 TEST(Fp8Experts, round_what_the_header_says_and_nothing_else) {
   for (const std::vector<int64_t>& rows_per_expert :
-       {std::vector<int64_t>{30, 5, 1}, {0, 17, 0, 128}, {200}, {expert_chunk_rows + 30, 3}, {0, 0}}) {
+       {std::vector<int64_t>{30, 5, 1}, {0, 17, 0, 128}, {200}, {cpu_facts.expert_chunk_rows + 30, 3}, {0, 0}}) {
     const Case c = make_case(rows_per_expert);
     const Answer actual = in_fp8(c, PreActivation::kept), expected = plain(c, of_header());
     const double most = 3 * bf16_rounding;
@@ -196,7 +196,7 @@ TEST(Fp8Experts, err_by_the_formats_roundings) {
 }
 
 TEST(Fp8Experts, a_repeated_pre_activation_gives_the_same_bits) {
-  const Case c = make_case({70, 0, expert_chunk_rows + 5});
+  const Case c = make_case({70, 0, cpu_facts.expert_chunk_rows + 5});
   const Answer kept = in_fp8(c, PreActivation::kept), repeated = in_fp8(c, PreActivation::repeated);
   EXPECT_TRUE(at::equal(kept.out_RH, repeated.out_RH));
   EXPECT_TRUE(at::equal(kept.grad_row_RH, repeated.grad_row_RH));

@@ -18,9 +18,14 @@ OptimizerConfig config_with_clip(double grad_clip) {
   return config;
 }
 
+Optimizer optimizer_of(const OptimizerConfig& config, std::vector<OptimizerUnit> units) {
+  return Optimizer(make_optimizer_rule(config), config.grad_clip, std::move(units));
+}
+
 OptimizerRange range_of(int64_t numel, uint64_t seed, bool decay) {
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  return {at::randn({numel}, generator), at::zeros({numel}), at::zeros({numel}), at::randn({numel}, generator), decay};
+  return {
+      at::randn({numel}, generator), {at::zeros({numel}), at::zeros({numel})}, at::randn({numel}, generator), decay};
 }
 
 // One AdamW update of each element in double, after the paper, from zero moments.
@@ -53,10 +58,10 @@ TEST(Optimizer, clips_by_the_global_norm) {
     const OptimizerConfig config = config_with_clip(c.grad_clip);
     const at::Tensor expected = expected_first_update(range, config, 1e-3, c.scale);
     const at::Tensor gradient = range.gradient.to(at::kDouble) * c.scale;
-    Optimizer optimizer(config, {{{range}, {range.gradient}}});
+    Optimizer optimizer = optimizer_of(config, {{{range}, {range.gradient}}});
     optimizer.update(1e-3, 1, c.norm);
-    EXPECT_TRUE(at::allclose(range.exp_avg.to(at::kDouble), gradient * (1 - config.beta1), 5e-7, 0));
-    EXPECT_TRUE(at::allclose(range.exp_avg_sq.to(at::kDouble), gradient.square() * (1 - config.beta2), 1e-6, 1e-37));
+    EXPECT_TRUE(at::allclose(range.state[0].to(at::kDouble), gradient * (1 - config.beta1), 5e-7, 0));
+    EXPECT_TRUE(at::allclose(range.state[1].to(at::kDouble), gradient.square() * (1 - config.beta2), 1e-6, 1e-37));
     EXPECT_TRUE(at::allclose(range.parameter.to(at::kDouble), expected, 2e-7, 1e-8));
   }
 }
@@ -67,7 +72,7 @@ TEST(Optimizer, decays_only_what_is_declared_to_decay) {
   decayed.gradient.zero_();
   kept.gradient.zero_();
   const at::Tensor decayed_before = decayed.parameter.clone(), kept_before = kept.parameter.clone();
-  Optimizer(config, {{{decayed, kept}, {}}}).update(0.5, 1, 0.0);
+  optimizer_of(config, {{{decayed, kept}, {}}}).update(0.5, 1, 0.0);
   EXPECT_TRUE(kept.parameter.equal(kept_before));
   EXPECT_TRUE(at::allclose(decayed.parameter, decayed_before * (1 - 0.5 * 0.1), 2e-7, 0));
 }
@@ -78,7 +83,7 @@ TEST(Optimizer, gradient_squares_by_unit) {
   first.gradient.copy_(at::tensor({1.f, -2.f, 3.f, 0.f, 1.f}));
   second.gradient.copy_(at::tensor({4.f, 0.f, -1.f}));
   LocalCommunicator world("world");
-  const Optimizer optimizer(
+  const Optimizer optimizer = optimizer_of(
       {}, {{{first, second}, {first.gradient, second.gradient}}, {{replica}, {}}, {{}, {second.gradient}}});
   EXPECT_EQ(optimizer.gradient_squares(world, at::kCPU), (std::vector<double>{32, 0, 17}));
   second.gradient[1] = std::numeric_limits<float>::infinity();

@@ -51,7 +51,7 @@ TEST(RunWarnings, are_none_of_an_even_run) {
 }
 
 TEST(RunWarnings, name_dead_experts_once_with_their_layers) {
-  Training run({.aux_loss_layers = AuxLossRows::together});
+  Training run({.aux_loss_layers = AuxLossLayers::together});
   at::Tensor load_LE = load_of(100);
   load_LE[1][3] = load_LE[1][4] = 0.6;  // of a mean of 63, of which 1 % is dead
   load_LE[1][5] = 2;
@@ -105,7 +105,7 @@ TEST(RunWarnings, give_the_remedy_of_the_rule_in_use) {
   at::Tensor load_LE = load_of(100);
   load_LE[0][0] = 0;
   const auto said = [&](const MoeConfig& moe) { return Training(moe).after(100, load_LE).at(0); };
-  EXPECT_THAT(said({.aux_loss_layers = AuxLossRows::each}), HasSubstr("Raise moe.moe_aux_loss_coeff"));
+  EXPECT_THAT(said({.aux_loss_layers = AuxLossLayers::each}), HasSubstr("Raise moe.moe_aux_loss_coeff"));
   EXPECT_THAT(said({.moe_load_balancing = LoadBalancing::bias}), HasSubstr("Raise moe.bias_update_rate (0.001)"));
   EXPECT_THAT(said({.moe_load_balancing = LoadBalancing::sinkhorn}), HasSubstr("Raise moe.sinkhorn_iterations (50)"));
 }

@@ -1,4 +1,4 @@
-#include "checkpoint/verdict.h"
+#include "checkpoint/together.h"
 
 #include <ATen/ATen.h>
 
@@ -7,7 +7,7 @@
 #include <string>
 
 #include "checkpoint/damaged_checkpoint.h"
-#include "checkpoint/texts.h"
+#include "checkpoint/rank_texts.h"
 
 namespace conclave {
 namespace {

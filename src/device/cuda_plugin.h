@@ -1,4 +1,4 @@
-// Which device a rank computes on, and the CUDA half of the program: a plug-in (src/cuda) that is loaded only when a
+// The CUDA half of the program: a plug-in (src/cuda) that is loaded only when a
 // GPU is wanted, so that a program that computes on the CPU never maps the CUDA libraries.
 #pragma once
 
@@ -8,9 +8,7 @@
 #include <string>
 
 #include "comm/communicator.h"
-#include "comm/process.h"
 #include "comm/watchdog.h"
-#include "config/job.h"
 #include "memory/offload_medium.h"
 
 namespace conclave {
@@ -53,13 +51,5 @@ const CudaPlugin* load_cuda_plugin(std::string* why_not);
 
 // GPUs that this process can use; 0 without the plug-in, a driver or a device, and then `why_not` (if given) says why.
 int cuda_device_count(std::string* why_not = nullptr);
-
-// Whether ranks may share a GPU, talking through the host's memory: CONCLAVE_SHARE_GPUS=1 in the environment. For
-// checking several ranks on one GPU; slow.
-bool ranks_share_gpus();
-
-// The device of this rank: for `automatic` CUDA where there is a GPU for each rank of the host, else the CPU, with a
-// warning where there is a GPU at all. CUDA that cannot be had is a UserError with the reason.
-at::Device choose_device(WantedDevice wanted, const Process& process);
 
 }  // namespace conclave

@@ -1,4 +1,4 @@
-#include "checkpoint/texts.h"
+#include "checkpoint/rank_texts.h"
 
 #include <ATen/ATen.h>
 

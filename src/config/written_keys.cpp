@@ -1,4 +1,4 @@
-#include "config/given.h"
+#include "config/written_keys.h"
 
 #include <fmt/format.h>
 #include <yaml-cpp/yaml.h>

@@ -1,0 +1,30 @@
+// The section `data` of the job file. Token files and batch sizes.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+namespace conclave {
+
+class Fields;
+class KeyRules;
+
+struct DataConfig {
+  std::filesystem::path train;                      // required for training: prefix of a .bin/.idx pair
+  std::optional<std::filesystem::path> validation;  // prefix of a .bin/.idx pair
+  int64_t sequence_length = 2048;                   // tokens of one sample
+  int64_t micro_batch_size = 1;                     // sequences per rank and micro-step
+  std::optional<int64_t>
+      global_batch_size;  // sequences per step over all ranks; default: micro_batch_size x world size
+};
+
+// Of a global batch that so many ranks cannot take in whole micro-steps, with the nearest that they can; empty: they
+// can. `place`: where it was given.
+std::string mistake_in_batch_size(const DataConfig& data, int world_size, const std::string& place);
+
+void describe(DataConfig& data, Fields& to);
+void check(const DataConfig& data, KeyRules& rules);
+
+}  // namespace conclave

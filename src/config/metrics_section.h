@@ -1,0 +1,17 @@
+// The section `metrics` of the job file. What is reported.
+#pragma once
+
+#include <cstdint>
+
+namespace conclave {
+
+class Fields;
+
+struct MetricsConfig {
+  bool tensorboard = true;
+  int64_t log_every = 1;  // steps between progress lines; metrics.jsonl has every step
+};
+
+void describe(MetricsConfig& metrics, Fields& to);
+
+}  // namespace conclave
