@@ -79,7 +79,6 @@ ModelConfig parse_model_config(HuggingFaceKeys& keys) {
                 fmt::format("Use {}.", a_model_in_words()));
   check_supported(keys);
   if (family == nullptr || !family->has_prediction_modules) refuse_prediction_modules(keys);
-  if (family == nullptr || !family->turns_parts_of_heads) refuse_partial_heads(keys);
   keys.finish();  // of another architecture nothing else means what it says
   ModelConfig config = family->read(keys);
   keys.finish();

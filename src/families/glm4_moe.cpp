@@ -62,7 +62,6 @@ const Family glm4_moe_family = {"glm4_moe",
                                 read,
                                 write,
                                 names,
-                                /*has_prediction_modules=*/true,
-                                /*turns_parts_of_heads=*/true};
+                                /*has_prediction_modules=*/true};
 
 }  // namespace conclave
