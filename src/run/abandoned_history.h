@@ -18,5 +18,7 @@ void abandon_history_after(const Job& job, const std::filesystem::path& checkpoi
 
 // The metrics of a run that left no checkpoint are put aside, not overwritten.
 void put_metrics_aside(const Job& job);
+// Renames a file with something in it to <file>.1 (.2, ...).
+void put_aside(const std::filesystem::path& file);
 
 }  // namespace conclave

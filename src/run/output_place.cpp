@@ -105,7 +105,7 @@ void check_contents(const Job& job) {
   }
   const fs::path latest = checkpoints_folder(job) / latest_file_name;  // which is never written, but replaced
   for (const fs::path& file :
-       {metrics_file(job), resolved_job_file(job), job.run.output_dir / lock_file_name, latest}) {
+       {metrics_file(job), routing_file(job), resolved_job_file(job), job.run.output_dir / lock_file_name, latest}) {
     const fs::file_status status = status_of(job, file);
     if (status.type() == fs::file_type::not_found) continue;
     if (!fs::is_regular_file(status)) refuse(job, fmt::format("{} is there and not a file", file.string()));

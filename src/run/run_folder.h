@@ -9,6 +9,7 @@
 
 #include "checkpoint/agreed_load.h"
 #include "data/blend.h"
+#include "moe/routing_record.h"
 #include "step/parallel_job.h"
 
 namespace conclave {
@@ -21,6 +22,9 @@ inline std::filesystem::path metrics_file(const Job& job) {
 }
 inline std::filesystem::path resolved_job_file(const Job& job) {
   return job.run.output_dir / "job.yaml";
+}
+inline std::filesystem::path routing_file(const Job& job) {
+  return job.run.output_dir / routing_file_name;
 }
 inline std::filesystem::path tensorboard_folder(const Job& job) {
   return job.run.output_dir / "tensorboard";

@@ -9,6 +9,7 @@
 #include "metrics/tensorboard.h"
 #include "moe/dead_experts.h"
 #include "run/evaluation.h"
+#include "run/routing_recorder.h"
 #include "run/run_clock.h"
 #include "run/run_folder.h"
 #include "run/run_lock.h"
@@ -68,6 +69,8 @@ class Trainer {
   RunClock clock_;
   double save_seconds_ = 0;                        // that the iteration in hand waited for saves
   std::vector<EvaluationResult> last_validation_;  // of the step being reported
+
+  std::unique_ptr<RoutingRecorder> routing_;
 
   // Rank 0's alone.
   std::unique_ptr<MetricsLog> metrics_;

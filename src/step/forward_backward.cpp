@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "device/device.h"
+#include "model/rotary_options.h"
+#include "step/selection_bias.h"
 
 namespace conclave {
 namespace {
@@ -16,10 +18,12 @@ RouterOptions router_options(const ModelConfig& config) {
   if (mixture == nullptr) return options;
   options.top_k = mixture->top_k;
   options.scores = mixture->scores == MixtureConfig::Scores::sigmoid ? RouterScores::sigmoid : RouterScores::softmax;
-  options.renormalize = mixture->renormalize;
+  // A softmax over the chosen is the softmax over all, divided by the sum of the chosen.
+  options.renormalize = mixture->renormalize || mixture->scores == MixtureConfig::Scores::softmax_of_chosen;
   options.scale = mixture->scaling_factor;
   options.groups = mixture->groups;
   options.top_groups = mixture->chosen_groups;
+  options.best_of_group = mixture->group_score == MixtureConfig::GroupScore::best ? 1 : 2;
   return options;
 }
 
@@ -69,6 +73,15 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& setti
         settings.loading_horizon, clock_);
 }
 
+void ForwardBackward::take_parameters() {
+  read_selection_bias(model_, *selection_);
+}
+
+void ForwardBackward::finish_step(const at::Tensor& count_LE) {
+  selection_->finish_step(count_LE);
+  write_selection_bias(model_, *selection_);
+}
+
 void ForwardBackward::reserve_offload(int64_t tokens) {
   if (!offloaded_) return;
   const auto item = static_cast<int64_t>(c10::elementSize(model_.options().compute_dtype));
@@ -86,9 +99,7 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
   if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
-  const RotaryConfig& config = model_.config().rotary;
-  const RotaryOptions options{.dims = config.dims, .theta = config.theta};
-  rotary_ = rotary_table(batch.sequence, options, model_.options().device);
+  rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {

@@ -31,6 +31,7 @@ StepSettings step_settings(const CheckedJob& checked, at::ScalarType compute, at
       .tokens_per_micro_step = checked.tokens_per_rank(),
       .micro_steps = checked.micro_steps,
       .optimizer = job.optimizer,
+      .records_routing = job.metrics.record_routing,
   };
 }
 

@@ -37,6 +37,7 @@ struct StepSettings {
   int64_t tokens_per_micro_step = 0;  // of this rank, at most
   int64_t micro_steps = 1;
   OptimizerConfig optimizer;
+  bool records_routing = false;
 };
 
 // `job`: its dispatch is chosen (choose_dispatch()). `compute`: the dtype that all ranks agreed on.

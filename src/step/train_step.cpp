@@ -75,6 +75,7 @@ StepReport TrainStep::compute(const NextBatch& next, const std::vector<int64_t>&
       report.drop_rate += drop_rate(result.balance.count_LE, capacity) / static_cast<double>(micro_steps);
     }
     if (result.balance.count_LE.defined()) report.load.add(result.balance);
+    if (settings.records_routing) report.own_rows_LE.push_back(result.balance.own_count_LE.to(at::kInt));
   }
   {
     const ClockScope scope(clock, Phase::reduce, clock.whole_step());
@@ -113,7 +114,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
   } else {
     before_update();
     optimizer_.update(lr, update, report.gradient_norm);
-    if (!report.load.is_empty()) forward_backward_.selection().finish_step(report.load.count_LE());
+    if (!report.load.is_empty()) forward_backward_.finish_step(report.load.count_LE());
   }
 }
 

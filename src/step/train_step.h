@@ -31,6 +31,7 @@ struct StepReport {
   double gradient_norm = 0;  // before clipping
   double drop_rate = 0;      // share of the step's choices that found their expert full; 0 without a capacity
   LoadStatistics load;
+  std::vector<at::Tensor> own_rows_LE;  // int32: rows of this rank's tokens, by micro-step; with metrics.record_routing
   std::string
       not_finite;  // why the step was skipped: "loss", or the units whose gradient is not finite; empty: it was not
   std::vector<StepClock::Times> times;  // this rank's, by unit and of the step's own

@@ -235,10 +235,10 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
   EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: bias, aux_loss_layers: each}\n"),
             "moe.aux_loss_layers is each, but moe.moe_load_balancing is bias, which does not use it.\n"
             "       Set moe.aux_loss_layers to null, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
-  EXPECT_EQ(
-      refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
-      "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
-      "       Give init_from a folder of the same model, or upcycle_from one of a dense model.   (--set model.upcycle_from=b)");
+  EXPECT_EQ(refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
+            "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
+            "       Give init_from a folder of the same model, or upcycle_from one of a dense model.   (--set "
+            "model.upcycle_from=b)");
   EXPECT_EQ(refusal_of_overrides({"model.upcycle_noise=0.1"}),
             "model.upcycle_noise is 0.1, but there is no model.upcycle_from, and without it nothing uses it.\n"
             "       Give model.upcycle_from, or set model.upcycle_noise to 0.   (--set model.upcycle_noise=0.1)");

@@ -179,17 +179,14 @@ TEST(ModelConfigRefusal, of_another_architecture) {
             "attention_dropout is 0.1, but this version has no attention dropout.\n"
             "       Use a model whose attention_dropout is 0.   (config.json)");
   EXPECT_EQ(refusal_with({{"quantization_config", {{"bits", 4}}}}),
-            "quantization_config is given, but this version does not read quantized models.\n"
+            "quantization_config.quant_method is null, but this version reads \"mxfp4\" and \"fp8\" only.\n"
             "       Use the model's unquantized form.   (config.json)");
 }
 
 TEST(ModelConfigRefusal, of_another_rotary_embedding) {
-  const std::string not_computed =
-      "the model has a scaled rotary embedding, which this version does not compute.\n       Use another model.   "
-      "(config.json)";
-  EXPECT_EQ(refusal_with({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}), not_computed);
+  EXPECT_EQ(refusal_with({{"rope_scaling", {{"type", "linear"}, {"factor", 2.0}}}}), "accepted");
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"type", "linear"}, {"factor", 2.0}, {"rope_theta", 5.0}}}}),
-            not_computed);
+            "accepted");
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 1000000.0}}}}),
             "rope_parameters.factor is missing, and this kind of scaling needs it.   (config.json)");
   EXPECT_EQ(refusal_with({{"rope_parameters", {{"rope_type", "yarn"}, {"factor", 4.0}, {"truncate", 1}}}}),

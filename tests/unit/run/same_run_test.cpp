@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "unit/checkpoint/thread_world.h"
 #include "mixtral_shape.h"
+#include "unit/checkpoint/thread_world.h"
 
 namespace conclave {
 namespace {
