@@ -6,9 +6,6 @@
 #include <cmath>
 
 namespace conclave {
-namespace {}
-
-}  // namespace
 
 double yarn_scale(double factor, double mscale) {
   return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
