@@ -13,6 +13,7 @@ ModelConfig read(HuggingFaceKeys& keys) {
   ModelConfig config = read_decoder(
       keys, {.key_value_heads = 8, .max_position_embeddings = 131072, .bos_token_id = 1, .eos_token_ids = {2}});
   read_window_of_all_layers(keys, config, /*by_default=*/4096);
+  for (const char* bias : {"attention_bias", "mlp_bias"}) keys.only(bias, false, true, "a Mistral has no such biases");
   read_dense_mlps(keys, config);
   keys.finish();
   check_heads(keys, config);

@@ -217,11 +217,11 @@ def test_a_resumed_run_does_not_look_at_the_dense_model_again(tmp_path):
 
 
 CONFIG_REFUSALS = [
-    ({"model_type": "mixtral"}, ['model_type is "mixtral"', "model.init_from"]),
-    ({"model_type": "gpt2"}, ['model_type is "gpt2"', '"mistral" or "llama"']),
+    ({"model_type": "mixtral", "num_local_experts": EXPERTS, "num_experts_per_tok": 2}, ['model_type is "mixtral"', "model.init_from"]),
+    ({"model_type": "gpt2"}, ['model_type is "gpt2"', '"llama"', '"mistral"']),
     ({"attention_bias": True}, ["attention_bias is true", "no such biases"]),
     ({"mlp_bias": True}, ["mlp_bias is true", "no such biases"]),
-    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1000.0}}, ['rope_type is "llama3"']),
+    ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1000.0}}, ["rope_parameters.factor is missing"]),
     ({"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
     ({"quantization_config": {"quant_method": "awq"}}, ['quant_method is "awq"', '"mxfp4" and "fp8"']),
     ({"hidden_size": 64, "head_dim": 8}, ["hidden_size is 64, but that of model.config is 32", "Set hidden_size to 64 in model.config"]),
