@@ -25,7 +25,8 @@ void read_choice(HuggingFaceKeys& keys, ModelConfig& config) {
 ModelConfig read(HuggingFaceKeys& keys) {
   ModelConfig config = read_decoder(keys, {.max_position_embeddings = 2048, .bos_token_id = 1, .eos_token_ids = {2}});
   config.rotary.interleaved = true;
-  MixtureConfig mixture{.scores = MixtureConfig::Scores::softmax, .renormalize = false};
+  MixtureConfig mixture;
+  mixture.renormalize = false;
   mixture.group_score = MixtureConfig::GroupScore::best;
   keys.only("mlp_bias", false, true, "no block computes biases of dense MLPs");
   read_latent_attention(keys, config);

@@ -16,7 +16,9 @@ ModelConfig read(HuggingFaceKeys& keys) {
   ModelConfig config = read_decoder(keys, {.max_position_embeddings = 4096, .bos_token_id = 0, .eos_token_ids = {1}});
   config.rotary.interleaved = true;
   keys.read_flag("rope_interleave", config.rotary.interleaved);
-  MixtureConfig mixture{.scores = MixtureConfig::Scores::sigmoid, .selection_bias = true};
+  MixtureConfig mixture;
+  mixture.scores = MixtureConfig::Scores::sigmoid;
+  mixture.selection_bias = true;
   keys.read_flag("norm_topk_prob", mixture.renormalize);
   read_latent_attention(keys, config);
   read_deepseek_mixture(keys,

@@ -25,7 +25,9 @@ ModelConfig read(HuggingFaceKeys& keys) {
     layer.attention.qkv_bias = biased;
     layer.attention.qk_norm = normed ? AttentionConfig::QkNorm::per_head : AttentionConfig::QkNorm::none;
   }
-  MixtureConfig mixture{.scores = MixtureConfig::Scores::sigmoid, .selection_bias = true};
+  MixtureConfig mixture;
+  mixture.scores = MixtureConfig::Scores::sigmoid;
+  mixture.selection_bias = true;
   keys.read_flag("norm_topk_prob", mixture.renormalize);
   read_deepseek_mixture(
       keys, {.experts = 128, .top_k = 8, .intermediate = 1408, .dense_intermediate = 10944, .dense_layers = 1}, mixture,
