@@ -1,7 +1,11 @@
 #include "step/forward_backward.h"
 
+#include <numeric>
+#include <utility>
+
 #include "device/device.h"
 #include "model/rotary_options.h"
+#include "step/selection_bias.h"
 
 namespace conclave {
 namespace {
@@ -14,10 +18,12 @@ RouterOptions router_options(const ModelConfig& config) {
   if (mixture == nullptr) return options;
   options.top_k = mixture->top_k;
   options.scores = mixture->scores == MixtureConfig::Scores::sigmoid ? RouterScores::sigmoid : RouterScores::softmax;
-  options.renormalize = mixture->renormalize;
+  // A softmax over the chosen is the softmax over all, divided by the sum of the chosen.
+  options.renormalize = mixture->renormalize || mixture->scores == MixtureConfig::Scores::softmax_of_chosen;
   options.scale = mixture->scaling_factor;
   options.groups = mixture->groups;
   options.top_groups = mixture->chosen_groups;
+  options.best_of_group = mixture->group_score == MixtureConfig::GroupScore::best ? 1 : 2;
   return options;
 }
 
@@ -29,6 +35,11 @@ std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::v
 }
 
 }  // namespace
+
+void MicroStepResult::set_losses(std::vector<double> losses) {
+  loss_of_part = std::move(losses);
+  loss_sum = std::accumulate(loss_of_part.begin(), loss_of_part.end(), 0.0);
+}
 
 ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed)
     : model_(model),
@@ -60,6 +71,15 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& setti
     offloaded_ = std::make_unique<ActivationStore>(
         device_of(model.options().device).make_offload_medium(settings.offload_folder), config.layer_count(),
         settings.loading_horizon, clock_);
+}
+
+void ForwardBackward::take_parameters() {
+  read_selection_bias(model_, *selection_);
+}
+
+void ForwardBackward::finish_step(const at::Tensor& count_LE) {
+  selection_->finish_step(count_LE);
+  write_selection_bias(model_, *selection_);
 }
 
 void ForwardBackward::reserve_offload(int64_t tokens) {
@@ -153,8 +173,8 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
   // The head goes forward and backward at once; what was its input is now the gradient.
   {
     const ClockScope clock(clock_, Phase::computing, head_unit());
-    result.loss_sum =
-        head_.loss_with_gradient_(hidden_TH, batch.target_T, micro_step.loss_scale, begin_head(), head_gradients());
+    result.set_losses(head_.losses_with_gradient_(hidden_TH, {batch.target_T, batch.part_ends()}, micro_step.loss_scale,
+                                                  begin_head(), head_gradients()));
     end_head();
     schedule_.reduce(head_unit(), micro_step.first, micro_step.last);
   }
@@ -199,7 +219,7 @@ at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Bala
 MicroStepResult ForwardBackward::evaluate(const MicroBatch& batch) {
   MicroStepResult result;
   const at::Tensor hidden_TH = forward_for_evaluation(batch, result.balance);
-  result.loss_sum = head_.loss(hidden_TH, batch.target_T, begin_head());
+  result.set_losses(head_.losses(hidden_TH, {batch.target_T, batch.part_ends()}, begin_head()));
   end_head();
   schedule_.finish();
   return result;
@@ -211,7 +231,7 @@ ForwardBackward::Traced ForwardBackward::trace(const MicroBatch& batch) {
   traced.rotary = rotary_;
   {
     const HeadWeights weights = begin_head();
-    traced.result.loss_sum = head_.loss(hidden_TH, batch.target_T, weights);
+    traced.result.set_losses(head_.losses(hidden_TH, {batch.target_T, batch.part_ends()}, weights));
     traced.logits_TV = head_.logits(hidden_TH, weights);
   }
   end_head();

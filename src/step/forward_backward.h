@@ -26,8 +26,11 @@ struct MicroStep {
 };
 
 struct MicroStepResult {
-  double loss_sum = 0;  // of this rank's cross-entropies
-  Balance balance;      // of all ranks
+  double loss_sum = 0;               // of this rank's cross-entropies
+  std::vector<double> loss_of_part;  // the same by MicroBatch::part_ends
+  Balance balance;                   // of all ranks
+
+  void set_losses(std::vector<double> losses);
 };
 
 class ForwardBackward {
@@ -53,6 +56,11 @@ class ForwardBackward {
   void reserve_offload(int64_t tokens);
   // Null without activation_offloading.
   const ActivationStore* offloaded() const { return offloaded_.get(); }
+
+  // Collective, after the parameters were filled, before they are used.
+  void take_parameters();
+  // After a step that changed the weights: count [L,E] double, CPU, the choices that fell on each expert.
+  void finish_step(const at::Tensor& count_LE);
 
   // The balancing rule's part in the choice of experts, and what it carries from step to step.
   ExpertSelection& selection() { return *selection_; }
