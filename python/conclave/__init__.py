@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from conclave import nn
     from conclave.activation_checkpointing import checkpoint_context
+    from conclave.checkpoints import finish_saves, load_checkpoint, save_checkpoint
     from conclave.errors import (
         CheckpointError,
         ConclaveError,
@@ -34,29 +35,36 @@ if TYPE_CHECKING:
     from conclave.gradients import clip_grad_norm_, synchronize_gradients
     from conclave.initialization import check_materialized, materialize
     from conclave.job import Job, Run, plan, read_metrics
+    from conclave.load import load_metrics
     from conclave.mesh import Mesh, init
+    from conclave.metrics_log import MetricsCallback, MetricsLog
     from conclave.moe_config import MoEConfig
+    from conclave.offloading import ActivationOffloading, offload_activations
     from conclave.pretrained import load_pretrained, save_pretrained
     from conclave.sharding import fully_shard, parameter_groups
     from conclave.state import load_state_dict, load_state_dict_from_rank0, state_dict
-    from conclave.trainer import Trainer
-    from conclave.transformation import load_metrics, transform
+    from conclave.trainer import Trainer, trainer_of
+    from conclave.transformation import transform
 
 _MODULE_OF = {
     "nn": "",
     **dict.fromkeys(["CheckpointError", "ConclaveError", "ConfigError", "JobError", "LayoutError", "NotMaterializedError", "OrderError",
                      "ProcessGroupError", "TorchVersionError", "UnsupportedError", "UnsupportedModelError"], "errors"),
     "checkpoint_context": "activation_checkpointing",
+    **dict.fromkeys(["finish_saves", "load_checkpoint", "save_checkpoint"], "checkpoints"),
     **dict.fromkeys(["clip_grad_norm_", "synchronize_gradients"], "gradients"),
     **dict.fromkeys(["check_materialized", "materialize"], "initialization"),
     **dict.fromkeys(["Job", "Run", "plan", "read_metrics"], "job"),
     **dict.fromkeys(["Mesh", "init"], "mesh"),
+    "load_metrics": "load",
+    **dict.fromkeys(["MetricsCallback", "MetricsLog"], "metrics_log"),
     "MoEConfig": "moe_config",
+    **dict.fromkeys(["ActivationOffloading", "offload_activations"], "offloading"),
     **dict.fromkeys(["load_pretrained", "save_pretrained"], "pretrained"),
     **dict.fromkeys(["fully_shard", "parameter_groups"], "sharding"),
     **dict.fromkeys(["load_state_dict", "load_state_dict_from_rank0", "state_dict"], "state"),
-    "Trainer": "trainer",
-    **dict.fromkeys(["load_metrics", "transform"], "transformation"),
+    **dict.fromkeys(["Trainer", "trainer_of"], "trainer"),
+    "transform": "transformation",
 }
 __all__ = sorted(_MODULE_OF)
 

@@ -35,5 +35,5 @@ def checkpoint_context() -> tuple[AbstractContextManager[Any], AbstractContextMa
     Transformers' `gradient_checkpointing_enable` on a transformed model uses it by itself.
     """
     ops = operators()
-    forward, again = create_selective_checkpoint_contexts([ops.sinkhorn_choice.default, ops.routed_experts_forward.default])
+    forward, again = create_selective_checkpoint_contexts([ops.choose_experts.default, ops.routed_experts_forward.default])
     return _keeping_communication(forward), _keeping_communication(again)

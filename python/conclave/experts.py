@@ -12,6 +12,7 @@ from conclave import torch_calls
 from conclave._library import operators, take_cuda_kernels
 from conclave.activation_checkpointing import repeats_arithmetic
 from conclave.errors import UnsupportedError
+from conclave.load import LayerLoad
 from conclave.mesh import Mesh
 from conclave.moe_config import MoEConfig
 from conclave.regions import local_of
@@ -26,7 +27,7 @@ class ExpertAxis:
     degree: int
     experts: int  # of the whole layer
     config: MoEConfig
-    load: torch.Tensor | None = None  # int64 [E]: this rank's choices in training
+    load: LayerLoad
     differentiated: bool = False  # whether a forward pass was ever recorded for backward
 
     @classmethod
@@ -34,7 +35,12 @@ class ExpertAxis:
         """`config`: None: that of conclave.init."""
         torch_calls.install()
         axis = mesh.expert
-        return cls(mesh, axis.get_group().group_name if axis.size() > 1 else "", axis.size(), experts, mesh.moe if config is None else config)
+        group = axis.get_group().group_name if axis.size() > 1 else ""
+        return cls(mesh, group, axis.size(), experts, mesh.moe if config is None else config, LayerLoad(experts))
+
+    @property
+    def overload(self) -> str:
+        return self.config.overload_on(self.mesh.spans_hosts)
 
     @property
     def local(self) -> int:
@@ -46,14 +52,12 @@ class ExpertAxis:
         """The number of this rank's first expert."""
         return self.mesh.expert.get_local_rank() * self.local
 
-    def count(self, expert_of_choice: torch.Tensor) -> None:
-        count = torch.bincount(expert_of_choice.detach().flatten(), minlength=self.experts)
-        self.load = count if self.load is None else self.load.add_(count)
-
-    def take_load(self) -> torch.Tensor:
-        load = torch.zeros(self.experts, dtype=torch.int64, device=self.mesh.device_type) if self.load is None else self.load
-        self.load = None
-        return load
+    @property
+    def shuffle_seed(self) -> int | None:
+        """Of the global token shuffle; None: tokens stay where they are."""
+        if not self.config.global_token_shuffle:
+            return None
+        return self.mesh.seed if self.config.random_seed is None else self.config.random_seed
 
 
 def divided(axis: ExpertAxis, own: torch.Tensor, requires_grad: bool = True) -> nn.Parameter:
@@ -84,7 +88,7 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
                     down: torch.Tensor, *, counts: bool = True) -> torch.Tensor:
     """The weighted sum of each token's experts, wherever they are. Collective over the axis, also with no token.
 
-    hidden [T,H]; expert_of_choice [T,K] global expert numbers; weight [T,K]; gate_up [L,2I,H] and down [L,H,I] of this rank's experts. They compute
+    hidden [T,H]; expert_of_choice [T,K] global expert numbers, -1 for a choice that is dropped; weight [T,K]; gate_up [L,2I,H] and down [L,H,I] of this rank's experts. They compute
     in the dtype of `hidden` (under autocast in autocast's); the result [T,H] has the dtype of `hidden`. Gradients of gate_up and down
     are the mean over the axis's ranks. `counts`: whether the choices belong to the layer's load, as those of training do.
     """
@@ -98,10 +102,11 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
         else:
             axis.differentiated = True
             if counts:
-                axis.count(expert_of_choice)
+                axis.load.count(expert_of_choice)
     out = operators().routed_experts(hidden.to(dtype), weight.float(), expert_of_choice, local_of(gate_up).to(dtype), local_of(down).to(dtype), axis.group,
-                                     axis.experts, 1.0 / axis.degree, axis.config.overload, axis.config.max_tokens_per_rank_factor,
-                                     axis.config.spill_threshold, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, not repeats_arithmetic())
+                                     axis.experts, 1.0 / axis.degree, axis.overload, axis.config.max_tokens_per_rank_factor,
+                                     axis.config.spill_threshold, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, axis.config.gathers_tokens,
+                                     axis.shuffle_seed, not repeats_arithmetic())
     return out.to(hidden.dtype)
 
 

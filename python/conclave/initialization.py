@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +12,13 @@ from conclave._library import operators
 from conclave.adapters import is_adapted
 from conclave.errors import NotMaterializedError, OrderError
 from conclave.regions import Region, local_of
+from conclave.selection_bias import is_selection_bias
 from conclave.transformed_model import transformed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+DEFAULT_RANGE = 0.02  # of a model whose configuration names none
 
 
 def materialize(model: PreTrainedModel, *, seed: int | None = None) -> PreTrainedModel:
@@ -38,8 +42,16 @@ def materialize(model: PreTrainedModel, *, seed: int | None = None) -> PreTraine
     return model
 
 
-def allocate(model: PreTrainedModel) -> None:
-    """Memory for this rank's parts, with undefined values; buffers are computed as Transformers does, tied weights stay tied."""
+def allocate(model: PreTrainedModel, stored: Container[str] = ()) -> None:
+    """Memory for this rank's parts, with undefined values; tied weights stay tied. Buffers that have values keep them (as accelerate's init_empty_weights
+    leaves them); those on the meta device are computed as Transformers does.
+
+    `stored`: buffers that the caller will fill.
+
+    Raises:
+        OrderError: a parameter has values, which would be lost.
+        NotMaterializedError: names the buffers that nobody computes.
+    """
     real = [name for name, parameter in model.named_parameters() if not parameter.is_meta]
     if real:
         raise OrderError(f"{real[0]} is not on the meta device, and its values would be lost.\n"
@@ -50,14 +62,43 @@ def allocate(model: PreTrainedModel) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 holders.setdefault(id(parameter), []).append((module, name))
+    kept = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items() if buffer is not None and not buffer.is_meta]
     model.to_empty(device=state.mesh.device_type)
     for (first, name), *others in holders.values():
         for module, other in others:
             module._parameters[other] = first._parameters[name]
-    with torch.no_grad():
-        for module in model.modules():
-            if list(module.buffers(recurse=False)):
-                model._init_weights(module)
+    for module, name, buffer in kept:
+        module._buffers[name] = buffer.to(state.mesh.device_type)
+    left = _compute_buffers(model, {(id(module), name) for module, name, _ in kept})
+    if unknown := [name for name in left if name not in stored]:
+        raise NotMaterializedError(f"{len(unknown)} buffers were on the meta device, and the model has no code that computes them: {', '.join(unknown[:8])}.\n"
+                                   "Build the model by accelerate's init_empty_weights(), which gives buffers their values, or fill them after this call.")
+
+
+@torch.no_grad()
+def _compute_buffers(model: nn.Module, known: set[tuple[int, str]]) -> list[str]:
+    """By the model's own `_init_weights`, where it has one; returns the names of those that it leaves as they are."""
+    left = []
+    for prefix, module in model.named_modules():
+        wanted = {name: buffer for name, buffer in module._buffers.items() if buffer is not None and (id(module), name) not in known}
+        for name in [name for name in wanted if is_selection_bias(name)]:
+            wanted.pop(name).zero_()
+        for buffer in wanted.values():
+            buffer.fill_(_untouched(buffer))
+        if wanted and hasattr(model, "_init_weights"):
+            model._init_weights(module)
+        for name in wanted:
+            buffer = module._buffers[name]
+            if buffer.dtype != torch.bool and buffer.numel() and bool((buffer.isnan() if buffer.is_floating_point() else buffer == _untouched(buffer)).all()):
+                left.append(f"{prefix}.{name}" if prefix else name)
+    return left
+
+
+def _untouched(buffer: torch.Tensor) -> float | int | bool:
+    """A value that no code gives a whole buffer."""
+    if buffer.is_floating_point():
+        return float("nan")
+    return False if buffer.dtype == torch.bool else torch.iinfo(buffer.dtype).max
 
 
 def check_materialized(model: nn.Module) -> None:
@@ -71,7 +112,8 @@ def check_materialized(model: nn.Module) -> None:
 @torch.no_grad()
 def fill(model: PreTrainedModel, name: str, seed: int) -> None:
     """Draws this rank's part of the parameter `name`."""
-    module, parameter, std = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name), model.config.initializer_range
+    module, parameter = model.get_submodule(name.rpartition(".")[0]), model.get_parameter(name)
+    std = getattr(getattr(model, "config", None), "initializer_range", DEFAULT_RANGE)
     local = local_of(parameter)
     if "Norm" in type(module).__name__:
         local.fill_(1.0)

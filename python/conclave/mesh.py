@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -17,11 +18,13 @@ from conclave._library import call_checked, operators
 from conclave.agreement import together
 from conclave.errors import ConfigError, LayoutError, ProcessGroupError, UnsupportedError
 from conclave.moe_config import MoEConfig, yaml_of
+from conclave.smp_dictionary import unwrapped, warn_of_cache_flushes
 
 # What a configuration may give here. The other keys of a job belong to the program.
 _USED = {"parallel.expert_parallel_degree", "parallel.hybrid_shard_degree", "parallel.tensor_parallel_degree", "parallel.context_parallel_degree",
          "parallel.random_seed", "run.seed", "parallel.sm_activation_offloading", "memory.sm_activation_offloading", "memory.activation_offloading",
          "parallel.activation_loading_horizon", "memory.activation_loading_horizon"}
+_OFFLOADING = ("parallel.sm_activation_offloading", "memory.sm_activation_offloading", "memory.activation_offloading")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Mesh:
         dense: axes ("replica", "shard"): the ranks that hold copies of a dense parameter's shard, and those that divide it.
         experts: axes ("expert_replica", "expert_shard", "expert"): the expert axis lies over adjacent ranks.
         seed: of initial values.
+        spans_hosts: whether ranks that divide experts among them lie on more than one host, in any of the groups.
+        activation_offloading: whether what `gradient_checkpointing_enable` keeps leaves the device, `activation_loading_horizon` layers at most being there.
+        warns_of_cache_flushes: whether a warning says that CUDA's allocator has given memory back and asked for it again.
     """
 
     dense: DeviceMesh
@@ -40,6 +46,10 @@ class Mesh:
     hybrid_shard_degree: int
     seed: int
     moe: MoEConfig
+    spans_hosts: bool
+    activation_offloading: bool = False
+    activation_loading_horizon: int = 2
+    warns_of_cache_flushes: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Mesh:
         """Ranks are not copied with a model."""
@@ -93,14 +103,19 @@ def init(config: Mapping[str, Any] | str | PathLike[str] | None = None) -> Mesh:
     if not (dist.is_available() and dist.is_initialized()):
         raise ProcessGroupError("conclave.init needs a process group, and torch.distributed has none.\n"
                                 "Start the script by torchrun and call torch.distributed.init_process_group() before.")
+    config, smp = together(lambda: unwrapped(config))
     given, resolved, degrees = together(lambda: _resolve(config))
-    _check_same(given)
+    hosts = _hosts_of_same(given)
     parallel = resolved["parallel"]
     device = "cuda" if torch.cuda.is_available() and "nccl" in str(dist.get_backend()) else "cpu"
     dense = init_device_mesh(device, (degrees[0], degrees[1]), mesh_dim_names=("replica", "shard"))
     experts = init_device_mesh(device, (degrees[2], degrees[3], degrees[4]), mesh_dim_names=("expert_replica", "expert_shard", "expert"))
-    moe = MoEConfig(**_moe_keys(given))
-    _current = Mesh(dense, experts, parallel["expert_parallel_degree"], parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe)
+    moe, degree = MoEConfig(**_moe_keys(given)), parallel["expert_parallel_degree"]
+    spans_hosts = any(len(set(hosts[first : first + degree])) > 1 for first in range(0, len(hosts), degree))
+    _current = Mesh(dense, experts, degree, parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe, spans_hosts,
+                    any(given.get(key) for key in _OFFLOADING), resolved["memory"]["activation_loading_horizon"], smp.fsdp_cache_flush_warnings)
+    if smp.fsdp_cache_flush_warnings:
+        warn_of_cache_flushes()
     return _current
 
 
@@ -108,7 +123,7 @@ def _resolve(config: Mapping[str, Any] | str | PathLike[str] | None) -> tuple[di
     """(the keys as given, all of them with defaults, the degrees of the axes)."""
     given = _given_keys(config)
     _refuse_unused(given)
-    resolved = yaml.safe_load(call_checked(operators().read_settings, [f"{key}={yaml_of(value)}" for key, value in given.items()]))
+    resolved = yaml.safe_load(call_checked(operators().read_settings, _overrides(given)))
     MoEConfig(**_moe_keys(given))
     expert_degree, shard_degree = resolved["parallel"]["expert_parallel_degree"], resolved["parallel"]["hybrid_shard_degree"]
     # The model is not known yet: its experts are taken to suit.
@@ -116,19 +131,37 @@ def _resolve(config: Mapping[str, Any] | str | PathLike[str] | None) -> tuple[di
     return given, resolved, degrees
 
 
+def _overrides(given: dict[str, Any]) -> list[str]:
+    """Of all keys but those of the section `moe` that MoEConfig knows and checks itself. What is checkpointed, a script says elsewhere."""
+    known = {f"moe.{name}" for name in MoEConfig.__dataclass_fields__}
+    overrides = [f"{key}={yaml_of(value)}" for key, value in given.items() if key not in known]
+    return [*overrides, *(["memory.activation_checkpointing=selective"] if any(given.get(key) for key in _OFFLOADING) else [])]
+
+
 def _moe_keys(given: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("moe."): value for key, value in given.items() if key.startswith("moe.")}
 
 
-def _check_same(given: dict[str, Any]) -> None:
-    """Ranks that lay different meshes would wait for each other."""
-    others: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(others, given)
+def _hosts_of_same(given: dict[str, Any]) -> list[str]:
+    """The host of each rank. Ranks that lay different meshes would wait for each other, and are refused."""
+    ranks: list[tuple[dict[str, Any], str]] = [({}, "")] * dist.get_world_size()
+    dist.all_gather_object(ranks, (given, _this_host()))
+    others = [other for other, _ in ranks]
     for rank, other in enumerate(others):
         if other != others[0]:
             key = sorted(name for name in {*other, *others[0]} if other.get(name) != others[0].get(name))[0]
             raise ConfigError(f"{key} is {others[0].get(key)!r} on rank 0 and {other.get(key)!r} on rank {rank}, and one mesh lies over all ranks.\n"
                               "Give every rank the same configuration.")
+    return [host for _, host in ranks]
+
+
+def _this_host() -> str:
+    """Hosts may share a name, and containers of one host a boot."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}"
 
 
 def current_mesh() -> Mesh:
@@ -164,12 +197,8 @@ def _given_keys(config: Mapping[str, Any] | str | PathLike[str] | None) -> dict[
 
 
 def _refuse_unused(given: dict[str, Any]) -> None:
-    for key, value in given.items():
-        if key.endswith("activation_offloading") and value:
-            raise UnsupportedError(f"{key} is true, but in a PyTorch script activations are kept by PyTorch.\n"
-                                   "Set it to false, and use torch.autograd.graph.save_on_cpu around the forward pass.")
     moe = {f"moe.{name}" for name in MoEConfig.__dataclass_fields__}
-    call_checked(operators().read_settings, [f"{key}={yaml_of(value)}" for key, value in given.items()])  # knows all keys, and says what was meant
+    call_checked(operators().read_settings, _overrides(given))  # knows all keys, and says what was meant
     for key, value in given.items():
         if key not in _USED | moe:
             raise UnsupportedError(f"{key} is a key of the program, and conclave.init would not use it.\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,7 +18,8 @@ from conclave.checkpoint_files import CheckpointFolder, Source, check_shapes, jo
 from conclave.errors import CheckpointError, OrderError
 from conclave.folder_writer import FolderWriter
 from conclave.initialization import allocate, check_materialized, fill
-from conclave.regions import Region, local_of, stored_tensors
+from conclave.regions import Region, local_of, stored_tensors, tied_names
+from conclave.selection_bias import has_bias
 from conclave.transformed_model import transformed
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ def load_pretrained(model: PreTrainedModel, folder: str | PathLike[str]) -> PreT
     """Loads this rank's parts of a transformed model (sharded or not, on the meta device or not) from a Hugging Face folder, reading only their bytes.
 
     Experts may be stored one by one or fused, a tied head under its name, the embedding's, or both with the same values. Values are rounded to
-    the model's dtype. A model with a task's head (a classifier, a reward model) takes a checkpoint without it: the head starts anew, and a warning
-    names it. Into a PeftModel, the adapters of an adapter folder. Collective.
+    the model's dtype. A model with a task's head (a classifier, a reward model) takes a checkpoint without it, and any model that of its base alone: the head
+    starts anew, and a warning names it. Into a PeftModel, the adapters of an adapter folder. Collective.
 
     Raises:
         OrderError: the model is not transformed.
@@ -43,7 +45,7 @@ def load_pretrained(model: PreTrainedModel, folder: str | PathLike[str]) -> PreT
     wanted = stored_tensors(model)
     on_meta = any(tensor.is_meta for tensor in wanted.values())
     if on_meta:
-        allocate(model)
+        allocate(model, stored=sources)
         wanted = stored_tensors(model)
     with torch.no_grad():
         for name, tensor in wanted.items():
@@ -56,21 +58,16 @@ def load_pretrained(model: PreTrainedModel, folder: str | PathLike[str]) -> PreT
     return model
 
 
-def _tied_names(model: nn.Module, wanted: dict[str, torch.Tensor]) -> dict[str, str]:
-    """By the name that the model stores a tied parameter under, its other name."""
-    pairs = getattr(model, "all_tied_weights_keys", {}).items()
-    return {name: other for target, source in pairs for name, other in ((source, target), (target, source)) if name in wanted and other not in wanted}
-
-
 def _checked_sources(model: nn.Module, folder: Path) -> tuple[CheckpointFolder, dict[str, Source], list[str]]:
     """The folder, where each parameter lies in it, and the parameters of a new head."""
     refuse_bare_layers(model)
     checkpoint = CheckpointFolder(folder)
     sources = sources_of(model, checkpoint.names())
     wanted = stored_tensors(model)
-    join_tied(sources, _tied_names(model, wanted), checkpoint)
+    join_tied(sources, tied_names(model, wanted), checkpoint)
     inside = f"{getattr(model, 'base_model_prefix', '')}."
-    takes_new_head = isinstance(model, PreTrainedModel) and not model.can_generate()
+    is_of_base = inside != "." and all(name.startswith(inside) for name in sources)  # saved of the model without any head
+    takes_new_head = isinstance(model, PreTrainedModel) and (is_of_base or not model.can_generate())
     new = [name for name in wanted if name not in sources and takes_new_head and not name.startswith(inside)]
     missing = [name for name in wanted if name not in sources and name not in new]
     if missing:
@@ -117,6 +114,9 @@ def save_pretrained(model: PreTrainedModel, folder: str | PathLike[str], *, max_
         CheckpointError: the folder cannot be written; every rank raises it, and no file of an earlier save has been replaced.
     """
     transformed(model, "conclave.save_pretrained")
+    if has_bias(model) and dist.get_rank() == 0:
+        warnings.warn("the model chooses its experts with a selection bias (moe_load_balancing='bias'), for which a folder of Transformers has no place: loaded "
+                      "from there it chooses by the router's scores alone.", stacklevel=2)
     together(lambda: (refuse_bare_layers(model), check_materialized(model), check_adapters(model)))
     if is_adapted(model):
         from conclave.adapter_files import save_adapters

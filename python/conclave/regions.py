@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from conclave.selection_bias import is_selection_bias
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,18 @@ class Region:
 
 
 def stored_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a checkpoint holds: parameters, tied ones once, and the buffers that belong to the model's state."""
+    """What a folder of Transformers holds: parameters, tied ones once, and the buffers that belong to the model's state."""
     stored: dict[str, torch.Tensor] = dict(model.named_parameters())
     kept = model.state_dict(keep_vars=True)
-    return stored | {name: buffer for name, buffer in model.named_buffers() if name in kept}
+    return stored | {name: buffer for name, buffer in model.named_buffers() if name in kept and not is_selection_bias(name)}
 
 
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of `tensor`, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def tied_names(model: nn.Module, wanted: Container[str]) -> dict[str, str]:
+    """By the name that the model stores a tied parameter under, its other name."""
+    pairs = getattr(model, "all_tied_weights_keys", {}).items()
+    return {name: other for target, source in pairs for name, other in ((source, target), (target, source)) if name in wanted and other not in wanted}

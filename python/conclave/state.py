@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict
 
 from conclave.errors import CheckpointError
-from conclave.initialization import allocate, check_materialized
-from conclave.regions import Region, local_of, stored_tensors
+from conclave.initialization import allocate, check_materialized, fill
+from conclave.regions import Region, local_of, stored_tensors, tied_names
 from conclave.transformed_model import transformed
 
 
@@ -53,20 +54,31 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Any], optimizer: torch
 def load_state_dict_from_rank0(model: nn.Module, state: Mapping[str, torch.Tensor] | None) -> None:
     """Every rank takes its parts of a full state dictionary that rank 0 has, under Transformers' own names. Collective; others give None.
 
-    One tensor at a time travels, so a rank needs its parts and one tensor more. A model on the meta device is materialized.
+    One tensor at a time travels, so a rank needs its parts and one tensor more. A model on the meta device is materialized. A tied parameter may come by
+    either name; a task's head that is not there starts anew, which a warning says.
 
     Raises:
         CheckpointError: on every rank: a parameter is missing or has another shape.
     """
-    transformed(model, "conclave.load_state_dict_from_rank0")
+    mesh = transformed(model, "conclave.load_state_dict_from_rank0").mesh
     shapes = {name: tuple(tensor.shape) for name, tensor in stored_tensors(model).items()}
-    refusal = [_refusal(shapes, state) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(refusal, src=0)
-    if refusal[0] is not None:
-        raise CheckpointError(refusal[0])
-    if any(parameter.is_meta for parameter in model.parameters()):
-        allocate(model)
+    if dist.get_rank() == 0 and state is not None:  # a tied parameter may come by either name
+        state = {**state, **{name: state[other] for name, other in tied_names(model, shapes).items() if name not in state and other in state}}
+    plan = [_plan(model, shapes, state) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(plan, src=0)
+    refusal, new = plan[0]
+    if refusal is not None:
+        raise CheckpointError(refusal)
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    if on_meta:
+        allocate(model, stored=shapes)
+    if new and dist.get_rank() == 0:
+        warnings.warn(f"{', '.join(new)} of {type(model).__name__} is not in the state dictionary: it starts anew and must be trained before it is used.", stacklevel=2)
     for name, tensor in stored_tensors(model).items():
+        if name in new:
+            if on_meta:
+                fill(model, name, mesh.seed)
+            continue
         local = local_of(tensor)
         if dist.get_rank() == 0:
             whole = state[name].detach().to(device=local.device, dtype=tensor.dtype, copy=True).contiguous()
@@ -77,12 +89,15 @@ def load_state_dict_from_rank0(model: nn.Module, state: Mapping[str, torch.Tenso
     check_materialized(model)
 
 
-def _refusal(shapes: dict[str, tuple[int, ...]], state: Mapping[str, torch.Tensor] | None) -> str | None:
+def _plan(model: nn.Module, shapes: dict[str, tuple[int, ...]], state: Mapping[str, torch.Tensor] | None) -> tuple[str | None, list[str]]:
+    """Why not, and the parameters of a head that starts anew."""
     if state is None:
-        return "rank 0 gave no state dictionary.\nGive the full one on rank 0 and None on the others."
+        return "rank 0 gave no state dictionary.\nGive the full one on rank 0 and None on the others.", []
+    inside = f"{getattr(model, 'base_model_prefix', '')}."
+    missing = [name for name in shapes if name not in state]
+    if missing and (any(name.startswith(inside) for name in missing) or getattr(model, "can_generate", lambda: True)()):
+        return f"the state dictionary of rank 0 lacks {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""), []
     for name, shape in shapes.items():
-        if name not in state:
-            return f"the state dictionary of rank 0 lacks {name}"
-        if tuple(state[name].shape) != shape:
-            return f"{name} has the shape {list(state[name].shape)} in the state dictionary of rank 0, and the model wants {list(shape)}"
-    return None
+        if name in state and tuple(state[name].shape) != shape:
+            return f"{name} has the shape {list(state[name].shape)} in the state dictionary of rank 0, and the model wants {list(shape)}", []
+    return None, missing

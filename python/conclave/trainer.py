@@ -17,9 +17,10 @@ from transformers.trainer import SCHEDULER_NAME, TRAINING_ARGS_NAME
 from conclave.adapters import base_of, check_adapters, check_same_adapters, refuse_bare_layers
 from conclave.errors import CheckpointError, UnsupportedError
 from conclave.gradients import clip_grad_norm_, synchronize_gradients
+from conclave.load import load_metrics
+from conclave.metrics_log import LATEST_LOAD
 from conclave.pretrained import load_pretrained, save_pretrained
 from conclave.state import load_state_dict, state_dict
-from conclave.transformation import load_metrics
 from conclave.transformed_model import transformed
 
 # What computes each element for itself, so that a part of a parameter is updated as it is in the whole.
@@ -27,8 +28,8 @@ OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 OPTIMIZER_FOLDER = "optimizer"  # in a checkpoint folder: a checkpoint of torch.distributed.checkpoint
 
 
-class Trainer(transformers.Trainer):
-    """The stock Trainer with a model that `conclave.transform` (and `conclave.fully_shard`, if wanted) has prepared.
+class TrainerMixin:
+    """Stands before a Trainer of Transformers, or a class derived from it.
 
     What differs: Accelerate does not wrap the model (its DistributedDataParallel would average each rank's own experts with others); gradients are
     averaged and clipped across both meshes; logs hold `expert_imbalance`, `expert_imbalance_max` and `dead_experts`; `save_model` and checkpoints
@@ -40,6 +41,9 @@ class Trainer(transformers.Trainer):
     """
 
     def __init__(self, model: nn.Module | None = None, args: transformers.TrainingArguments | None = None, **options: Any) -> None:
+        if isinstance(model, str):
+            raise UnsupportedError(f"{type(self).__name__} was given the name of a model, {model!r}, and would load one that is not transformed.\n"
+                                   "Load and transform the model, then give it as `model`.")
         if model is None:
             raise UnsupportedError("conclave.Trainer was given no model, and a model_init would build one that is not transformed.\n"
                                    "Transform the model, then give it as `model`.")
@@ -84,7 +88,10 @@ class Trainer(transformers.Trainer):
         micro_steps = self.current_gradient_accumulation_steps if by_tokens and model.training else 1
         ranks = self.accelerator.num_processes if by_tokens and self.args.average_tokens_across_devices else 1
         base = base_of(self.model)
-        coefficient = getattr(base, "router_aux_loss_coef", None)
+        # Conclave's own losses are scaled by a factor, Transformers' by its coefficient.
+        own = transformed(self.model, "conclave.Trainer").config.has_own_aux_loss
+        coefficient = None if own else getattr(base, "router_aux_loss_coef", None)
+        base.__dict__["conclave_balancing_factor"] = 1.0 / (micro_steps * ranks)
         smoothed = self.label_smoother is not None and self.compute_loss_func is None and "labels" in inputs
         try:
             if coefficient is not None:
@@ -93,9 +100,11 @@ class Trainer(transformers.Trainer):
         finally:
             if coefficient is not None:
                 base.router_aux_loss_coef = coefficient
-        balancing = getattr(outputs, "aux_loss", None)
-        if smoothed and coefficient is not None and balancing is not None:  # the label smoother has computed a loss of its own, without it
-            loss = loss + coefficient * balancing / micro_steps
+            base.__dict__.pop("conclave_balancing_factor", None)
+        if smoothed:  # the label smoother has computed a loss of its own, without them
+            for factor, name in ((1.0, "balancing_loss"), (coefficient, "aux_loss")):
+                if factor is not None and outputs.get(name) is not None:
+                    loss = loss + factor * outputs[name] / micro_steps
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -112,7 +121,9 @@ class Trainer(transformers.Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs = {**logs, **load_metrics(self.model)}
+            load = load_metrics(self.model)
+            self.model.__dict__[LATEST_LOAD] = load
+            logs = {**logs, **{name: value for name, value in load.items() if not isinstance(value, list)}}
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -153,6 +164,30 @@ class Trainer(transformers.Trainer):
 
     def _bare_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)
+
+
+class Trainer(TrainerMixin, transformers.Trainer):
+    """The stock Trainer with a model that `conclave.transform` (and `conclave.fully_shard`, if wanted) has prepared."""
+
+
+@functools.cache
+def trainer_of(base: type[transformers.Trainer]) -> type[transformers.Trainer]:
+    """`base`, a class derived from transformers.Trainer such as TRL's SFTTrainer, for models that `conclave.transform` has prepared: what conclave.Trainer
+    does differently from the stock one, it does differently from `base`.
+
+    Raises:
+        UnsupportedError: no Trainer, or one whose step is not the stock one's.
+    """
+    if not (isinstance(base, type) and issubclass(base, transformers.Trainer)):
+        raise UnsupportedError(f"trainer_of was given {getattr(base, '__name__', base)!r}, which is not derived from transformers.Trainer.\n"
+                               "Write the loop around conclave.fully_shard or conclave.synchronize_gradients (docs/python.md).")
+    if issubclass(base, TrainerMixin):
+        return base
+    for name in ("_inner_training_loop", "create_accelerator_and_postprocess", "save_model"):
+        if getattr(base, name) is not getattr(transformers.Trainer, name):
+            raise UnsupportedError(f"{base.__name__} has a {name} of its own, and what it does to gradients or to weights is not known to suit divided experts.\n"
+                                   "Use a Trainer without it, or a loop of your own (docs/python.md).")
+    return type(base.__name__, (TrainerMixin, base), {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__})
 
 
 def _refuse_arguments(args: transformers.TrainingArguments) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from conclave.errors import OrderError, ProcessGroupError, UnsupportedModelError
 from conclave.experts import ExpertAxis, divided, module_forward
 from conclave.mesh import Mesh, current_mesh
 from conclave.moe_config import MoEConfig
-from conclave.transformed_model import EXPERT_PARAMETERS, Transformed, become_transformed, transformed
+from conclave.transformed_model import EXPERT_PARAMETERS, Transformed, become_transformed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ def _transformed_experts_forward(self: nn.Module, hidden_states: torch.Tensor, t
 ALL_EXPERTS_FUNCTIONS.register("conclave", _transformed_experts_forward)
 
 
-def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTrainedModel:
+def transform(model: PreTrainedModel, config: MoEConfig | Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Give each rank its slice of every layer's experts and route tokens to them.
 
     The model is changed in place and returned. Expert parameters become DTensors on the expert axis, `gate_up_proj` [E,2I,H] and `down_proj` [E,H,I]
@@ -47,7 +48,7 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
     A transformed model's gradient is the mean over the ranks that share a parameter, as that of `fully_shard` and DistributedDataParallel: experts'
     gradients are already the mean over the expert axis after backward.
 
-    `config`: None: what `conclave.init` was given, if it was.
+    `config`: a MoEConfig or a dictionary of its fields; None: what `conclave.init` was given, if it was.
 
     Raises:
         UnsupportedModelError: the model's family, activation or experts' layout is not supported, or it has no auxiliary loss to switch on.
@@ -58,7 +59,7 @@ def transform(model: PreTrainedModel, config: MoEConfig | None = None) -> PreTra
         ProcessGroupError: `conclave.init` was not called, or ranks hold different models, weights or configs.
     """
     mesh = together(current_mesh) if dist.is_initialized() else current_mesh()
-    config = mesh.moe if config is None else config
+    config = mesh.moe if config is None else together(lambda: MoEConfig.of(config))
     base = base_of(model)
     experts = together(lambda: _checked_experts(model, base, mesh, config))
     _check_same_model(model, config)
@@ -88,21 +89,6 @@ def _block_name(experts_name: str) -> str:
     while experts_name.endswith(".base_layer"):
         experts_name = experts_name.removesuffix(".base_layer")
     return experts_name.rpartition(".")[0]
-
-
-def load_metrics(model: nn.Module) -> dict[str, float | int]:
-    """How evenly tokens fell on the experts since the last call, over all ranks. Collective; starts the count anew.
-
-    `expert_imbalance`: max / mean of the choices over a layer's experts, averaged over layers; 1 is even. `expert_imbalance_max`: of the most
-    uneven layer. `dead_experts`: experts, over all layers, that got no token.
-    """
-    state = transformed(model, "conclave.load_metrics")
-    counts = torch.stack([module.conclave_axis.take_load() for module in state.experts.values()])
-    dist.all_reduce(counts)
-    counts = counts.double()
-    mean = counts.mean(dim=1).clamp_min(1e-9)
-    imbalance = counts.amax(dim=1) / mean
-    return {"expert_imbalance": imbalance.mean().item(), "expert_imbalance_max": imbalance.max().item(), "dead_experts": int((counts == 0).sum().item())}
 
 
 def _check_order(model: nn.Module) -> None:
@@ -146,7 +132,7 @@ def _check_same_model(model: nn.Module, config: MoEConfig) -> None:
     """Ranks must agree on what there is before they compare values: one that builds another model would leave the others waiting."""
     parameters = dict(model.named_parameters())
     on_meta = next(iter(parameters.values())).is_meta
-    own = (on_meta, repr(config), [(name, tuple(value.shape), value.dtype) for name, value in parameters.items()])
+    own = (on_meta, repr(config), model.training, [(name, tuple(value.shape), value.dtype) for name, value in parameters.items()])
     others: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(others, own)
     if any(other[0] != others[0][0] for other in others):
@@ -156,9 +142,12 @@ def _check_same_model(model: nn.Module, config: MoEConfig) -> None:
                          "conclave.load_state_dict_from_rank0(model, state_dict if rank == 0 else None).")
     if any(other[1] != others[0][1] for other in others):
         raise ProcessGroupError("the ranks transform with different MoEConfigs.\nGive every rank the same.")
+    if any(other[2] != others[0][2] for other in others):
+        raise ProcessGroupError("some ranks' models are in training mode and others in evaluation mode, as from_pretrained leaves them: in a step some would wait "
+                                "for the others.\nCall model.train() on every rank.")
     for rank, other in enumerate(others):
-        if other[2] != others[0][2]:
-            name = next(iter(sorted({each[0] for each in set(other[2]) ^ set(others[0][2])})), "their order")
+        if other[3] != others[0][3]:
+            name = next(iter(sorted({each[0] for each in set(other[3]) ^ set(others[0][3])})), "their order")
             raise ProcessGroupError(f"rank {rank} has built another model than rank 0: {name} differs.\nGive every rank the same configuration.")
     if not on_meta:
         _check_same_weights(parameters)

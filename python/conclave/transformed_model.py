@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 
-from conclave import adapters
+from conclave import adapters, balancing_losses
 from conclave.activation_checkpointing import checkpoint_context
 from conclave.derived_class import stand_before
 from conclave.errors import NotMaterializedError, OrderError, UnsupportedError
 from conclave.generation import JoinedGeneration
 from conclave.mesh import Mesh
 from conclave.moe_config import MoEConfig
+from conclave.offloading import is_offloaded, offload_activations
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,7 +57,13 @@ class TransformedModel(JoinedGeneration):
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         if not self.__dict__.get("_conclave_is_real"):
             self._check_real()
-        return super().__call__(*arguments, **options)
+        config = self.conclave.config
+        if not config.has_own_losses:
+            return super().__call__(*arguments, **options)
+        balancing_losses.begin_forward(self, config, options)
+        output = super().__call__(*arguments, **options)
+        mask = options.get("attention_mask", arguments[1] if len(arguments) > 1 else None)
+        return balancing_losses.add_losses(self, config, output, mask, self.__dict__.get("conclave_balancing_factor", 1.0))
 
     def _check_real(self) -> None:
         """Before FSDP2 says it in its own words."""
@@ -78,12 +85,15 @@ class TransformedModel(JoinedGeneration):
             self.config.output_router_logits = balances
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
-        """Uses `checkpoint_context` unless another `context_fn` is given."""
+        """Uses `checkpoint_context` unless another `context_fn` is given; offloads what is kept where `conclave.init` was told so."""
         chosen = {"use_reentrant": False, "context_fn": checkpoint_context, **(gradient_checkpointing_kwargs or {})}
         if chosen["use_reentrant"]:
             raise UnsupportedError("use_reentrant is True, and reentrant checkpointing would dispatch every token once more in backward.\n"
                                    "Use {'use_reentrant': False}.")
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=chosen, **options)
+        mesh = self.conclave.mesh
+        if mesh.activation_offloading and not is_offloaded(self):
+            offload_activations(self, mesh.activation_loading_horizon)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> torch.Tensor:
         """conclave.clip_grad_norm_, under the name that it has in FullyShardedDataParallel."""

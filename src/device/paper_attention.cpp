@@ -95,8 +95,7 @@ void attend(const at::Tensor& qkv_TM, const AttentionShape& shape, Direction dir
   const Sizes of(qkv_TM, shape);
   const PaperMemory::Part part(paper_device().memory(), "attention");
   const at::Tensor temporaries = at::empty({temporary_bytes(of, direction)}, at::device(at::kMeta).dtype(at::kByte));
-  paper_device().clock().multiply((direction == Direction::forward ? 1 : 2) * score_operations(of),
-                                  qkv_TM.scalar_type());
+  paper_device().clock().attend((direction == Direction::forward ? 1 : 2) * score_operations(of), qkv_TM.scalar_type());
 }
 
 }  // namespace

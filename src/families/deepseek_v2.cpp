@@ -31,7 +31,7 @@ bool chooses_by_groups(HuggingFaceKeys& keys) {
 }
 
 ModelConfig read(HuggingFaceKeys& keys) {
-  ModelConfig config = read_decoder(keys, {.bos_token_id = 1, .eos_token_ids = {2}});
+  ModelConfig config = read_decoder(keys, {.max_position_embeddings = 2048, .bos_token_id = 1, .eos_token_ids = {2}});
   config.rotary.interleaved = true;
   keys.only("mlp_bias", false, true, "this version has MLPs without biases");
   read_latent_attention(keys, config);

@@ -16,6 +16,9 @@
 #include "families/llama.h"
 #include "families/mistral.h"
 #include "families/mixtral.h"
+#include "families/olmoe.h"
+#include "families/qwen3.h"
+#include "families/qwen3_moe.h"
 #include "families/unsupported_keys.h"
 
 namespace conclave {
@@ -32,9 +35,10 @@ void check_computed(HuggingFaceKeys& keys, const ModelConfig& config) {
 }  // namespace
 
 const std::vector<const Family*>& families() {
-  static const std::vector<const Family*> all = {&mixtral_family,     &llama_family,       &mistral_family,
-                                                 &deepseek_v2_family, &deepseek_v3_family, &glm4_moe_family,
-                                                 &gpt_oss_family};
+  static const std::vector<const Family*> all = {
+      &mixtral_family, &qwen3_moe_family,   &olmoe_family,       &llama_family,    &mistral_family,
+      &qwen3_family,   &deepseek_v2_family, &deepseek_v3_family, &glm4_moe_family, &gpt_oss_family,
+  };
   return all;
 }
 
@@ -75,7 +79,6 @@ ModelConfig parse_model_config(HuggingFaceKeys& keys) {
                 fmt::format("Use {}.", a_model_in_words()));
   check_supported(keys);
   if (family == nullptr || !family->has_prediction_modules) refuse_prediction_modules(keys);
-  if (family == nullptr || !family->turns_parts_of_heads) refuse_partial_heads(keys);
   keys.finish();  // of another architecture nothing else means what it says
   ModelConfig config = family->read(keys);
   keys.finish();

@@ -27,8 +27,6 @@ struct Family {
   // Files may hold modules that predict further tokens, as layers behind the last one. Transformers' forward pass does
   // not compute them, and neither are they read here.
   bool has_prediction_modules = false;
-  // partial_rotary_factor means something beside rope_parameters, too.
-  bool turns_parts_of_heads = false;
 };
 
 // All of them; of one model_type, null: there is none.

@@ -1,6 +1,10 @@
-// GLM-4-MoE (GLM-4.5, arXiv 2508.06471): heads of which a part turns, and DeepSeek-V3's mixtures.
+// GLM-4.5 and its kin (arXiv 2508.06471): half of each head turns, queries and keys may have norms; dense layers first,
+// then mixtures as DeepSeek-V3's.
 #include "families/glm4_moe.h"
 
+#include <fmt/format.h>
+
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "families/decoder_keys.h"
@@ -10,38 +14,40 @@
 namespace conclave {
 namespace {
 
-// In rope_parameters, or beside them.
-void read_turned_part(HuggingFaceKeys& keys, ModelConfig& config) {
-  double part = 0.5;
-  keys.read_number("partial_rotary_factor", part, 0, false);
-  if (config.layers.empty() || config.rotary.dims != config.layers.front().attention.head_dim) return;
-  config.rotary.dims = static_cast<int64_t>(static_cast<double>(config.rotary.dims) * part);
-}
-
 ModelConfig read(HuggingFaceKeys& keys) {
-  ModelConfig config =
-      read_decoder(keys, {.key_value_heads = 8, .max_position_embeddings = 131072, .rms_norm_eps = 1e-5});
-  read_turned_part(keys, config);
+  ModelConfig config = read_decoder(
+      keys,
+      {.key_value_heads = 8, .max_position_embeddings = 131072, .rms_norm_eps = 1e-5, .partial_rotary_factor = 0.5});
   bool biased = false, normed = false;
   keys.read_flag("attention_bias", biased);
   keys.read_flag("use_qk_norm", normed);
   for (LayerConfig& layer : config.layers) {
     layer.attention.qkv_bias = biased;
-    if (normed) layer.attention.qk_norm = AttentionConfig::QkNorm::per_head;
+    layer.attention.qk_norm = normed ? AttentionConfig::QkNorm::per_head : AttentionConfig::QkNorm::none;
   }
   read_deepseek_mixture(keys, config, read_sigmoid_router(keys), {.dense_layers = 1});
   check_heads(keys, config);
+  if (config.rotary.dims % 2 != 0 || config.rotary.dims == 0)
+    keys.refuse(fmt::format("partial_rotary_factor leaves {} elements of each head to turn, but they turn in pairs.",
+                            config.rotary.dims),
+                "Use another partial_rotary_factor.");
   return config;
+}
+
+// Of which Transformers makes the same number of elements, truncating.
+double partial_rotary_factor(const ModelConfig& config) {
+  const auto head = static_cast<double>(config.layers.front().attention.head_dim);
+  const double part = static_cast<double>(config.rotary.dims) / head;
+  return static_cast<int64_t>(part * head) < config.rotary.dims ? std::nextafter(part, 1.0) : part;
 }
 
 void write(const ModelConfig& config, nlohmann::json& written) {
   const AttentionConfig& attention = config.layers.front().attention;
-  const double part = static_cast<double>(config.rotary.dims) / static_cast<double>(attention.head_dim);
   write_deepseek_mixture(config, written);
-  written["rope_parameters"]["partial_rotary_factor"] = part;
+  written["rope_parameters"]["partial_rotary_factor"] = partial_rotary_factor(config);
   written.update({{"attention_bias", attention.qkv_bias},
-                  {"partial_rotary_factor", part},
-                  {"use_qk_norm", attention.qk_norm == AttentionConfig::QkNorm::per_head}});
+                  {"partial_rotary_factor", partial_rotary_factor(config)},
+                  {"use_qk_norm", attention.qk_norm != AttentionConfig::QkNorm::none}});
 }
 
 std::vector<DiskNames> names(const ModelConfig& config) {
@@ -56,7 +62,6 @@ const Family glm4_moe_family = {"glm4_moe",
                                 read,
                                 write,
                                 names,
-                                /*has_prediction_modules=*/true,
-                                /*turns_parts_of_heads=*/true};
+                                /*has_prediction_modules=*/true};
 
 }  // namespace conclave

@@ -4,62 +4,63 @@
 
 #include <cmath>
 
-#include "families/decoder_keys.h"
-
 namespace conclave {
 namespace {
 
-// Transformers' yarn_apply_mscale: a scaled rotary embedding sharpens the scores.
-double sharpened(const RotaryConfig& rotary, double scale) {
-  if (rotary.scaling == RotaryConfig::Scaling::none || rotary.mscale_all_dim.value_or(0) == 0) return scale;
-  const double mscale = rotary.factor <= 1 ? 1.0 : 0.1 * *rotary.mscale_all_dim * std::log(rotary.factor) + 1.0;
-  return scale * mscale * mscale;
+// An absent key is the class's default, null means that queries have no latent.
+void read_query_rank(HuggingFaceKeys& keys, int64_t& rank) {
+  rank = keys.absent("q_lora_rank") ? 1536 : 0;
+  keys.read_size("q_lora_rank", rank);
+}
+
+// As yarn_apply_mscale of Transformers' modeling_deepseek_v3.py.
+std::optional<double> score_scale(const RotaryConfig& rotary, int64_t head_dim) {
+  if (rotary.scaling == RotaryConfig::Scaling::none || !rotary.mscale_all_dim) return {};
+  const double scale = yarn_scale(rotary.factor, *rotary.mscale_all_dim);
+  return scale * scale / std::sqrt(static_cast<double>(head_dim));
 }
 
 }  // namespace
 
 void read_latent_attention(HuggingFaceKeys& keys, ModelConfig& config) {
-  LatentAttentionConfig latent{
-      .q_lora_rank = 1536, .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64};
-  int64_t value_head_dim = 128;
-  if (!keys.absent("q_lora_rank") && keys.missing("q_lora_rank"))
-    latent.q_lora_rank = 0;
-  else
-    keys.read_size("q_lora_rank", latent.q_lora_rank);
+  LatentAttentionConfig latent{.q_lora_rank = 0, .kv_lora_rank = 512, .qk_nope_head_dim = 128, .qk_rope_head_dim = 64};
+  int64_t value_dim = 128;
+  bool biased = false;
+  read_query_rank(keys, latent.q_lora_rank);
   keys.read_size("kv_lora_rank", latent.kv_lora_rank);
   keys.read_size("qk_nope_head_dim", latent.qk_nope_head_dim);
   keys.read_size("qk_rope_head_dim", latent.qk_rope_head_dim);
-  keys.read_size("v_head_dim", value_head_dim);
-  keys.only("attention_bias", false, true, "this version's latent attention has no biases");
+  keys.read_size("v_head_dim", value_dim);
+  keys.read_flag("attention_bias", biased);
   if (latent.qk_rope_head_dim % 2 != 0)
-    keys.refuse(
-        fmt::format("qk_rope_head_dim is {}, but the rotary embedding turns pairs of elements, so it must be even.",
-                    latent.qk_rope_head_dim),
-        "Use an even one.");
-  config.rotary.dims = latent.qk_rope_head_dim;
+    keys.refuse(fmt::format("qk_rope_head_dim is {}, but the rotary embedding turns pairs of elements.",
+                            latent.qk_rope_head_dim),
+                "Use an even qk_rope_head_dim.");
+  config.rotary.dims = latent.qk_rope_head_dim;  // whatever head_dim says, as in Transformers
   for (LayerConfig& layer : config.layers) {
     AttentionConfig& attention = layer.attention;
-    attention.head_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim;
-    attention.value_head_dim = value_head_dim;
-    const double by_width = 1 / std::sqrt(static_cast<double>(attention.head_dim));
-    const double scale = sharpened(config.rotary, by_width);
-    if (scale != by_width) attention.score_scale = scale;
-    attention.latent = latent;
     if (attention.key_value_heads != attention.heads)
-      keys.refuse(fmt::format("num_key_value_heads is {}, but latent attention has one for each of {} heads.",
+      keys.refuse(fmt::format("num_key_value_heads is {}, but with latent attention each of the {} heads has keys and "
+                              "values of its own.",
                               attention.key_value_heads, attention.heads),
-                  fmt::format("Set it to {}.", attention.heads));
+                  "Leave the key away.");
+    attention.key_value_heads = attention.heads;
+    attention.head_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim;
+    attention.value_head_dim = value_dim;
+    attention.qkv_bias = attention.output_bias = biased;
+    attention.score_scale = score_scale(config.rotary, attention.head_dim);
+    attention.latent = latent;
+    keys.finish();  // all layers are alike
   }
 }
 
 void write_latent_attention(const ModelConfig& config, nlohmann::json& written) {
   const AttentionConfig& attention = config.layers.front().attention;
   const LatentAttentionConfig& latent = *attention.latent;
-  written.update({{"attention_bias", false},
+  written.update({{"attention_bias", attention.output_bias},
                   {"head_dim", latent.qk_rope_head_dim},
                   {"kv_lora_rank", latent.kv_lora_rank},
                   {"q_lora_rank", latent.q_lora_rank > 0 ? nlohmann::json(latent.q_lora_rank) : nlohmann::json()},
-                  {"qk_head_dim", attention.head_dim},
                   {"qk_nope_head_dim", latent.qk_nope_head_dim},
                   {"qk_rope_head_dim", latent.qk_rope_head_dim},
                   {"v_head_dim", attention.value_head_dim}});

@@ -1,4 +1,4 @@
-// The keys of multi-head latent attention, which DeepSeek-V2 and V3 share.
+// The keys of latent attention, which DeepSeek-V2 and V3 have.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -8,7 +8,7 @@
 
 namespace conclave {
 
-// Gives every layer its attention. What Transformers writes as head_dim, the part of a head that turns, means nothing.
+// Makes the attention of all layers latent; `config` is what read_decoder has read.
 void read_latent_attention(HuggingFaceKeys& keys, ModelConfig& config);
 void write_latent_attention(const ModelConfig& config, nlohmann::json& written);
 

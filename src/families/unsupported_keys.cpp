@@ -40,11 +40,6 @@ void refuse_prediction_modules(HuggingFaceKeys& keys) {
   refuse_unless_nothing(keys, "num_mtp_layers", "this version predicts one token at a time");
 }
 
-void refuse_partial_heads(HuggingFaceKeys& keys) {
-  keys.only("partial_rotary_factor", 1, true,
-            "this version turns whole heads, as Transformers does whatever this key says");
-}
-
 void check_supported(HuggingFaceKeys& keys) {
   if (keys.missing("hidden_act") || keys.at("hidden_act") != "swish")  // another name of silu
     keys.only("hidden_act", "silu", true, "this version has MLPs with silu only");

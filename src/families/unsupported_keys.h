@@ -10,6 +10,5 @@ namespace conclave {
 void check_supported(HuggingFaceKeys& keys);
 // Of families that do not have them.
 void refuse_prediction_modules(HuggingFaceKeys& keys);
-void refuse_partial_heads(HuggingFaceKeys& keys);
 
 }  // namespace conclave

@@ -7,7 +7,12 @@
 namespace conclave {
 namespace {
 
-constexpr size_t tensors_of_a_part = 10;
+// Of a plan: its numbers, its spill, its orders.
+constexpr size_t orders_of_a_plan = 5;
+constexpr size_t tensors_of_a_plan = 2 + orders_of_a_plan;
+// Of a part: two plans (the second of what follows a shuffle), its numbers, its rows, their weights, the
+// pre-activation.
+constexpr size_t tensors_of_a_part = 2 * tensors_of_a_plan + 4;
 
 // Written and read in the same order.
 class Numbers {
@@ -71,26 +76,81 @@ std::shared_ptr<const SpillPlan> spill_of(const at::Tensor& tensor) {
   return spill;
 }
 
+std::array<at::Tensor DispatchPlan::*, orders_of_a_plan> orders() {
+  return {&DispatchPlan::row_of_choice_TK, &DispatchPlan::token_of_row_R, &DispatchPlan::choice_of_row_R,
+          &DispatchPlan::arrival_of_row_R, &DispatchPlan::row_of_arrival_R};
+}
+
+std::array<int64_t DispatchPlan::*, 3> sizes() {
+  return {&DispatchPlan::tokens, &DispatchPlan::top_k, &DispatchPlan::places_per_rank};
+}
+
+std::array<std::vector<int64_t> DispatchPlan::*, 3> lists() {
+  return {&DispatchPlan::sent_per_rank, &DispatchPlan::received_per_rank, &DispatchPlan::rows_per_expert};
+}
+
+// What is undefined is an empty tensor, and the numbers say so.
+class Writer {
+ public:
+  explicit Writer(std::vector<at::Tensor>& tensors) : tensors_(tensors) {}
+
+  void put(const at::Tensor& tensor, Numbers& numbers) {
+    numbers.put(tensor.defined() ? 1 : 0);
+    tensors_.push_back(tensor.defined() ? tensor : at::empty({0}, tensors_[0].options()));
+  }
+  void put(const DispatchPlan& plan) {
+    Numbers numbers;
+    const size_t place = tensors_.size();
+    tensors_.resize(place + 1);
+    for (const auto size : sizes()) numbers.put(plan.*size);
+    for (const auto list : lists()) numbers.put(plan.*list);
+    tensors_.push_back(numbers_of(plan.spill.get()));
+    for (const auto order : orders()) put(plan.*order, numbers);
+    tensors_[place] = numbers.tensor();
+  }
+
+ private:
+  std::vector<at::Tensor>& tensors_;
+};
+
+class Reader {
+ public:
+  Reader(const std::vector<at::Tensor>& tensors, size_t next) : tensors_(tensors), next_(next) {}
+
+  const at::Tensor& take() { return tensors_.at(next_++); }
+  void take(at::Tensor& tensor, Numbers& numbers) {
+    const at::Tensor& stored = take();
+    if (numbers.take() != 0) tensor = stored;
+  }
+  void take(DispatchPlan& plan) {
+    Numbers numbers(take());
+    for (const auto size : sizes()) plan.*size = numbers.take();
+    for (const auto list : lists()) plan.*list = numbers.take_list();
+    plan.spill = spill_of(take());
+    for (const auto order : orders()) take(plan.*order, numbers);
+  }
+
+ private:
+  const std::vector<at::Tensor>& tensors_;
+  size_t next_;
+};
+
 }  // namespace
 
 std::vector<at::Tensor> to_tensors(const RoutedExperts::Parts& parts, const at::Tensor& expert_of_choice_TK) {
   std::vector<at::Tensor> tensors{expert_of_choice_TK};
+  Writer writer(tensors);
   for (const RoutedPart& part : parts) {
-    const DispatchPlan& plan = part.plan;
-    check_invariant(plan.after_shuffle == nullptr && plan.places_per_rank == 0,
-                    "a plan of all_gather or of the global token shuffle has no form as tensors");
-    const std::array<at::Tensor, 8> maybe{plan.row_of_choice_TK, plan.token_of_row_R,   plan.choice_of_row_R,
-                                          plan.arrival_of_row_R, plan.row_of_arrival_R, part.rows.row_RH,
-                                          part.rows.weight_R,    part.gate_up_RJ};
+    writer.put(part.plan);
+    writer.put(part.plan.after_shuffle ? *part.plan.after_shuffle : DispatchPlan{});
     Numbers numbers;
-    for (const int64_t number : {part.tokens.begin, part.tokens.count, plan.tokens, plan.top_k}) numbers.put(number);
-    for (const auto* list : {&plan.sent_per_rank, &plan.received_per_rank, &plan.rows_per_expert}) numbers.put(*list);
-    for (const at::Tensor& tensor : maybe) numbers.put(tensor.defined() ? 1 : 0);
-    tensors.push_back(numbers.tensor());
-    tensors.push_back(numbers_of(plan.spill.get()));
-    for (const at::Tensor& tensor : maybe)
-      tensors.push_back(tensor.defined() ? tensor : at::empty({0}, expert_of_choice_TK.options()));
-    static_assert(std::tuple_size_v<decltype(maybe)> + 2 == tensors_of_a_part);
+    const size_t place = tensors.size();
+    tensors.resize(place + 1);
+    for (const int64_t number : {part.tokens.begin, part.tokens.count, int64_t{part.plan.after_shuffle != nullptr}})
+      numbers.put(number);
+    for (const at::Tensor* tensor : {&part.rows.row_RH, &part.rows.weight_R, &part.gate_up_RJ})
+      writer.put(*tensor, numbers);
+    tensors[place] = numbers.tensor();
   }
   return tensors;
 }
@@ -101,20 +161,15 @@ RoutedExperts::Parts parts_of(const std::vector<at::Tensor>& tensors) {
   RoutedExperts::Parts parts;
   for (size_t first = 1; first < tensors.size(); first += tensors_of_a_part) {
     RoutedPart& part = parts.emplace_back();
-    DispatchPlan& plan = part.plan;
-    Numbers numbers(tensors[first]);
-    for (int64_t* number : {&part.tokens.begin, &part.tokens.count, &plan.tokens, &plan.top_k})
-      *number = numbers.take();
-    for (auto* list : {&plan.sent_per_rank, &plan.received_per_rank, &plan.rows_per_expert})
-      *list = numbers.take_list();
-    plan.spill = spill_of(tensors[first + 1]);
-    size_t place = first + 2;
-    for (at::Tensor* tensor :
-         {&plan.row_of_choice_TK, &plan.token_of_row_R, &plan.choice_of_row_R, &plan.arrival_of_row_R,
-          &plan.row_of_arrival_R, &part.rows.row_RH, &part.rows.weight_R, &part.gate_up_RJ}) {
-      if (numbers.take() != 0) *tensor = tensors[place];
-      ++place;
-    }
+    Reader reader(tensors, first);
+    reader.take(part.plan);
+    auto after_shuffle = std::make_shared<DispatchPlan>();
+    reader.take(*after_shuffle);
+    Numbers numbers(reader.take());
+    part.tokens.begin = numbers.take();
+    part.tokens.count = numbers.take();
+    if (numbers.take() != 0) part.plan.after_shuffle = std::move(after_shuffle);
+    for (at::Tensor* tensor : {&part.rows.row_RH, &part.rows.weight_R, &part.gate_up_RJ}) reader.take(*tensor, numbers);
   }
   return parts;
 }

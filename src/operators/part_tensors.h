@@ -8,8 +8,9 @@
 
 namespace conclave {
 
-// The choices that the parts were planned for, then 10 tensors of each part: its plan, its rows with their weights, and
-// the pre-activation. Numbers are int64 on the CPU; what is undefined is an empty tensor, and the numbers say so.
+// The choices that the parts were planned for, then the same number of tensors for each part: its plans, its rows with
+// their weights, and the pre-activation. Numbers are int64 on the CPU; what is undefined is an empty tensor, and the
+// numbers say so.
 std::vector<at::Tensor> to_tensors(const RoutedExperts::Parts& parts, const at::Tensor& expert_of_choice_TK);
 RoutedExperts::Parts parts_of(const std::vector<at::Tensor>& tensors);
 at::Tensor choices_of(const std::vector<at::Tensor>& tensors);

@@ -31,6 +31,8 @@ struct Settings {
   std::optional<double> spill_threshold = {};
   std::optional<int64_t> spill_least_rows = {};
   int64_t dispatch_chunks = 1;
+  bool all_gather = false;
+  std::optional<int64_t> shuffle_seed = {};  // of the global token shuffle; none: tokens stay where they are
 };
 
 DispatchSettings dispatch_settings_of(const Settings& settings, at::Device device) {
@@ -43,7 +45,10 @@ DispatchSettings dispatch_settings_of(const Settings& settings, at::Device devic
   moe.spill_threshold = settings.spill_threshold.value_or(moe.spill_threshold);
   moe.spill_least_rows = settings.spill_least_rows;
   moe.dispatch_chunks = settings.dispatch_chunks;
-  return dispatch_settings(moe, ExpertPrecision::compute, /*seed=*/0, device_of(device).facts());
+  if (settings.all_gather) moe.dispatcher = DispatcherKind::all_gather;
+  moe.global_token_shuffle = settings.shuffle_seed.has_value();
+  return dispatch_settings(moe, ExpertPrecision::compute, static_cast<uint64_t>(settings.shuffle_seed.value_or(0)),
+                           device_of(device).facts());
 }
 
 // The experts of one layer over its expert axis. A thin object: one is made for each call, so that it never outlives
@@ -81,13 +86,14 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> routed_experts_forward(
     const at::Tensor& token, const at::Tensor& weight, const at::Tensor& expert_of_choice, const at::Tensor& gate_up,
     const at::Tensor& down, std::string group, int64_t experts, std::string overload,
     std::optional<double> max_tokens_per_rank_factor, std::optional<double> spill_threshold,
-    std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks, bool keep_pre_activation) {
+    std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks, bool all_gather,
+    std::optional<int64_t> shuffle_seed, bool keep_pre_activation) {
   check(token, weight, expert_of_choice, gate_up, down);
   const OperatorDevice device(token);
   const at::Tensor choice_TK = expert_of_choice.to(at::kInt, /*non_blocking=*/false, /*copy=*/true).contiguous();
-  const ExpertAxis axis(
-      {group, experts, overload, max_tokens_per_rank_factor, spill_threshold, spill_least_rows, dispatch_chunks},
-      token.device());
+  const ExpertAxis axis({group, experts, overload, max_tokens_per_rank_factor, spill_threshold, spill_least_rows,
+                         dispatch_chunks, all_gather, shuffle_seed},
+                        token.device());
   RoutedExperts::Parts parts;
   at::Tensor out = axis.routed.forward({token.contiguous(), weight.contiguous(), choice_TK}, /*residual_TH=*/{},
                                        {gate_up.contiguous(), down.contiguous()},
@@ -105,9 +111,10 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
                                   .findSchemaOrThrow("conclave::routed_experts_forward", "")
                                   .typed<decltype(routed_experts_forward)>();
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, kept] = below.call(token, weight, expert_of_choice, gate_up, down, settings.group, settings.experts,
-                                  settings.overload, settings.max_tokens_per_rank_factor, settings.spill_threshold,
-                                  settings.spill_least_rows, settings.dispatch_chunks, keep_pre_activation);
+    auto [out, kept] =
+        below.call(token, weight, expert_of_choice, gate_up, down, settings.group, settings.experts, settings.overload,
+                   settings.max_tokens_per_rank_factor, settings.spill_threshold, settings.spill_least_rows,
+                   settings.dispatch_chunks, settings.all_gather, settings.shuffle_seed, keep_pre_activation);
     // In a recomputation by backward what was kept may come from the first time.
     if (torch::autograd::get_current_graph_task_id() != -1)
       check_invariant(at::equal(choices_of(kept), expert_of_choice.to(at::kInt)),
@@ -124,7 +131,11 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
     context->saved_data["spill_threshold"] = settings.spill_threshold;
     context->saved_data["spill_least_rows"] = settings.spill_least_rows;
     context->saved_data["dispatch_chunks"] = settings.dispatch_chunks;
+    context->saved_data["all_gather"] = settings.all_gather;
+    context->saved_data["shuffle_seed"] = settings.shuffle_seed;
     context->saved_data["gradient_scale"] = gradient_scale;
+    // As the model has it, and so alike on all ranks: lent experts' gradients travel only where somebody wants them.
+    context->saved_data["trains_experts"] = gate_up.requires_grad() || down.requires_grad();
     return out;
   }
 
@@ -140,14 +151,17 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
         for (at::Tensor* consumed : {&part.rows.row_RH, &part.gate_up_RJ})
           if (consumed->defined()) *consumed = consumed->clone();
     const auto fp32 = [](const at::Tensor& like) { return at::empty(like.sizes(), like.options().dtype(at::kFloat)); };
-    ExpertGradients gradients{{fp32(gate_up)}, {fp32(down)}};
+    const bool trains_experts = context->saved_data["trains_experts"].toBool();
+    ExpertGradients gradients;
+    if (trains_experts) gradients = {{fp32(gate_up)}, {fp32(down)}};
     const bool needs_tokens = RoutedExperts::needs_tokens(parts);
     const ExpertAxis axis(settings_of(*context), gate_up.device());
     DispatchGradient result = axis.routed.backward(
         {needs_tokens ? token.contiguous() : at::Tensor(), weight.contiguous(), choices_of(kept)}, grad[0].contiguous(),
         {gate_up.contiguous(), down.contiguous()}, gradients, std::move(parts));
     const double scale = context->saved_data["gradient_scale"].toDouble();
-    const auto scaled = [scale](const Gradient& gradient, const at::Tensor& of) {
+    const auto scaled = [&](const Gradient& gradient, const at::Tensor& of) {
+      if (!trains_experts) return at::Tensor();
       if (scale != 1) gradient.tensor.mul_(scale);
       return gradient.tensor.to(of.scalar_type());
     };
@@ -170,7 +184,9 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
             data["max_tokens_per_rank_factor"].toOptional<double>(),
             data["spill_threshold"].toOptional<double>(),
             data["spill_least_rows"].toOptional<int64_t>(),
-            data["dispatch_chunks"].toInt()};
+            data["dispatch_chunks"].toInt(),
+            data["all_gather"].toBool(),
+            data["shuffle_seed"].toOptional<int64_t>()};
   }
 };
 
@@ -179,11 +195,11 @@ at::Tensor routed_experts(const at::Tensor& token, const at::Tensor& weight, con
                           const at::Tensor& gate_up, const at::Tensor& down, std::string group, int64_t experts,
                           double /*gradient_scale*/, std::string overload,
                           std::optional<double> max_tokens_per_rank_factor, std::optional<double> spill_threshold,
-                          std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks,
-                          bool /*keep_pre_activation*/) {
+                          std::optional<int64_t> spill_least_rows, int64_t dispatch_chunks, bool all_gather,
+                          std::optional<int64_t> shuffle_seed, bool /*keep_pre_activation*/) {
   return std::get<0>(routed_experts_forward(token, weight, expert_of_choice, gate_up, down, group, experts, overload,
                                             max_tokens_per_rank_factor, spill_threshold, spill_least_rows,
-                                            dispatch_chunks, false));
+                                            dispatch_chunks, all_gather, shuffle_seed, false));
 }
 // NOLINTEND(performance-unnecessary-value-param)
 
@@ -193,13 +209,14 @@ at::Tensor routed_experts_with_gradient(const at::Tensor& token, const at::Tenso
                                         double gradient_scale, std::string overload,
                                         std::optional<double> max_tokens_per_rank_factor,
                                         std::optional<double> spill_threshold, std::optional<int64_t> spill_least_rows,
-                                        int64_t dispatch_chunks, bool keep_pre_activation) {
+                                        int64_t dispatch_chunks, bool all_gather, std::optional<int64_t> shuffle_seed,
+                                        bool keep_pre_activation) {
   const bool differentiated = at::GradMode::is_enabled() && (token.requires_grad() || weight.requires_grad() ||
                                                              gate_up.requires_grad() || down.requires_grad());
   return RoutedExpertsFunction::apply(
       token, weight, expert_of_choice, gate_up, down,
       Settings{std::move(group), experts, std::move(overload), max_tokens_per_rank_factor, spill_threshold,
-               spill_least_rows, dispatch_chunks},
+               spill_least_rows, dispatch_chunks, all_gather, shuffle_seed},
       gradient_scale, keep_pre_activation && differentiated);
 }
 
@@ -209,16 +226,14 @@ TORCH_LIBRARY_FRAGMENT(conclave, library) {
   library.def(
       "routed_experts_forward(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str "
       "group, int experts, str overload, float? max_tokens_per_rank_factor, float? spill_threshold, int? "
-      "spill_least_rows, int dispatch_chunks, "
-      "bool "
-      "keep_pre_activation) -> (Tensor, Tensor[])");
+      "spill_least_rows, int dispatch_chunks, bool all_gather, int? shuffle_seed, bool keep_pre_activation) -> "
+      "(Tensor, "
+      "Tensor[])");
   library.def(
       "routed_experts(Tensor token, Tensor weight, Tensor expert_of_choice, Tensor gate_up, Tensor down, str group, "
       "int experts, float gradient_scale, str overload, float? max_tokens_per_rank_factor, float? spill_threshold, "
-      "int? "
-      "spill_least_rows, int "
-      "dispatch_chunks, bool "
-      "keep_pre_activation) -> Tensor");
+      "int? spill_least_rows, int dispatch_chunks, bool all_gather, int? shuffle_seed, bool keep_pre_activation) -> "
+      "Tensor");
 }
 
 TORCH_LIBRARY_IMPL(conclave, CompositeExplicitAutograd, library) {

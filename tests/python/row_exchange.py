@@ -27,6 +27,10 @@ def system_lets_read() -> bool:
 needs_memory = pytest.mark.skipif(not system_lets_read(), reason="no process may read another one's memory here")
 
 
+def sinkhorn_choice(logits: torch.Tensor, top_k: int, group: str) -> torch.Tensor:
+    return operators().choose_experts(logits, top_k, "sinkhorn", None, 0.01, 50, None, "probability", True, group)[0]
+
+
 @contextmanager
 def memory_links(use: bool) -> Iterator[None]:
     operators().use_memory_links(use)

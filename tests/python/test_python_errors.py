@@ -28,7 +28,9 @@ def wrong_configurations() -> None:
         ({"expert_parallel_degree": 3}, conclave.LayoutError, "2 ranks cannot be divided"),
         ({"hybrid_shard_degree": 5}, conclave.LayoutError, "hybrid_shard_degree is 5"),
         ({"tensor_parallel_degree": 2}, conclave.ConfigError, "tensor_parallel_degree"),
-        ({"sm_activation_offloading": True}, conclave.UnsupportedError, "save_on_cpu"),
+        ({"sm_activation_offloading": "yes"}, conclave.ConfigError, "activation_offloading"),
+        ({"activation_loading_horizon": 0}, conclave.ConfigError, "at least 1"),
+        ({"allow_empty_shards": 1}, conclave.ConfigError, "true or false"),
         ({"run": {"steps": 5}}, conclave.UnsupportedError, "key of the program"),
         ({"moe": {"moe_load_balencing": "none"}}, conclave.ConfigError, "moe_load_balancing"),
         ("nowhere.yaml", conclave.ConfigError, "cannot be read"),
@@ -41,10 +43,12 @@ def wrong_configurations() -> None:
             Path(file.name).write_bytes(content)
             with pytest.raises(conclave.ConfigError, match=text):
                 conclave.init(file.name)
-    with pytest.raises(conclave.UnsupportedError, match="conclave.Job"):
-        conclave.MoEConfig(moe_load_balancing="bias")
-    with pytest.raises(conclave.UnsupportedError, match="z-loss"):
-        conclave.MoEConfig(moe_z_loss_coeff=0.001)
+    for fields, text in (({"bias_update_rate": 0.1}, "moe_load_balancing='bias'"), ({"aux_loss_scope": "all_ranks"}, "moe_load_balancing='aux_loss'"),
+                         ({"sinkhorn_tolerance": 0.1, "moe_load_balancing": "bias"}, "nobody would use it"), ({"drop_policy": "position"}, "capacity_factor"),
+                         ({"dispatcher": "all_to_all", "moe_all_to_all_dispatcher": False}, "one of the two"), ({"moe_z_loss_coeff": -1.0}, "moe_z_loss_coeff"),
+                         ({"dispatcher": "all_gather", "overload": "spill"}, "spill")):
+        with pytest.raises(conclave.ConfigError, match=text):
+            conclave.MoEConfig(**fields)
     with pytest.raises(conclave.ConfigError, match="aux_loss"):
         conclave.MoEConfig(moe_load_balancing="auxloss")
 
@@ -83,6 +87,7 @@ def ranks_disagree() -> None:
         (lambda: tiny_model("mixtral").to(torch.float32 if rank else torch.bfloat16), None, conclave.ProcessGroupError, "rank 1 has built another model"),
         (lambda: tiny_model("mixtral") if rank == 0 else torch.nn.Linear(2, 2), None, conclave.UnsupportedModelError, "conclave.nn.MoE"),
         (lambda: half_on_meta() if rank == 0 else on_meta(), None, conclave.OrderError, "half on the meta device"),
+        (lambda: tiny_model("mixtral").train(rank == 0), None, conclave.ProcessGroupError, "evaluation mode"),
         (lambda: tiny_model("mixtral"), config(overload="spill" if rank else "none"), conclave.ProcessGroupError, "different MoEConfigs"),
     ]
     for build, moe, error, text in cases:
@@ -102,16 +107,19 @@ def wrong_balancing() -> None:
         ("deepseek_v3", dict(moe_load_balancing="aux_loss"), conclave.UnsupportedModelError, "computes none"),
         ("dots1", dict(moe_aux_loss_coeff=0.1), conclave.UnsupportedModelError, "computes none"),
         ("mixtral", dict(moe_aux_loss_coeff=0.1), conclave.ConfigError, "moe_load_balancing='aux_loss'"),
-        ("mixtral", dict(moe_load_balancing="sinkhorn", moe_aux_loss_coeff=0.1), conclave.ConfigError, "does not use it"),
-        ("mixtral", dict(global_token_shuffle=True), conclave.UnsupportedError, "tokens stay in order"),
-        ("mixtral", dict(moe_all_to_all_dispatcher=False), conclave.ConfigError, "use true"),
+        ("mixtral", dict(moe_load_balancing="sinkhorn", moe_aux_loss_coeff=0.1), conclave.ConfigError, "use it"),
+        ("deepseek_v3", dict(moe_z_loss_coeff=0.1), conclave.UnsupportedModelError, "softmax routers"),
+        ("dots1", dict(moe_load_balancing="bias"), conclave.UnsupportedModelError, "softmax routers"),
+        ("glm4_moe", dict(capacity_factor=1.0), conclave.UnsupportedModelError, "softmax routers"),
+        ("deepseek_v3", dict(router_jitter_noise=0.1), conclave.UnsupportedModelError, "no jitter"),
         ("mixtral", dict(smp_moe=False), conclave.ConfigError, "use true"),
     ]
     for family, options, error, text in cases:
         with pytest.raises(error, match=text):
             conclave.transform(tiny_model(family), conclave.MoEConfig(**options))
-    with pytest.raises(conclave.UnsupportedError, match="tokens stay in order"):
-        conclave.init({"expert_parallel_degree": 2, "moe": {"global_token_shuffle": True}})
+    model = conclave.transform(tiny_model("mixtral"), conclave.MoEConfig(moe_load_balancing="aux_loss", aux_loss_layers="each"))
+    with pytest.raises(conclave.ConfigError, match="output_router_logits is True"):
+        model(input_ids=torch.zeros((1, 4), dtype=torch.long), output_router_logits=True)
 
 
 def wrong_order() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import free_port
-from row_exchange import HIDDEN, INTERMEDIATE, EXPERTS, needs_memory, memory_links, axis_of, axis_named, compute, same_bits, bytes_read
+from row_exchange import HIDDEN, INTERMEDIATE, EXPERTS, needs_memory, memory_links, axis_of, axis_named, compute, same_bits, bytes_read, sinkhorn_choice
 from torch_ranks import run_torch_ranks
 
 from conclave._library import operators
@@ -32,9 +32,9 @@ def check_bits_and_bytes() -> None:
         for tokens in (0, 1, 300):
             with memory_links(False):
                 calls, read = operators().group_traffic(world.group_name)
-                by_sockets = [*compute(axis, tokens), operators().sinkhorn_choice(logits, 2, world.group_name)]
+                by_sockets = [*compute(axis, tokens), sinkhorn_choice(logits, 2, world.group_name)]
                 assert operators().group_traffic(world.group_name)[0] > calls and bytes_read(world) == read
-            by_memory = [*compute(axis, tokens), operators().sinkhorn_choice(logits, 2, world.group_name)]
+            by_memory = [*compute(axis, tokens), sinkhorn_choice(logits, 2, world.group_name)]
             assert bytes_read(world) > read
             assert same_bits(by_memory, by_sockets), f"{way}, {tokens} tokens"
     # All tokens are for the last rank's last expert, which reads them; the others read what comes back.
@@ -170,7 +170,7 @@ def check_other_groups() -> None:
     logits = torch.randn(40, EXPERTS, generator=torch.Generator().manual_seed(dist.get_rank()))
     assert same_bits(compute(axis), compute(axis_of(world)))
     assert other.calls == 5  # forward: counts, rows there and back; backward: gradients there and back
-    assert torch.equal(*(operators().sinkhorn_choice(logits, 2, name) for name in ("other", world.group_name)))
+    assert torch.equal(*(sinkhorn_choice(logits, 2, name) for name in ("other", world.group_name)))
     assert operators().group_traffic("other") == [0, 0]
     torch._C._distributed_c10d._unregister_process_group("other")
 
@@ -186,7 +186,7 @@ def check_detail() -> None:
     for level in (dist.DebugLevel.OFF, dist.DebugLevel.DETAIL):
         dist.set_debug_level(level)
         group = dist.new_group([0, 1, 2, 3])
-        seen.append([*compute(axis_of(group)), operators().sinkhorn_choice(logits, 2, group.group_name)])
+        seen.append([*compute(axis_of(group)), sinkhorn_choice(logits, 2, group.group_name)])
         dist.barrier(group)
         assert (operators().group_traffic(group.group_name) == [0, 0]) == (level == dist.DebugLevel.DETAIL)
     assert same_bits(*seen)
