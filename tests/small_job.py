@@ -3,6 +3,7 @@
 import json
 import pathlib
 import subprocess
+import zlib
 
 import numpy as np
 from ranks import PATIENCE_SECONDS, Ranks, program, succeed
@@ -18,8 +19,11 @@ MODEL = {
 }
 
 
-def write_tokens(prefix, documents, dtype=np.uint16):
-    """A Megatron .bin/.idx pair, one sequence a document, by the published format and not by the program's own builder."""
+def write_tokens(prefix, documents, dtype=np.uint16, mask=None):
+    """A Megatron .bin/.idx pair, one sequence a document, by the published format and not by the program's own builder.
+
+    `mask`: of all tokens 0 or 1, whether each is trained on: a .mask beside a small pair, by docs/data.md.
+    """
     codes = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
     lengths = np.array([len(document) for document in documents], np.int32)
     size = np.dtype(dtype).itemsize
@@ -28,9 +32,16 @@ def write_tokens(prefix, documents, dtype=np.uint16):
         for document in documents:
             file.write(np.asarray(document, dtype).tobytes())
     with open(f"{prefix}.idx", "wb") as file:
-        file.write(b"MMIDIDX\0\0" + np.uint64(1).tobytes() + np.uint8(codes[np.dtype(dtype)]).tobytes())
+        file.write(b"MMIDIDX\0\0" + np.uint64(1 if mask is None else 2).tobytes() + np.uint8(codes[np.dtype(dtype)]).tobytes())
         file.write(np.uint64(len(documents)).tobytes() + np.uint64(len(documents) + 1).tobytes())
         file.write(lengths.tobytes() + offsets.astype(np.int64).tobytes() + np.arange(len(documents) + 1, dtype=np.int64).tobytes())
+    pathlib.Path(f"{prefix}.mask").unlink(missing_ok=True)
+    if mask is not None:
+        index, tokens = (pathlib.Path(f"{prefix}.{end}").read_bytes() for end in ("idx", "bin"))
+        assert len(tokens) <= 64 * 65536 and len(mask) == sum(lengths)
+        checksum = zlib.crc32(index + np.uint64(len(tokens)).tobytes() + tokens)
+        numbers = np.array([1, len(mask), np.count_nonzero(mask), checksum], np.uint64)
+        pathlib.Path(f"{prefix}.mask").write_bytes(b"CNCLMASK" + numbers.tobytes() + np.asarray(mask, np.uint8).tobytes())
 
 
 def random_documents(seed=7, count=40, length=200):

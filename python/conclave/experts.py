@@ -39,6 +39,10 @@ class ExpertAxis:
         return cls(mesh, group, axis.size(), experts, mesh.moe if config is None else config, LayerLoad(experts))
 
     @property
+    def overload(self) -> str:
+        return self.config.overload_on(self.mesh.spans_hosts)
+
+    @property
     def local(self) -> int:
         """Experts of this rank."""
         return self.experts // self.degree
@@ -100,7 +104,7 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
             if counts:
                 axis.load.count(expert_of_choice)
     out = operators().routed_experts(hidden.to(dtype), weight.float(), expert_of_choice, local_of(gate_up).to(dtype), local_of(down).to(dtype), axis.group,
-                                     axis.experts, 1.0 / axis.degree, axis.config.overload, axis.config.max_tokens_per_rank_factor,
+                                     axis.experts, 1.0 / axis.degree, axis.overload, axis.config.max_tokens_per_rank_factor,
                                      axis.config.spill_threshold, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, axis.config.gathers_tokens,
                                      axis.shuffle_seed, not repeats_arithmetic())
     return out.to(hidden.dtype)

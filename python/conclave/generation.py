@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
+
+PATIENCE_SECONDS = 30.0  # of a rank that waits for the others' generate(), before it says so
 
 
 class JoinedGeneration:
@@ -46,5 +52,22 @@ class JoinedGeneration:
 
     def _somebody_computes(self, this_rank: bool) -> bool:
         computing = torch.tensor(float(this_rank), device=self.conclave.mesh.device_type)
-        dist.all_reduce(computing)
-        return computing.item() > 0
+        with _saying_that_it_waits():
+            dist.all_reduce(computing)
+            return computing.item() > 0
+
+
+@contextmanager
+def _saying_that_it_waits() -> Iterator[None]:
+    timer = threading.Timer(PATIENCE_SECONDS, _say_that_it_waits)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _say_that_it_waits() -> None:
+    warnings.warn(f"generate() on rank {dist.get_rank()} has waited {PATIENCE_SECONDS:.0f} s for the other ranks. Call it on all ranks, and equally often: "
+                  "ranks that divide experts or parameters among them compute together.", stacklevel=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -34,6 +35,7 @@ class Mesh:
         dense: axes ("replica", "shard"): the ranks that hold copies of a dense parameter's shard, and those that divide it.
         experts: axes ("expert_replica", "expert_shard", "expert"): the expert axis lies over adjacent ranks.
         seed: of initial values.
+        spans_hosts: whether ranks that divide experts among them lie on more than one host, in any of the groups.
         activation_offloading: whether what `gradient_checkpointing_enable` keeps leaves the device, `activation_loading_horizon` layers at most being there.
         warns_of_cache_flushes: whether a warning says that CUDA's allocator has given memory back and asked for it again.
     """
@@ -44,6 +46,7 @@ class Mesh:
     hybrid_shard_degree: int
     seed: int
     moe: MoEConfig
+    spans_hosts: bool
     activation_offloading: bool = False
     activation_loading_horizon: int = 2
     warns_of_cache_flushes: bool = False
@@ -102,13 +105,14 @@ def init(config: Mapping[str, Any] | str | PathLike[str] | None = None) -> Mesh:
                                 "Start the script by torchrun and call torch.distributed.init_process_group() before.")
     config, smp = together(lambda: unwrapped(config))
     given, resolved, degrees = together(lambda: _resolve(config))
-    _check_same(given)
+    hosts = _hosts_of_same(given)
     parallel = resolved["parallel"]
     device = "cuda" if torch.cuda.is_available() and "nccl" in str(dist.get_backend()) else "cpu"
     dense = init_device_mesh(device, (degrees[0], degrees[1]), mesh_dim_names=("replica", "shard"))
     experts = init_device_mesh(device, (degrees[2], degrees[3], degrees[4]), mesh_dim_names=("expert_replica", "expert_shard", "expert"))
-    moe = MoEConfig(**_moe_keys(given))
-    _current = Mesh(dense, experts, parallel["expert_parallel_degree"], parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe,
+    moe, degree = MoEConfig(**_moe_keys(given)), parallel["expert_parallel_degree"]
+    spans_hosts = any(len(set(hosts[first : first + degree])) > 1 for first in range(0, len(hosts), degree))
+    _current = Mesh(dense, experts, degree, parallel["hybrid_shard_degree"], resolved["run"]["seed"], moe, spans_hosts,
                     any(given.get(key) for key in _OFFLOADING), resolved["memory"]["activation_loading_horizon"], smp.fsdp_cache_flush_warnings)
     if smp.fsdp_cache_flush_warnings:
         warn_of_cache_flushes()
@@ -138,15 +142,26 @@ def _moe_keys(given: dict[str, Any]) -> dict[str, Any]:
     return {key.removeprefix("moe."): value for key, value in given.items() if key.startswith("moe.")}
 
 
-def _check_same(given: dict[str, Any]) -> None:
-    """Ranks that lay different meshes would wait for each other."""
-    others: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(others, given)
+def _hosts_of_same(given: dict[str, Any]) -> list[str]:
+    """The host of each rank. Ranks that lay different meshes would wait for each other, and are refused."""
+    ranks: list[tuple[dict[str, Any], str]] = [({}, "")] * dist.get_world_size()
+    dist.all_gather_object(ranks, (given, _this_host()))
+    others = [other for other, _ in ranks]
     for rank, other in enumerate(others):
         if other != others[0]:
             key = sorted(name for name in {*other, *others[0]} if other.get(name) != others[0].get(name))[0]
             raise ConfigError(f"{key} is {others[0].get(key)!r} on rank 0 and {other.get(key)!r} on rank {rank}, and one mesh lies over all ranks.\n"
                               "Give every rank the same configuration.")
+    return [host for _, host in ranks]
+
+
+def _this_host() -> str:
+    """Hosts may share a name, and containers of one host a boot."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}"
 
 
 def current_mesh() -> Mesh:

@@ -36,7 +36,8 @@ class MoEConfig:
         global_token_shuffle: tokens change ranks at random within an expert group before they are dispatched, and return after.
         random_seed: of that shuffle; None: the mesh's. Nothing else that is random belongs to a rank.
         overload: what happens when a rank's experts get far more tokens than another's (docs/dispatch.md); results differ by rounding only. "none":
-            the others wait; "spill": busy experts are lent to idle ranks; "chunk": a rank takes its tokens one part after the other.
+            the others wait; "spill": busy experts are lent to idle ranks; "chunk": a rank takes its tokens one part after the other; None, as in
+            a job: "spill" where the ranks that divide the experts share a host, else "none"; "none" with several dispatch_chunks, too.
         max_tokens_per_rank_factor: of "chunk": at most so many rows at once, over the mean of the ranks; None: 1.5.
         spill_threshold: of "spill": rows of the busiest rank over the mean above which experts are lent; None: 1.3.
         spill_least_rows: of "spill": the fewest rows that an expert is lent for; None: 128 on CPUs, 2048 on GPUs.
@@ -62,7 +63,7 @@ class MoEConfig:
     dispatcher: str | None = None
     global_token_shuffle: bool = False
     random_seed: int | None = None
-    overload: str = "none"
+    overload: str | None = None
     max_tokens_per_rank_factor: float | None = None
     spill_threshold: float | None = None
     spill_least_rows: int | None = None
@@ -128,6 +129,13 @@ class MoEConfig:
     def has_own_losses(self) -> bool:
         """Whether Conclave computes a balancing loss that Transformers does not."""
         return self.has_own_aux_loss or bool(self.moe_z_loss_coeff)
+
+    def overload_on(self, spans_hosts: bool) -> str:
+        """What `overload` says, or what its None stands for where ranks that divide the experts lie on several hosts (`spans_hosts`) or on one."""
+        if self.overload is not None:
+            return self.overload
+        asks_for_spill = self.spill_threshold is not None or self.spill_least_rows is not None
+        return "none" if self.gathers_tokens or (self.dispatch_chunks or 1) > 1 or (spans_hosts and not asks_for_spill) else "spill"
 
 
 def yaml_of(value: object) -> str:

@@ -68,6 +68,7 @@ void add_bench(CLI::App& app, int& exit_code) {
   add_bench_layer(*bench, exit_code);
   add_bench_products(*bench, exit_code);
   add_bench_collectives(*bench, exit_code);
+  add_bench_machine(*bench, exit_code);
 }
 
 }  // namespace conclave

@@ -14,6 +14,7 @@ void add_bench_step(CLI::App& bench, int& exit_code);
 void add_bench_layer(CLI::App& bench, int& exit_code);
 void add_bench_products(CLI::App& bench, int& exit_code);
 void add_bench_collectives(CLI::App& bench, int& exit_code);
+void add_bench_machine(CLI::App& bench, int& exit_code);
 
 // A benchmark of what a job's step consists of, each part alone and repeated. `measure` is called on all ranks, and
 // rank 0 prints.

@@ -109,6 +109,7 @@ void add_ckpt(CLI::App& app, int& exit_code) {
   add_ckpt_reshard(*ckpt);
   add_ckpt_average(*ckpt);
   add_ckpt_prune(*ckpt);
+  add_ckpt_go_back(*ckpt);
   add_ckpt_dcp(*ckpt);
 }
 

@@ -25,6 +25,7 @@ void add_ckpt_diff(CLI::App& ckpt, int& exit_code);
 void add_ckpt_reshard(CLI::App& ckpt);
 void add_ckpt_average(CLI::App& ckpt);
 void add_ckpt_prune(CLI::App& ckpt);
+void add_ckpt_go_back(CLI::App& ckpt);
 void add_ckpt_export(CLI::App& ckpt);
 void add_ckpt_import(CLI::App& ckpt);
 void add_ckpt_dcp(CLI::App& ckpt);

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "apps/ckpt.h"
+#include "apps/command_line.h"
 #include "base/error.h"
 #include "checkpoint/checkpoint_rewrite.h"
 #include "families/family.h"
@@ -35,7 +36,7 @@ void add_ckpt_export(CLI::App& ckpt) {
       ->add_option("--max-shard-size", options->max_shard_bytes,
                    "the most data in a file, for example 500MB; a larger tensor has a file to itself")
       ->transform(CLI::AsSizeValue(true))
-      ->check(CLI::PositiveNumber)
+      ->check(above_zero())
       ->default_str("5GB");
   command->add_option(
       "--tokenizer", options->tokenizer,

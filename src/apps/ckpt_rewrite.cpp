@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "apps/ckpt.h"
+#include "apps/command_line.h"
 #include "base/error.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_rewrite.h"
@@ -71,11 +72,11 @@ void add_ckpt_prune(CLI::App& ckpt) {
   command->add_option("folder", options->folder, "a run's folder, or its checkpoints folder")->required();
   command->add_option("--keep", options->keep, "whole ones to keep, the newest (as checkpoint.keep)")
       ->required()
-      ->check(CLI::PositiveNumber);
+      ->check(above_zero());
   command
       ->add_option("--keep-every", options->keep_every,
                    "keep for good those whose step is a multiple of this (as checkpoint.keep_every); 0: none")
-      ->check(CLI::NonNegativeNumber);
+      ->check(zero_or_more());
   command->add_flag("--dry-run", options->dry_run, "say what would be removed, and remove nothing");
   command->callback([options] {
     const std::filesystem::path folder = checkpoints_folder_of(options->folder);

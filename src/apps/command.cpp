@@ -95,11 +95,17 @@ int report_error(const std::exception& error, bool print) {
 
 int run_on_ranks(int ranks, const std::function<Job()>& read, const std::function<void(ParallelJob&)>& body,
                  const std::function<void(const CheckedJob&)>& check) {
+  return run_on_ranks(
+      ranks, [&](int world) { return check_job_and_model(read(), world); }, body, check);
+}
+
+int run_on_ranks(int ranks, const std::function<CheckedJob(int world)>& make,
+                 const std::function<void(ParallelJob&)>& body, const std::function<void(const CheckedJob&)>& check) {
   ignore_broken_pipes();
   const Process process = process_from_environment(/*starts_ranks=*/ranks > 1);
   set_up_logging(process.rank, process.world_size);
   if (process.is_single() && ranks > 1) {
-    check(check_job_and_model(read(), ranks));
+    check(make(ranks));
     return launch_local_ranks({ranks, command_of_a_rank()});
   }
   if (process.launcher == Launcher::none) warn_of_unknown_launcher();
@@ -109,7 +115,7 @@ int run_on_ranks(int ranks, const std::function<Job()>& read, const std::functio
   try {
     if (ranks > 1 && ranks != process.world_size)
       user_error("--ranks is {}, but the launcher started {} ranks. Leave --ranks out.", ranks, process.world_size);
-    CheckedJob checked = check_job_and_model(read(), process.world_size);
+    CheckedJob checked = make(process.world_size);
     WorldOptions options;
     options.choose = [&](const Process& placed, WorldOptions& chosen) {
       chosen.device = choose_device(checked.job.run.device, placed);

@@ -42,6 +42,11 @@ int run_on_ranks(
     int ranks, const std::function<Job()>& read, const std::function<void(ParallelJob&)>& body,
     const std::function<void(const CheckedJob&)>& check = [](const CheckedJob&) {});
 
+// The same for a job that is no file's.
+int run_on_ranks(
+    int ranks, const std::function<CheckedJob(int world)>& make, const std::function<void(ParallelJob&)>& body,
+    const std::function<void(const CheckedJob&)>& check = [](const CheckedJob&) {});
+
 // What is odd about a job and no mistake, on standard error; for commands without ranks, whose ranks say it themselves.
 void tell_warnings(const CheckedJob& job);
 

@@ -47,6 +47,15 @@ bool is_option(const std::string& word) {
   return word.size() > 2 && word.starts_with("--");
 }
 
+CLI::Validator number_that(bool (*fits)(double), const std::string& rule) {
+  const auto check = [fits, rule](const std::string& text) {
+    double value = 0;
+    return CLI::detail::lexical_cast(text, value) && fits(value) ? ""
+                                                                 : fmt::format("{} is not a number {}", text, rule);
+  };
+  return CLI::Validator(check, "");
+}
+
 }  // namespace
 
 void check_words(const CLI::App& app, const std::vector<std::string>& words) {
@@ -80,6 +89,14 @@ void check_words(const CLI::App& app, const std::vector<std::string>& words) {
   if (command->get_prefix_command()) return;  // what follows is another program's
   for (; at < words.size() && words[at] != "--"; ++at)
     if (is_option(words[at])) check_option(*command, path, words[at]);
+}
+
+CLI::Validator above_zero() {
+  return number_that([](double value) { return value > 0; }, "above 0");
+}
+
+CLI::Validator zero_or_more() {
+  return number_that([](double value) { return value >= 0; }, "of 0 or more");
 }
 
 void refuse_command_line(const CLI::App& app, const CLI::ParseError& error) {

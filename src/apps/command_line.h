@@ -13,6 +13,10 @@ namespace conclave {
 // program.
 void check_words(const CLI::App& app, const std::vector<std::string>& words);
 
+// Checks of a number's option, with their reason in words (CLI11's own print the largest double).
+CLI::Validator above_zero();
+CLI::Validator zero_or_more();
+
 // What CLI11 refused, as a mistake of the chosen command.
 [[noreturn]] void refuse_command_line(const CLI::App& app, const CLI::ParseError& error);
 

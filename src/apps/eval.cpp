@@ -16,26 +16,53 @@
 namespace conclave {
 namespace {
 
-void print_result(const EvaluationResult& result, const SampleStream& stream,
-                  const std::optional<NgramCrossEntropy>& ngram, bool json) {
-  if (json) {
-    nlohmann::ordered_json object = {{"validation_loss", result.lm_loss},
-                                     {"aux_loss", result.aux_loss},
-                                     {"targets", result.targets},
-                                     {"samples", result.samples}};
-    if (ngram) {
-      object["unigram_cross_entropy"] = ngram->unigram;
-      object["bigram_cross_entropy"] = ngram->bigram;
-    }
-    std::cout << object.dump() << std::endl;
-    return;
+struct Evaluated {
+  std::vector<NamedSet> sets;
+  std::vector<EvaluationResult> results;
+  std::optional<NgramCrossEntropy> ngram;
+
+  bool has_several() const { return sets.size() > 1; }
+};
+
+nlohmann::ordered_json json_of(const EvaluationResult& result) {
+  return {{"validation_loss", result.lm_loss},
+          {"aux_loss", result.aux_loss},
+          {"targets", result.targets},
+          {"samples", result.samples}};
+}
+
+void print_json(const Evaluated& evaluated) {
+  nlohmann::ordered_json object;
+  if (evaluated.has_several())
+    for (size_t i = 0; i < evaluated.sets.size(); ++i) object[evaluated.sets[i].name] = json_of(evaluated.results[i]);
+  else
+    object = json_of(evaluated.results[0]);
+  if (evaluated.ngram) {
+    object["unigram_cross_entropy"] = evaluated.ngram->unigram;
+    object["bigram_cross_entropy"] = evaluated.ngram->bigram;
   }
-  fmt::print("validation loss        {:.4f} nats per token over {}\n", result.lm_loss,
-             samples_in_words(result, stream));
-  if (ngram) {
-    fmt::print("bigram cross-entropy   {:.4f}  (counting pairs of the training text)\n", ngram->bigram);
-    fmt::print("unigram cross-entropy  {:.4f}\n", ngram->unigram);
-  }
+  std::cout << object.dump() << std::endl;
+}
+
+void print_lines(const Evaluated& evaluated) {
+  for (size_t i = 0; i < evaluated.sets.size(); ++i)
+    fmt::print("{:<22} {:.4f} nats per token over {}\n",
+               evaluated.has_several() ? evaluated.sets[i].name : "validation loss", evaluated.results[i].lm_loss,
+               samples_in_words(evaluated.results[i], *evaluated.sets[i].stream));
+  if (!evaluated.ngram) return;
+  fmt::print("bigram cross-entropy   {:.4f}  (counting pairs of the training text)\n", evaluated.ngram->bigram);
+  fmt::print("unigram cross-entropy  {:.4f}\n", evaluated.ngram->unigram);
+}
+
+// Counts pairs of one text to score another: of a blend, and where a mask leaves targets out, it would score other
+// targets than the loss.
+std::optional<NgramCrossEntropy> ngram_of(const ParallelJob& job, const std::vector<NamedSet>& sets) {
+  const TrainingData& train = job.job().data.train;
+  if (train.sets.size() != 1 || sets.size() != 1 || sets[0].stream->has_mask()) return std::nullopt;
+  const int64_t vocab_size = job.model_config().vocab_size;
+  const IndexedTokens counted(train.sets[0].prefix, vocab_size);
+  if (counted.mask() != nullptr) return std::nullopt;
+  return ngram_cross_entropy(counted, sets[0].stream->set(), vocab_size, sets[0].stream->sequence_length());
 }
 
 }  // namespace
@@ -62,17 +89,16 @@ void add_eval(CLI::App& app, int& exit_code) {
     };
     exit_code = run_on_ranks(options->ranks, read, [options](ParallelJob& job) {
       const CheckpointValues values = load_from(job, options->source);
-      const auto stream = open_validation(job);
+      Job whole = job.job();
+      whole.validation.samples = 0;
+      Evaluated evaluated{open_validation(whole, job.model_config().vocab_size), {}, {}};
       ForwardBackward forward_backward(job.model(), job.settings());
       restore(forward_backward.selection(), values);
-      const EvaluationResult result = evaluate(job, forward_backward, stream, 0);
+      for (const NamedSet& set : evaluated.sets)
+        evaluated.results.push_back(evaluate(job, forward_backward, set.stream, 0));
       if (!job.is_first()) return;
-      std::optional<NgramCrossEntropy> ngram;
-      if (!job.job().data.train.empty()) {
-        const IndexedTokens train(job.job().data.train, job.model_config().vocab_size);
-        ngram = ngram_cross_entropy(train, stream->set(), job.model_config().vocab_size, stream->sequence_length());
-      }
-      print_result(result, *stream, ngram, options->json);
+      evaluated.ngram = ngram_of(job, evaluated.sets);
+      options->json ? print_json(evaluated) : print_lines(evaluated);
     });
   });
 }

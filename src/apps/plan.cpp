@@ -6,11 +6,26 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "apps/command_line.h"
 #include "apps/plan_report.h"
+#include "apps/replay_report.h"
+#include "base/error.h"
 #include "run/job_and_model.h"
 #include "run/model_source.h"
 
 namespace conclave {
+namespace {
+
+std::filesystem::path routing_file_at(const std::filesystem::path& file_or_run) {
+  if (!std::filesystem::is_directory(file_or_run)) return file_or_run;
+  const std::filesystem::path file = file_or_run / routing_file_name;
+  if (!std::filesystem::exists(file))
+    user_error("--routing is {}, a folder without {}: its run recorded no routing (metrics.record_routing).",
+               file_or_run.string(), routing_file_name);
+  return file;
+}
+
+}  // namespace
 
 void add_plan(CLI::App& app, int& exit_code) {
   struct Options {
@@ -21,6 +36,8 @@ void add_plan(CLI::App& app, int& exit_code) {
     bool search = false;
     bool json = false;
     int64_t top = 15;
+    std::string routing;
+    int64_t routing_steps = 100;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command =
@@ -39,6 +56,12 @@ void add_plan(CLI::App& app, int& exit_code) {
       ->capture_default_str();
   command->add_flag("--search", options->search, "also try all layouts and memory settings for this world");
   command->add_option("--top", options->top, "layouts that --search shows of each kind; 0: all")
+      ->check(zero_or_more())
+      ->capture_default_str();
+  command->add_option(
+      "--routing", options->routing,
+      "replay the routing that a run recorded (metrics.record_routing): routing.bin, or the run's folder");
+  command->add_option("--routing-steps", options->routing_steps, "steps of it that are run on paper; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_flag("--json", options->json, "print one JSON object (docs/plan.md); --search is complete in it");
@@ -60,12 +83,16 @@ void add_plan(CLI::App& app, int& exit_code) {
                                                                        : "h100-80";
     const DeviceDescription device = read_device(name);
     const Plan plan = make_plan(job, name, device, options->imbalance);
+    std::optional<Replay> replayed;
+    if (!options->routing.empty())
+      replayed = replay(RoutingRecord(routing_file_at(options->routing)), plan.job, device, options->routing_steps);
     std::optional<LayoutSearch> search;
     if (options->search) search = search_layouts(job, device, options->imbalance);
     if (options->json) {
-      std::cout << plan_json(plan, search);
+      std::cout << plan_json(plan, search, replayed);
     } else {
       std::cout << plan_text(plan);
+      if (replayed) std::cout << replay_text(*replayed, device);
       if (search) std::cout << search_text(*search, options->top);
     }
     std::cout << std::flush;

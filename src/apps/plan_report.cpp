@@ -6,6 +6,8 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "apps/quantity_text.h"
+#include "apps/replay_report.h"
 #include "planner/collective_time.h"
 
 namespace conclave {
@@ -39,12 +41,6 @@ const char* meaning_of(MemoryCategory category) {
   return "everything else, short-lived";
 }
 
-constexpr double gib = 1024.0 * 1024 * 1024, mib = 1024.0 * 1024;
-
-std::string size_text(double bytes) {
-  return std::abs(bytes) >= gib ? fmt::format("{:.2f} GiB", bytes / gib) : fmt::format("{:.1f} MiB", bytes / mib);
-}
-
 std::vector<std::string> assumptions_of(const Plan& plan) {
   std::vector<std::string> lines = assumptions_of_time(plan.device);
   const MoeConfig& moe = plan.job.job.moe;
@@ -55,10 +51,9 @@ std::vector<std::string> assumptions_of(const Plan& plan) {
         moe.sinkhorn_iterations, plan.job.model.experts() + 1));
   if (moe.overload == OverloadPolicy::spill)
     lines.push_back(fmt::format(
-        "spilling holds every rank below the threshold; lent experts are in neither memory, traffic nor time: their "
-        "weights travel twice, their gradient once, and each takes {} of the rank that helps",
-        size_text(3.0 * static_cast<double>(plan.job.model.hidden_size * plan.job.model.mixture()->intermediate) *
-                  static_cast<double>(plan.compute_bytes + 4))));
+        "experts are lent in steps in which a rank has more than {} times the mean rows (moe.spill_threshold): memory "
+        "counts a rank that computes one, time and traffic count lending where --imbalance is above that",
+        plan.job.job.moe.spill_threshold));
   if (moe.global_token_shuffle)
     lines.emplace_back("after the shuffle each rank of an expert group has an equal part of each expert's rows");
   return lines;
@@ -68,10 +63,6 @@ std::string count_text(double count) {
   if (count >= 1e9) return fmt::format("{:.1f} B", count / 1e9);
   if (count >= 1e6) return fmt::format("{:.1f} M", count / 1e6);
   return fmt::format("{:.0f}", count);
-}
-
-std::string seconds_text(double seconds) {
-  return seconds >= 1 ? fmt::format("{:.2f} s", seconds) : fmt::format("{:.1f} ms", seconds * 1e3);
 }
 
 const char* precision_of(const Plan& plan) {
@@ -146,6 +137,7 @@ std::string time_text(const Plan& plan) {
                         100 * seconds / time.step_seconds, meaning);
   };
   line("products", time.products, "matrix products, repeated ones included");
+  line("attention", time.attention, "scores, softmax and values");
   line("memory passes", time.memory_passes, "between the products");
   line("dispatch", time.dispatch, "rows on their way: not hidden");
   line("gather wait", time.gather_wait, "for parameters, beyond what computation hides");
@@ -178,6 +170,7 @@ ordered_json json_of(const Plan& plan, const RankClass& of) {
   return {{"who", of.who},
           {"ranks", of.ranks},
           {"imbalance", of.imbalance},
+          {"at_times", of.is_at_times},
           {"peak_bytes", of.step.memory.peak_of.total},
           {"peak_moment", of.step.memory.moment},
           {"offloaded_bytes", of.step.memory.offloaded},
@@ -187,15 +180,11 @@ ordered_json json_of(const Plan& plan, const RankClass& of) {
 }
 
 ordered_json json_of(const PlannedTime& time) {
-  ordered_json object = {{"step_seconds", time.step_seconds},
-                         {"products", time.products},
-                         {"memory_passes", time.memory_passes},
-                         {"dispatch", time.dispatch},
-                         {"gather_wait", time.gather_wait},
-                         {"reduce_wait", time.reduce_wait},
-                         {"offload_wait", time.offload_wait},
-                         {"optimizer", time.optimizer},
-                         {"tokens_per_second", time.tokens_per_second},
+  ordered_json object = {{"step_seconds", time.step_seconds},  {"products", time.products},
+                         {"attention", time.attention},        {"memory_passes", time.memory_passes},
+                         {"dispatch", time.dispatch},          {"gather_wait", time.gather_wait},
+                         {"reduce_wait", time.reduce_wait},    {"offload_wait", time.offload_wait},
+                         {"optimizer", time.optimizer},        {"tokens_per_second", time.tokens_per_second},
                          {"mfu", time.model_flops_utilization}};
   for (const auto& [axis, seconds] : time.busy_by_axis) object["busy_by_axis"][axis] = seconds;
   return object;
@@ -245,7 +234,8 @@ std::string search_text(const LayoutSearch& search, int64_t most) {
   return text;
 }
 
-std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& search) {
+std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& search,
+                      const std::optional<Replay>& replay) {
   const CheckedJob& job = plan.job;
   ordered_json classes = ordered_json::array(), traffic = ordered_json::array();
   for (const RankClass& one : plan.classes) classes.push_back(json_of(plan, one));
@@ -277,6 +267,7 @@ std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& searc
   if (search)
     object["search"] = {
         {"fit", json_of(search->fit)}, {"too_large", json_of(search->too_large)}, {"refused", search->refused}};
+  if (replay) object["routing"] = replay_json(*replay, plan.device);
   return object.dump(2) + "\n";
 }
 

@@ -6,6 +6,7 @@
 
 #include "planner/layout_search.h"
 #include "planner/plan.h"
+#include "planner/replay.h"
 
 namespace conclave {
 
@@ -14,6 +15,6 @@ std::string plan_text(const Plan& plan);
 std::string search_text(const LayoutSearch& search, int64_t most);
 
 // One object; docs/plan.md describes it.
-std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& search);
+std::string plan_json(const Plan& plan, const std::optional<LayoutSearch>& search, const std::optional<Replay>& replay);
 
 }  // namespace conclave

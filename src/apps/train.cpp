@@ -6,6 +6,8 @@
 #include "config/job_check.h"
 #include "run/model_source.h"
 #include "run/profiled_steps.h"
+#include "run/resume_choice.h"
+#include "run/run_signals.h"
 #include "run/trainer.h"
 
 namespace conclave {
@@ -36,10 +38,12 @@ void add_train(CLI::App& app, int& exit_code) {
       "The job file\n\n" +
       job_help());
   command->callback([options, &exit_code] {
+    answer_signals_while_starting();
     const auto read = [options] {
       Job job = read_job(options->job.file, options->job.overrides);
       require(job, "data.train");
       if (!options->profile.empty()) parse_profiled_steps(options->profile, job.run.steps);
+      take_over_from_run(job);
       return job;
     };
     ExitCode ended = exit_success;

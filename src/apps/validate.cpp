@@ -5,13 +5,22 @@
 #include "apps/command.h"
 #include "base/log.h"
 #include "data/fingerprint.h"
-#include "data/sample_stream.h"
 #include "run/job_and_model.h"
 #include "run/model_source.h"
 #include "run/output_place.h"
 #include "run/resume_choice.h"
+#include "step/open_data.h"
 
 namespace conclave {
+namespace {
+
+// Whatever training would come upon at some step.
+void scan(const IndexedTokens& set) {
+  set.check_vocabulary(set.vocab_size());
+  if (const TokenMask* mask = set.mask()) mask->check();
+}
+
+}  // namespace
 
 void add_validate(CLI::App& app, int& exit_code) {
   struct Options {
@@ -29,18 +38,18 @@ void add_validate(CLI::App& app, int& exit_code) {
   command->add_flag("--quiet", options->quiet, "print nothing when the job is right");
   command->callback([options] {
     set_up_logging(0, 1);
-    const CheckedJob checked = check_job_and_model(read_job(options->job.file, options->job.overrides), options->world);
+    Job read = read_job(options->job.file, options->job.overrides);
+    take_over_from_run(read);
+    const CheckedJob checked = check_job_and_model(std::move(read), options->world);
     const Job& job = checked.job;
     check_output_place(job);
     std::optional<std::string> data_fingerprint;
-    for (const std::filesystem::path& prefix :
-         {job.data.train, job.data.validation.value_or(std::filesystem::path())}) {
-      if (prefix.empty()) continue;
-      auto set = std::make_shared<const IndexedTokens>(prefix, checked.model.vocab_size);
-      set->check_vocabulary(checked.model.vocab_size);
-      SampleStream(set, job.data.sequence_length, static_cast<uint64_t>(job.run.seed), Order::in_order);
-      if (prefix == job.data.train) data_fingerprint = fingerprint(*set);
+    if (!job.data.train.empty()) {
+      const auto training = open_training(job, checked.model.vocab_size);
+      for (const BlendSource& source : training->sources()) scan(source.stream->set());
+      data_fingerprint = fingerprint(*training);
     }
+    for (const NamedSet& set : open_validation(job, checked.model.vocab_size)) scan(set.stream->set());
     check_model_source(checked);
     check_resume(checked, data_fingerprint);
     tell_warnings(checked);

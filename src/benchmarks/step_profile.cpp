@@ -11,6 +11,7 @@
 #include "memory/memory_category.h"
 #include "optim/learning_rate.h"
 #include "run/model_source.h"
+#include "step/open_data.h"
 #include "step/train_step.h"
 
 namespace conclave {
@@ -96,7 +97,15 @@ StepProfile slowest_of(ParallelJob& job, StepProfile own) {
 }  // namespace
 
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
-  const auto training = open_training(job);
+  const auto training = open_training(job.job(), job.model_config().vocab_size);
+  BatchLoader loader(training, {job.job().data.micro_batch_size, job.world().size(), job.rank()});
+  const int64_t sequences = job.sequences_per_step();
+  return profile_steps(job, request, {batches_of(loader, job), [&](int64_t step) {
+                                        return training->content((step - 1) * sequences, sequences).targets;
+                                      }});
+}
+
+StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request, const ProfiledData& data) {
   ForwardBackward forward_backward(job.model(), job.settings());
   job.model().allocate_parameters();
   job.model().allocate_training_state();
@@ -105,7 +114,6 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
   if (device.facts().works_by_itself) forward_backward.clock().set_settle([&device] { device.synchronize(); });
   if (request.kernels) forward_backward.clock().time_kernels();
   TrainStep train_step(job, forward_backward);
-  BatchLoader loader(training, {job.job().data.micro_batch_size, job.world().size(), job.rank()});
 
   std::vector<StepProfile> of_step;
   int64_t allocations_before = 0;
@@ -116,7 +124,7 @@ StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request) {
     const auto start = std::chrono::steady_clock::now();
     if (const auto count = device.count_waits()) count(true);
     StepReport report =
-        train_step.run(batches_of(loader, job), step,
+        train_step.run(data.next, data.targets_of_source(step), step,
                        learning_rate(job.job().schedule, job.job().optimizer.lr, job.job().run.steps, step));
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (const auto count = device.count_waits()) {

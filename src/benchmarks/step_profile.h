@@ -2,12 +2,13 @@
 // parameters a new run starts with. Nothing of it is kept.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "base/step_clock.h"
-#include "step/parallel_job.h"
+#include "step/train_step.h"
 
 namespace conclave {
 
@@ -34,5 +35,12 @@ struct StepProfile {
 
 // Collective; the same on every rank. Fills parameters and training state.
 StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request);
+
+// Batches from elsewhere.
+struct ProfiledData {
+  std::function<MicroBatch()> next;
+  std::function<std::vector<int64_t>(int64_t step)> targets_of_source;  // of a step, all ranks
+};
+StepProfile profile_steps(ParallelJob& job, const ProfileRequest& request, const ProfiledData& data);
 
 }  // namespace conclave

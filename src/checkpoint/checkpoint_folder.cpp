@@ -18,7 +18,6 @@ namespace {
 constexpr std::string_view step_prefix = "step-";
 constexpr std::string_view unfinished_prefix = ".tmp-";
 constexpr std::string_view abandoned_prefix = "abandoned-";
-constexpr const char* latest_file_name = "latest";
 
 }  // namespace
 
@@ -52,7 +51,8 @@ std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path&
 
 std::optional<std::filesystem::path> named_by_latest(const std::filesystem::path& folder) {
   const std::filesystem::path latest = folder / latest_file_name;
-  if (!std::filesystem::exists(latest)) return std::nullopt;
+  std::error_code unreadable;
+  if (!std::filesystem::exists(latest, unreadable) && !unreadable) return std::nullopt;
   std::string name;
   try {
     name = read_text_file(latest, 256);
@@ -164,6 +164,8 @@ std::vector<std::filesystem::path> list_abandoned(const std::filesystem::path& f
 std::filesystem::path new_abandoned_folder(const std::filesystem::path& folder) {
   for (int number = 1;; ++number) {
     std::filesystem::path aside = folder / fmt::format("{}{}", abandoned_prefix, number);
+    std::error_code taken;
+    if (std::filesystem::exists(std::filesystem::symlink_status(aside, taken))) continue;
     if (std::filesystem::create_directory(aside)) return aside;
   }
 }

@@ -11,6 +11,8 @@
 
 namespace conclave {
 
+inline constexpr const char* latest_file_name = "latest";
+
 std::string checkpoint_name(int64_t step);                           // "step-00000100"
 std::optional<int64_t> step_of_checkpoint(const std::string& name);  // none: it is no such name
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/shown_path.h"
 #include "checkpoint/replace_folder.h"
 
 namespace conclave {
@@ -27,7 +28,8 @@ OutputFolder::OutputFolder(const std::filesystem::path& folder, Overwrite overwr
       folders_(std::move(folders)) {}
 
 void OutputFolder::check() const {
-  if (!std::filesystem::exists(std::filesystem::symlink_status(folder_))) return;
+  std::error_code unreadable;
+  if (!std::filesystem::exists(std::filesystem::symlink_status(folder_, unreadable))) return;  // create() says why
   if (!std::filesystem::is_directory(folder_))
     user_error("cannot write the folder {}: something else has that name. Choose another name.", folder_.string());
   for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
@@ -45,8 +47,15 @@ void OutputFolder::check() const {
 
 void OutputFolder::create() const {
   check();
-  std::filesystem::remove_all(aside_);
-  std::filesystem::create_directories(aside_);
+  try {
+    std::filesystem::remove_all(aside_);
+    std::filesystem::create_directories(aside_);
+  } catch (const std::filesystem::filesystem_error& error) {
+    if (error.code() == std::errc::no_space_on_device)
+      throw std::runtime_error(fmt::format("cannot make the folder {}: {}", folder_.string(), error.code().message()));
+    user_error("cannot make the folder {}: {}. Choose a place where folders can be made.", shown_path(folder_),
+               error.code().message());
+  }
 }
 
 void OutputFolder::publish() const {

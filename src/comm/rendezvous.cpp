@@ -104,6 +104,7 @@ Store connect_over_network(const Process& process, std::chrono::milliseconds tim
   } catch (const std::exception& error) {
     const std::string reason = error.what();
     if (options.isServer && reason.find("EADDRINUSE") != std::string::npos) refuse_port(process);
+    source_address_towards(process.master_address);  // a name that cannot be resolved is a mistake of its own
     give_up(process, timeout, reason);
   }
   if (secret) store = c10::make_intrusive<SignedStore>(store, *std::move(secret));

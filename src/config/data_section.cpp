@@ -9,8 +9,10 @@ namespace conclave {
 
 void describe(DataConfig& data, Fields& to) {
   to.section("data", "token files and batch sizes");
-  to.field("data.train", data.train, RequiredPath{"training", false}, "prefix of a .bin/.idx pair");
-  to.field("data.validation", data.validation, Anything{}, "prefix of a .bin/.idx pair; null: none");
+  to.field("data.train", data.train, RequiredPath{"training", false},
+           "prefix of a .bin/.idx pair, or a list of {path, weight, name}: a blend of several");
+  to.field("data.validation", data.validation, Anything{},
+           "prefix of a .bin/.idx pair, or several by name: {code: data/code, chat: data/chat}; null: none");
   to.field("data.sequence_length", data.sequence_length, NumberRange{1, 1 << 24}, "tokens of one sample");
   to.field("data.micro_batch_size", data.micro_batch_size, size_of_at_least(1), "sequences per rank and micro-step");
   to.field("data.global_batch_size", data.global_batch_size, size_of_at_least(1),

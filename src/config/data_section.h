@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <optional>
 #include <string>
+
+#include "config/data_sets.h"
 
 namespace conclave {
 
@@ -12,10 +13,10 @@ class Fields;
 class KeyRules;
 
 struct DataConfig {
-  std::filesystem::path train;                      // required for training: prefix of a .bin/.idx pair
-  std::optional<std::filesystem::path> validation;  // prefix of a .bin/.idx pair
-  int64_t sequence_length = 2048;                   // tokens of one sample
-  int64_t micro_batch_size = 1;                     // sequences per rank and micro-step
+  TrainingData train;                        // required for training
+  std::optional<ValidationData> validation;  // null: none
+  int64_t sequence_length = 2048;            // tokens of one sample
+  int64_t micro_batch_size = 1;              // sequences per rank and micro-step
   std::optional<int64_t>
       global_batch_size;  // sequences per step over all ranks; default: micro_batch_size x world size
 };

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "config/data_sets.h"
 #include "config/duration.h"
 #include "config/mistake.h"
 #include "config/reshard_rule.h"

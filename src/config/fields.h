@@ -53,12 +53,13 @@ class FieldOf final : public Field {
   std::string printed() const override { return print_value(value_, rule_); }
   std::string type_in_words() const override { return describe_type(value_, rule_); }
   bool is_path() const override {
-    return std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, std::optional<std::filesystem::path>>;
+    return std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, std::optional<std::filesystem::path>> ||
+           std::is_same_v<T, TrainingData> || std::is_same_v<T, std::optional<ValidationData>>;
   }
   bool may_be_null() const override { return IsOptional<T>::value || std::is_same_v<T, std::filesystem::path>; }
   bool is_given() const override {
     if constexpr (IsOptional<T>::value) return value_.has_value();
-    if constexpr (std::is_same_v<T, std::filesystem::path>) return !value_.empty();
+    if constexpr (std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, TrainingData>) return !value_.empty();
     return true;
   }
   const RequiredPath* required() const override { return rule_as<RequiredPath>(); }

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "config/fields.h"
 #include "config/job_difference.h"
+#include "config/key_rules.h"
 
 namespace conclave {
 namespace {
@@ -45,8 +46,8 @@ void check_between_sections(const Job& job, KeyRules& rules) {
 
 }  // namespace
 
-std::vector<std::string> mistakes_between_keys(const Job& job, KeyRules::Known known) {
-  KeyRules rules(job.origins, std::move(known));
+std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known) {
+  KeyRules rules(job.origins, known);
   check(job.model, rules);
   check(job.data, rules);
   check(job.memory, rules);

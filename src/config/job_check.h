@@ -2,18 +2,18 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "config/job.h"
-#include "config/key_rules.h"
 
 namespace conclave {
 
 // The mistakes of values that do not fit each other. A rule is skipped when it needs a key that `known` says no to (its
 // value could not be read).
-std::vector<std::string> mistakes_between_keys(const Job& job, KeyRules::Known known);
+std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known);
 
 // Refuses a job in which `key`, a path or an optional value, is not given: require(job, "data.train").
 void require(Job job, std::string_view key);

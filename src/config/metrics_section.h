@@ -9,7 +9,8 @@ class Fields;
 
 struct MetricsConfig {
   bool tensorboard = true;
-  int64_t log_every = 1;  // steps between progress lines; metrics.jsonl has every step
+  int64_t log_every = 1;        // steps between progress lines; metrics.jsonl has every step
+  bool record_routing = false;  // rows of each step, layer, rank and expert (moe/routing_record.h)
 };
 
 void describe(MetricsConfig& metrics, Fields& to);

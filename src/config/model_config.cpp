@@ -3,20 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace conclave {
 namespace {
-
-void look_at(const AttentionConfig& attention, std::vector<std::string>& found) {
-  if (attention.qk_norm != AttentionConfig::QkNorm::none) found.emplace_back("norms of queries and keys");
-  if (attention.qkv_bias) found.emplace_back("biases of the query, key and value projections");
-  if (attention.output_bias) found.emplace_back("a bias of the attention's output projection");
-  if (attention.sinks) found.emplace_back("attention sinks");
-  if (attention.score_scale) found.emplace_back("attention scores with a scale of their own");
-  if (attention.latent) found.emplace_back("latent attention");
-  if (!attention.latent && attention.value_head_dim != attention.head_dim)
-    found.emplace_back("values of another width than keys");
-}
 
 void look_at(const MixtureConfig& mixture, std::vector<std::string>& found) {
   if (mixture.scores == MixtureConfig::Scores::softmax_of_chosen)
@@ -32,6 +22,17 @@ void look_at(const MixtureConfig& mixture, std::vector<std::string>& found) {
 }
 
 }  // namespace
+
+double yarn_scale(double factor, double mscale) {
+  return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
+}
+
+double RotaryConfig::cosine_factor() const {
+  if (scaling != Scaling::yarn) return 1;
+  if (attention_factor) return *attention_factor;
+  return mscale && mscale_all_dim ? yarn_scale(factor, *mscale) / yarn_scale(factor, *mscale_all_dim)
+                                  : yarn_scale(factor);
+}
 
 const MixtureConfig* ModelConfig::mixture() const {
   for (const LayerConfig& layer : layers)
@@ -55,12 +56,7 @@ std::vector<std::string> unit_names(const ModelConfig& config) {
 
 std::vector<std::string> not_computed(const ModelConfig& config) {
   std::vector<std::string> found;
-  if (config.rotary.scaling != RotaryConfig::Scaling::none) found.emplace_back("a scaled rotary embedding");
-  if (config.rotary.interleaved) found.emplace_back("a rotary embedding of neighbouring elements");
   for (const LayerConfig& layer : config.layers) {
-    if (!layer.attention.latent && config.rotary.dims != layer.attention.head_dim)
-      found.emplace_back("a rotary embedding of a part of each head");
-    look_at(layer.attention, found);
     if (layer.mixture() != nullptr) look_at(*layer.mixture(), found);
     if (layer.mixture() != nullptr && *layer.mixture() != *config.mixture())
       found.emplace_back("mixtures that differ from layer to layer");

@@ -30,6 +30,8 @@ struct RotaryConfig {
   std::optional<double> mscale;                  // yarn
   std::optional<double> mscale_all_dim;          // yarn
 
+  // What cosines and sines are multiplied by.
+  double cosine_factor() const;
   bool operator==(const RotaryConfig&) const = default;
 };
 
@@ -152,6 +154,10 @@ struct ModelConfig {
 
   bool operator==(const ModelConfig&) const = default;
 };
+
+// The factor of scores and of cosines that yarn takes for sequences `factor` times as long as those of the first
+// training (Peng et al., "YaRN", arXiv 2309.00071, section 3.4; mscale: DeepSeek's).
+double yarn_scale(double factor, double mscale = 1);
 
 // Of the units of parameters that are gathered together, in forward order: the embedding, each layer, the head.
 std::vector<std::string> unit_names(const ModelConfig& config);

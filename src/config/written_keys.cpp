@@ -17,12 +17,24 @@
 namespace conclave {
 namespace {
 
-GivenValue value_of(const YAML::Node& node) {
+constexpr int deepest = 3;  // of lists and groups in each other: no key takes more
+
+GivenValue value_of(const YAML::Node& node, int depth = 0) {
   switch (node.Type()) {
-    case YAML::NodeType::Sequence:
-      return {GivenValue::Kind::list, ""};
-    case YAML::NodeType::Map:
-      return {GivenValue::Kind::group, ""};
+    case YAML::NodeType::Sequence: {
+      GivenValue list{GivenValue::Kind::list, ""};
+      if (depth < deepest)
+        for (const YAML::Node& element : node) list.members.emplace_back("", value_of(element, depth + 1));
+      return list;
+    }
+    case YAML::NodeType::Map: {
+      GivenValue group{GivenValue::Kind::group, ""};
+      if (depth < deepest)
+        for (const auto& pair : node)
+          group.members.emplace_back(pair.first.IsScalar() ? pair.first.Scalar() : shown(value_of(pair.first, deepest)),
+                                     value_of(pair.second, depth + 1));
+      return group;
+    }
     case YAML::NodeType::Scalar: {
       // The library marks a scalar without quotes by the tag "?", one with quotes by "!". Any other tag (!!str, ...)
       // makes text of it.
@@ -177,6 +189,16 @@ std::string remedy_for_override(const std::string& key, const std::string& rest,
   return fmt::format("Did you mean {}?", any_of(meant));
 }
 
+constexpr size_t most_shown = 200;
+
+// A value of a megabyte would hide what is wrong with it.
+std::string beginning_of(const std::string& text) {
+  if (text.size() <= most_shown) return text;
+  size_t end = most_shown;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0U) == 0x80U) --end;  // within a character
+  return fmt::format("{}... ({} bytes)", text.substr(0, end), text.size());
+}
+
 }  // namespace
 
 std::string shown(const GivenValue& value) {
@@ -184,9 +206,9 @@ std::string shown(const GivenValue& value) {
     case GivenValue::Kind::null:
       return "null";
     case GivenValue::Kind::plain:
-      return value.text;
+      return beginning_of(value.text);
     case GivenValue::Kind::quoted:
-      return "\"" + value.text + "\"";
+      return fmt::format("\"{}\"", beginning_of(value.text));
     case GivenValue::Kind::list:
       return "a list";
     case GivenValue::Kind::group:
@@ -221,7 +243,7 @@ GivenJob read_given_overrides(const std::vector<std::string>& overrides, const s
   int order = after_every_line;
   for (const std::string& text : overrides) {
     ++order;
-    const std::string place = "--set " + text;
+    const std::string place = "--set " + beginning_of(text);
     const size_t equals = text.find('=');
     const std::string key = text.substr(0, equals);
     const size_t dot = key.find('.');

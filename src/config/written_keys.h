@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace conclave {
@@ -17,7 +18,8 @@ struct GivenValue {
     group,  // keys with values
   };
   Kind kind = Kind::null;
-  std::string text;  // of plain and quoted
+  std::string text;                                              // of plain and quoted
+  std::vector<std::pair<std::string, GivenValue>> members = {};  // of a group, by key; of a list, without keys
 };
 
 // The value as it reads in a message: null, 12, "12", a list, a group of keys.

@@ -34,7 +34,7 @@ __global__ void add_bias_kernel(T* y, const U* bias, const float* scale, BiasSha
   if (column >= shape.columns) return;
   const float factor = scale != nullptr ? scale[row] : 1.0f;
   const float added = factor * rounded<T>(bias[bias_of_row(row, shape) * shape.columns + column]);
-  T* to = y + row * shape.columns + column;
+  T* to = y + row * shape.stride + column;
   *to = narrowed<T>(widened(*to) + added);
 }
 

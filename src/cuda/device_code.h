@@ -183,14 +183,28 @@ void with_elements(Element element, const F& f) {
   element == Element::fp32 ? f(float{}) : f(Bf16{});
 }
 
-// f(width) with the elements of T that one access moves, as a constant: 16 bytes if the rows allow it, else one
-// element.
+// f(width) with the elements of T that one access moves, as a constant: 16 bytes if lengths and strides of the rows
+// allow it, else one element.
 template <class T, class F>
-void with_width(int64_t row_elements, std::initializer_list<const void*> pointers, const F& f) {
+void with_width(std::initializer_list<int64_t> elements, std::initializer_list<const void*> pointers, const F& f) {
   constexpr int widest = 16 / sizeof(T);
-  bool aligned = row_elements % widest == 0;
+  bool aligned = true;
+  for (const int64_t count : elements) aligned = aligned && count % widest == 0;
   for (const void* pointer : pointers) aligned = aligned && reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
   aligned ? f(std::integral_constant<int, widest>{}) : f(std::integral_constant<int, 1>{});
 }
+template <class T, class F>
+void with_width(int64_t row_elements, std::initializer_list<const void*> pointers, const F& f) {
+  with_width<T>({row_elements}, pointers, f);
+}
+
+// A matrix of T on the device.
+template <class T>
+struct RowsOf {
+  T* data;
+  int64_t stride;
+  explicit RowsOf(Matrix matrix) : data(static_cast<T*>(matrix.data)), stride(matrix.stride) {}
+  __device__ T* row(int64_t index) const { return data + index * stride; }
+};
 
 }  // namespace conclave::cuda

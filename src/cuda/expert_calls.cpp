@@ -26,7 +26,8 @@ void clamped_swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_R
 }
 
 BiasShape bias_shape(const at::Tensor& row_RN, const at::Tensor& bias_LN, const at::Tensor& ends_L) {
-  return {row_RN.size(0), row_RN.size(1), bias_LN.size(0), data_or_null<int32_t>(ends_L), element_of(bias_LN)};
+  return {row_RN.size(0),      row_RN.size(1),  bias_LN.size(0), data_or_null<int32_t>(ends_L),
+          element_of(bias_LN), row_RN.stride(0)};
 }
 
 void add_bias(const at::Tensor& y_RN, const at::Tensor& bias_LN, const at::Tensor& scale_R, const at::Tensor& ends_L) {

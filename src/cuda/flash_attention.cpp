@@ -8,21 +8,37 @@ namespace conclave {
 
 namespace {
 
-// Heads [first, first + heads) of the packed rows as [B, S, heads, D], without a copy: the layout of FlashAttention
-// itself.
-at::Tensor heads_of(const at::Tensor& packed_TM, const AttentionShape& shape, int64_t first, int64_t heads) {
-  return packed_TM.narrow(1, first * shape.head_dim, heads * shape.head_dim)
-      .view({shape.batch, shape.sequence, heads, shape.head_dim});
+// `heads` heads of `dim` columns from column `first` of the packed rows as [B, S, heads, dim], without a copy: the
+// layout of FlashAttention itself.
+at::Tensor heads_of(const at::Tensor& packed_TM, const AttentionShape& shape, int64_t first, int64_t heads,
+                    int64_t dim) {
+  return packed_TM.narrow(1, first, heads * dim).view({shape.batch, shape.sequence, heads, dim});
 }
 
 at::Tensor query_of(const at::Tensor& packed, const AttentionShape& s) {
-  return heads_of(packed, s, 0, s.heads);
+  return heads_of(packed, s, 0, s.heads, s.head_dim);
 }
 at::Tensor key_of(const at::Tensor& packed, const AttentionShape& s) {
-  return heads_of(packed, s, s.heads, s.kv_heads);
+  return heads_of(packed, s, s.heads * s.head_dim, s.kv_heads, s.head_dim);
 }
 at::Tensor value_of(const at::Tensor& packed, const AttentionShape& s) {
-  return heads_of(packed, s, s.heads + s.kv_heads, s.kv_heads);
+  return heads_of(packed, s, (s.heads + s.kv_heads) * s.head_dim, s.kv_heads, s.value_dim());
+}
+at::Tensor out_of(const at::Tensor& out, const AttentionShape& s) {
+  return heads_of(out, s, 0, s.heads, s.value_dim());
+}
+
+// The kernel takes queries, keys and values of one dim: zeros behind the smaller ones change neither products nor sums.
+int64_t dim_of_kernel(const AttentionShape& shape) {
+  return std::max(shape.head_dim, shape.value_dim());
+}
+at::Tensor padded(const at::Tensor& heads, const AttentionShape& shape) {
+  const int64_t behind = dim_of_kernel(shape) - heads.size(3);
+  return behind == 0 ? heads : at::constant_pad_nd(heads, {0, behind});
+}
+// Of what the kernel gave for all its dims.
+void copy_dims(const at::Tensor& to, const at::Tensor& from) {
+  to.copy_(from.narrow(3, 0, to.size(3)));
 }
 
 // While it lives, ATen's operators take the forms whose sums have a fixed order, without filling what they leave
@@ -53,7 +69,7 @@ int64_t keys_to_the_left(const AttentionShape& shape) {
 // Else scores are whole.
 bool has_flash_attention(const at::Tensor& qkv_TM, const AttentionShape& shape) {
   return qkv_TM.is_cuda() && qkv_TM.scalar_type() == at::kBFloat16 &&
-         has_flash_kernel(shape.head_dim, static_cast<int64_t>(qkv_TM.element_size()));
+         has_flash_kernel(dim_of_kernel(shape), static_cast<int64_t>(qkv_TM.element_size()));
 }
 
 }  // namespace
@@ -63,10 +79,11 @@ void cuda::attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const 
   if (!has_flash_attention(qkv_TM, shape)) return reference::attention_forward(out_TN, logsumexp_BNS, qkv_TM, shape);
   if (shape.batch == 0) return;
   const auto result = at::_flash_attention_forward(
-      query_of(qkv_TM, shape), key_of(qkv_TM, shape), value_of(qkv_TM, shape), /*cum_seq_q=*/{}, /*cum_seq_k=*/{},
-      shape.sequence, shape.sequence, /*dropout_p=*/0, /*is_causal=*/true, /*return_debug_mask=*/false,
-      /*scale=*/std::nullopt, keys_to_the_left(shape), /*window_size_right=*/0);
-  query_of(out_TN, shape).copy_(std::get<0>(result));
+      padded(query_of(qkv_TM, shape), shape), padded(key_of(qkv_TM, shape), shape),
+      padded(value_of(qkv_TM, shape), shape), /*cum_seq_q=*/{}, /*cum_seq_k=*/{}, shape.sequence, shape.sequence,
+      /*dropout_p=*/0, /*is_causal=*/true, /*return_debug_mask=*/false, shape.score_scale(), keys_to_the_left(shape),
+      /*window_size_right=*/0);
+  copy_dims(out_of(out_TN, shape), std::get<0>(result));
   logsumexp_BNS.copy_(std::get<1>(result));
 }
 
@@ -78,13 +95,15 @@ void cuda::attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out
   const FixedOrderOfSums fixed_order;  // else the kernel adds up the queries' gradient by atomics
   const at::Tensor no_dropout_state = at::empty({2}, qkv_TM.options().dtype(at::kUInt64));
   const auto [grad_query, grad_key, grad_value] = at::_flash_attention_backward(
-      query_of(grad_out_TN, shape), query_of(qkv_TM, shape), key_of(qkv_TM, shape), value_of(qkv_TM, shape),
-      query_of(out_TN, shape), logsumexp_BNS, /*cum_seq_q=*/{}, /*cum_seq_k=*/{}, shape.sequence, shape.sequence,
-      /*dropout_p=*/0, /*is_causal=*/true, no_dropout_state, /*unused=*/at::empty({}, no_dropout_state.options()),
-      /*scale=*/std::nullopt, keys_to_the_left(shape), /*window_size_right=*/0);
-  query_of(grad_qkv_TM, shape).copy_(grad_query);
-  key_of(grad_qkv_TM, shape).copy_(grad_key);
-  value_of(grad_qkv_TM, shape).copy_(grad_value);
+      padded(out_of(grad_out_TN, shape), shape), padded(query_of(qkv_TM, shape), shape),
+      padded(key_of(qkv_TM, shape), shape), padded(value_of(qkv_TM, shape), shape),
+      padded(out_of(out_TN, shape), shape), logsumexp_BNS, /*cum_seq_q=*/{}, /*cum_seq_k=*/{}, shape.sequence,
+      shape.sequence, /*dropout_p=*/0, /*is_causal=*/true, no_dropout_state,
+      /*unused=*/at::empty({}, no_dropout_state.options()), shape.score_scale(), keys_to_the_left(shape),
+      /*window_size_right=*/0);
+  copy_dims(query_of(grad_qkv_TM, shape), grad_query);
+  copy_dims(key_of(grad_qkv_TM, shape), grad_key);
+  copy_dims(value_of(grad_qkv_TM, shape), grad_value);
 }
 
 }  // namespace conclave

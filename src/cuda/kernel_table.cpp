@@ -4,11 +4,9 @@
 
 #include <ATen/ATen.h>
 
-#include "base/cuda_rules.h"
 #include "base/error.h"
+#include "cuda/attention_kernels.h"
 #include "cuda/expert_calls.h"
-#include "cuda/flash_attention.h"
-#include "cuda/launches.h"
 #include "cuda/library_products.h"
 #include "cuda/tensor_pointers.h"
 #include "cuda/two_streams.h"
@@ -34,32 +32,6 @@ void swiglu_backward(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::T
   cuda::swiglu_backward(current_stream(), element_of(grad_out_RI), grad_gate_up_RJ.data_ptr(), activation_RI.data_ptr(),
                         data<float>(grad_weight_R), grad_out_RI.data_ptr(), gate_up_RJ.data_ptr(),
                         data<float>(weight_R), grad_out_RI.size(0), grad_out_RI.size(1));
-}
-
-void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor& weight_H,
-                      double eps) {
-  cuda::rms_norm_forward(current_stream(), element_of(x_TH), y_TH.data_ptr(), data<float>(rstd_T), x_TH.data_ptr(),
-                         weight_H.data_ptr(), x_TH.size(0), x_TH.size(1), eps);
-}
-
-void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
-  cuda::rms_norm_repeat(current_stream(), element_of(x_TH), y_TH.data_ptr(), x_TH.data_ptr(), data<float>(rstd_T),
-                        weight_H.data_ptr(), x_TH.size(0), x_TH.size(1));
-}
-
-void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
-                       const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
-  const int64_t tokens = x_TH.size(0), hidden = x_TH.size(1);
-  const at::Tensor partial = at::empty({norm_blocks(tokens), hidden}, grad_weight_H.options());
-  cuda::rms_norm_backward(current_stream(), element_of(x_TH), grad_x_TH.data_ptr(), data<float>(grad_weight_H),
-                          data<float>(partial), grad_y_TH.data_ptr(), x_TH.data_ptr(), data<float>(rstd_T),
-                          weight_H.data_ptr(), tokens, hidden);
-}
-
-void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse) {
-  cuda::rotary(current_stream(), element_of(qkv_TN), qkv_TN.data_ptr(), data<float>(table.cos_SD),
-               data<float>(table.sin_SD), qkv_TN.size(0), qkv_TN.size(1), heads, table.cos_SD.size(0),
-               table.cos_SD.size(1), inverse);
 }
 
 at::Tensor sum_losses(const at::Tensor& logits_CV, const at::Tensor& targets_C, bool gradient, double scale) {
@@ -262,10 +234,6 @@ Kernels make_table() {
   table.swiglu_forward = swiglu_forward;
   table.swiglu_backward = swiglu_backward;
   add_expert_calls(table);
-  table.rms_norm_forward = rms_norm_forward;
-  table.rms_norm_repeat = rms_norm_repeat;
-  table.rms_norm_backward = rms_norm_backward;
-  table.rotary_ = rotary_;
   table.cross_entropy = cross_entropy;
   table.cross_entropy_with_gradient_ = cross_entropy_with_gradient_;
   table.adamw_step = adamw_step;
@@ -288,8 +256,7 @@ Kernels make_table() {
   table.fp8_product = fp8_product_into;
   table.weight_gradient = weight_gradient;
   table.overlapping = on_two_streams;
-  table.attention_forward = attention_forward;
-  table.attention_backward = attention_backward;
+  use_attention_kernels(table);
   return table;
 }
 

@@ -22,6 +22,12 @@ void swiglu_backward(Stream stream, Element element, void* grad_gate_up, void* a
                      const void* grad_out, const void* gate_up, const float* weight, int64_t rows,
                      int64_t intermediate);
 
+// Rows that lie `stride` elements apart.
+struct Matrix {
+  void* data;
+  int64_t stride;
+};
+
 struct ClampedShape {
   float limit, slope;
 };
@@ -37,6 +43,7 @@ struct BiasShape {
   int64_t rows, columns, biases;
   const int32_t* ends;
   Element bias_element;
+  int64_t stride;  // of the rows that a bias is added to
 };
 void add_bias(Stream stream, Element element, void* y, const void* bias, const float* scale, const BiasShape& shape);
 void bias_backward(Stream stream, Element element, float* grad_bias, const void* grad_y, const float* scale,
@@ -44,18 +51,44 @@ void bias_backward(Stream stream, Element element, float* grad_bias, const void*
 void bias_scale_backward_add(Stream stream, Element element, float* grad_scale, const void* grad_y, const void* bias,
                              const BiasShape& shape);
 
-void rms_norm_forward(Stream stream, Element element, void* y, float* rstd, const void* x, const void* weight,
-                      int64_t tokens, int64_t hidden, double eps);
-void rms_norm_repeat(Stream stream, Element element, void* y, const void* x, const float* rstd, const void* weight,
-                     int64_t tokens, int64_t hidden);
-// `partial` [norm_blocks(tokens), hidden] (base/cuda_rules.h) is scratch.
-void rms_norm_backward(Stream stream, Element element, void* grad_x, float* grad_weight, float* partial,
-                       const void* grad_y, const void* x, const float* rstd, const void* weight, int64_t tokens,
-                       int64_t hidden);
+// A row has `heads` of `hidden` elements, and each is normalized by itself.
+struct NormShape {
+  int64_t tokens, heads, hidden;
+};
+void rms_norm_forward(Stream stream, Element element, Matrix y, float* rstd, Matrix x, const void* weight,
+                      const NormShape& shape, double eps);
+void rms_norm_repeat(Stream stream, Element element, Matrix y, Matrix x, const float* rstd, const void* weight,
+                     const NormShape& shape);
+// `partial` [norm_blocks(tokens * heads), hidden] (base/cuda_rules.h) is scratch.
+void rms_norm_backward(Stream stream, Element element, Matrix grad_x, float* grad_weight, float* partial, Matrix grad_y,
+                       Matrix x, const float* rstd, const void* weight, const NormShape& shape, bool add);
 
-// Rows lie `row_elements` apart.
-void rotary(Stream stream, Element element, void* qkv, const float* cosine, const float* sine, int64_t rows,
-            int64_t row_elements, int64_t heads, int64_t sequence, int64_t half, bool inverse);
+struct RotaryShape {
+  int64_t rows, heads, head_dim, sequence, half;
+  bool interleaved;
+};
+void rotary(Stream stream, Element element, Matrix rows, const float* cosine, const float* sine,
+            const RotaryShape& shape, bool inverse);
+
+// sum [columns] += partial [blocks, columns], block after block.
+void add_partial_sums(Stream stream, float* sum, const float* partial, int64_t blocks, int64_t columns);
+
+struct SinkShape {
+  int64_t rows, heads, sequence, head_dim;
+};
+void sink_forward(Stream stream, Element element, void* out, float* logsumexp, const void* sink,
+                  const SinkShape& shape);
+// `partial` [norm_blocks(rows), heads] is scratch.
+void sink_backward(Stream stream, Element element, float* grad_sink, float* partial, const void* grad_out,
+                   const void* out, const float* logsumexp, const void* sink, const SinkShape& shape);
+
+struct LatentShape {
+  int64_t heads, plain, rotary, value;  // dims of a head
+};
+void expand_latent(Stream stream, Element element, Matrix qkv, Matrix kv, Matrix rotary, int64_t rows,
+                   const LatentShape& shape);
+void collect_latent(Stream stream, Element element, Matrix grad_kv, Matrix grad_rotary, Matrix grad_qkv, int64_t rows,
+                    const LatentShape& shape);
 
 // loss [tokens]; with `gradient`, logits become it.
 void cross_entropy(Stream stream, Element element, void* logits, double* loss, const int64_t* targets, int64_t tokens,

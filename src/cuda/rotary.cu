@@ -1,44 +1,83 @@
-// Dims j and j + D/2 of a head turn together, in place. A block has a row.
+// Pairs of a head's dims turn together, in place. A block has a row.
 #include "cuda/device_code.h"
 
 namespace conclave::cuda {
 
 namespace {
 
-template <class T, int width>
-__global__ void rotary_kernel(T* qkv, const float* cosine, const float* sine, int64_t row_elements, int64_t heads,
-                              int64_t sequence, int64_t half, float direction) {
-  const int64_t row = blockIdx.x, position = row % sequence;
-  const int packs = static_cast<int>(half / width);
-  for (int64_t i = threadIdx.x; i < heads * packs; i += blockDim.x) {
-    const int64_t head = i / packs, dim = i % packs * width;
-    T* first = qkv + row * row_elements + head * 2 * half + dim;
-    float x1[width], x2[width], y1[width], y2[width], c[width], s[width];
+// The elements of `width` pairs: from two places, or by turns.
+template <bool interleaved, int width, class T>
+__device__ void load_pairs(float (&x1)[width], float (&x2)[width], const T* first, const T* second) {
+  if constexpr (!interleaved) {
     load(x1, first);
-    load(x2, first + half);
-    load(c, cosine + position * half + dim);
-    load(s, sine + position * half + dim);
+    load(x2, second);
+  } else if constexpr (width == 1) {
+    x1[0] = widened(first[0]);
+    x2[0] = widened(first[1]);
+  } else {
+    float x[2 * width];
+    load(x, first);
+#pragma unroll
+    for (int j = 0; j < width; ++j) {
+      x1[j] = x[2 * j];
+      x2[j] = x[2 * j + 1];
+    }
+  }
+}
+
+template <bool interleaved, int width, class T>
+__device__ void store_pairs(T* first, T* second, const float (&y1)[width], const float (&y2)[width]) {
+  if constexpr (!interleaved) {
+    store(first, y1);
+    store(second, y2);
+  } else if constexpr (width == 1) {
+    first[0] = narrowed<T>(y1[0]);
+    first[1] = narrowed<T>(y2[0]);
+  } else {
+    float y[2 * width];
+#pragma unroll
+    for (int j = 0; j < width; ++j) {
+      y[2 * j] = y1[j];
+      y[2 * j + 1] = y2[j];
+    }
+    store(first, y);
+  }
+}
+
+template <class T, int width, bool interleaved>
+__global__ void rotary_kernel(RowsOf<T> rows, const float* cosine, const float* sine, RotaryShape shape,
+                              float direction) {
+  const int64_t row = blockIdx.x, position = row % shape.sequence;
+  const int packs = static_cast<int>(shape.half / width);
+  for (int64_t i = threadIdx.x; i < shape.heads * packs; i += blockDim.x) {
+    const int64_t pair = i % packs * width;
+    T* head = rows.row(row) + i / packs * shape.head_dim;
+    T* first = head + (interleaved ? 2 * pair : pair);
+    T* second = head + shape.half + pair;
+    float x1[width], x2[width], y1[width], y2[width], c[width], s[width];
+    load_pairs<interleaved>(x1, x2, first, second);
+    load(c, cosine + position * shape.half + pair);
+    load(s, sine + position * shape.half + pair);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
       y1[j] = x1[j] * c[j] - x2[j] * (direction * s[j]);
       y2[j] = x2[j] * c[j] + x1[j] * (direction * s[j]);
     }
-    store(first, y1);
-    store(first + half, y2);
+    store_pairs<interleaved>(first, second, y1, y2);
   }
 }
 
 }  // namespace
 
-void rotary(Stream stream, Element element, void* qkv, const float* cosine, const float* sine, int64_t rows,
-            int64_t row_elements, int64_t heads, int64_t sequence, int64_t half, bool inverse) {
+void rotary(Stream stream, Element element, Matrix rows, const float* cosine, const float* sine,
+            const RotaryShape& shape, bool inverse) {
   with_elements(element, [&](auto of) {
     using T = decltype(of);
-    // Both halves of a head and every row must begin at a whole pack.
-    const int64_t common = row_elements % (16 / static_cast<int64_t>(sizeof(T))) == 0 ? half : 1;
-    with_width<T>(common, {qkv, cosine, sine}, [&](auto width) {
-      launch(stream, {.blocks = rows, .threads = threads_for(heads * half / width)}, rotary_kernel<T, width>,
-             static_cast<T*>(qkv), cosine, sine, row_elements, heads, sequence, half, inverse ? -1.0f : 1.0f);
+    // Both halves of a head, every head and every row must begin at a whole pack.
+    with_width<T>({shape.half, shape.head_dim, rows.stride}, {rows.data, cosine, sine}, [&](auto width) {
+      const Grid grid{.blocks = shape.rows, .threads = threads_for(shape.heads * shape.half / width)};
+      const auto kernel = shape.interleaved ? rotary_kernel<T, width, true> : rotary_kernel<T, width, false>;
+      launch(stream, grid, kernel, RowsOf<T>(rows), cosine, sine, shape, inverse ? -1.0f : 1.0f);
     });
   });
 }

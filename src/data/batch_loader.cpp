@@ -7,14 +7,13 @@
 
 namespace conclave {
 
-BatchLoader::BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_sample,
-                         int64_t end_sample)
-    : stream_(std::move(stream)), shape_(shape), first_sample_(first_sample), end_sample_(end_sample) {
+BatchLoader::BatchLoader(std::shared_ptr<const Blend> blend, BatchShape shape, int64_t first_sample, int64_t end_sample)
+    : blend_(std::move(blend)), shape_(shape), first_sample_(first_sample), end_sample_(end_sample) {
   check_invariant(shape.micro_batch_size >= 1 && shape.rank >= 0 && shape.rank < shape.world_size && first_sample >= 0,
                   "micro-batch size {}, rank {} of {}, first sample {}", shape.micro_batch_size, shape.rank,
                   shape.world_size, first_sample);
   for (LoadedBatch& batch : buffers_) {
-    const auto places = static_cast<size_t>(shape_.micro_batch_size * stream_->sequence_length());
+    const auto places = static_cast<size_t>(shape_.micro_batch_size * blend_->sequence_length());
     batch.inputs_BS.resize(places);
     batch.targets_BS.resize(places);
   }
@@ -57,14 +56,24 @@ void BatchLoader::read_ahead(const std::stop_token& stop) {
 }
 
 void BatchLoader::fill(LoadedBatch& batch, int64_t micro_step) const {
-  const int64_t length = stream_->sequence_length();
+  const int64_t length = blend_->sequence_length();
   batch.first_sample = first_sample_ + (micro_step * shape_.world_size + shape_.rank) * shape_.micro_batch_size;
   batch.samples = std::clamp<int64_t>(end_sample_ - batch.first_sample, 0, shape_.micro_batch_size);
   std::vector<int64_t> sample(static_cast<size_t>(length + 1));
+  std::vector<uint8_t> trained(static_cast<size_t>(length));
+  batch.source_B.clear();
   for (int64_t b = 0; b < batch.samples; ++b) {
-    stream_->read(batch.first_sample + b, sample);
+    const Blend::Place place = blend_->at(batch.first_sample + b);
+    const SampleStream& stream = blend_->stream(place.source);
+    stream.read(place.sample, sample);
     std::copy_n(sample.begin(), length, batch.inputs_BS.begin() + b * length);
-    std::copy_n(sample.begin() + 1, length, batch.targets_BS.begin() + b * length);
+    int64_t* targets = batch.targets_BS.data() + b * length;
+    std::copy_n(sample.begin() + 1, length, targets);
+    if (!blend_->is_single()) batch.source_B.push_back(place.source);
+    if (!stream.has_mask()) continue;
+    stream.read_trained(place.sample, trained);
+    for (int64_t s = 0; s < length; ++s)
+      if (trained[static_cast<size_t>(s)] == 0) targets[s] = LoadedBatch::ignored_target;
   }
   std::fill(batch.inputs_BS.begin() + batch.samples * length, batch.inputs_BS.end(), 0);
   std::fill(batch.targets_BS.begin() + batch.samples * length, batch.targets_BS.end(), LoadedBatch::ignored_target);

@@ -1,7 +1,7 @@
 // A rank's micro-batches, one after the other, each read by a background thread while the one before it is computed
 // with, so that reading never stalls a step. Row b of the n-th micro-batch is sample
 //     first_sample + (n * world_size + rank) * micro_batch_size + b
-// of the stream. So all layouts with the same product world_size * micro_batch_size see the same samples in the same
+// of the blend. So all layouts with the same product world_size * micro_batch_size see the same samples in the same
 // micro-step, and the next sample after a step is all that another shape needs to go on.
 #pragma once
 
@@ -16,7 +16,7 @@
 #include <thread>
 #include <vector>
 
-#include "data/sample_stream.h"
+#include "data/blend.h"
 
 namespace conclave {
 
@@ -30,7 +30,8 @@ struct LoadedBatch {
   static constexpr int64_t ignored_target = -100;  // the index that cross-entropy leaves out, as in PyTorch
 
   std::vector<int64_t> inputs_BS;   // [B * S], row by row
-  std::vector<int64_t> targets_BS;  // [B * S]; the targets of rows without a sample are ignored_target
+  std::vector<int64_t> targets_BS;  // [B * S]; ignored_target where a mask says so, and in rows without a sample
+  std::vector<int64_t> source_B;    // of the rows that hold a sample: their source; empty: the blend has one
   int64_t first_sample = 0;         // global index of the sample of row 0
   int64_t samples = 0;              // rows that hold a sample: all B, or fewer (even none) at the end of the samples
 };
@@ -42,7 +43,7 @@ class BatchLoader {
   // Begins with the global sample `first_sample`, and starts to read it. `end_sample`: samples from this global
   // index on do not exist; rows that would hold one are filled with input 0 and ignored targets (a validation set that
   // the rows do not divide).
-  BatchLoader(std::shared_ptr<const SampleStream> stream, BatchShape shape, int64_t first_sample = 0,
+  BatchLoader(std::shared_ptr<const Blend> blend, BatchShape shape, int64_t first_sample = 0,
               int64_t end_sample = endless);
   // Stops the thread; waits for a read in flight.
   ~BatchLoader();
@@ -57,7 +58,7 @@ class BatchLoader {
   void read_ahead(const std::stop_token& stop);
   void fill(LoadedBatch& batch, int64_t micro_step) const;
 
-  const std::shared_ptr<const SampleStream> stream_;
+  const std::shared_ptr<const Blend> blend_;
   const BatchShape shape_;
   const int64_t first_sample_;
   const int64_t end_sample_;

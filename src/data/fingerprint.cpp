@@ -6,14 +6,9 @@
 #include <memory>
 
 #include "base/error.h"
+#include "data/spread_blocks.h"
 
 namespace conclave {
-namespace {
-
-constexpr uint64_t blocks = 64;
-constexpr uint64_t block_bytes = 64 * 1024;
-
-}  // namespace
 
 std::string fingerprint(const IndexedTokens& set) {
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(), &XXH3_freeState);
@@ -21,21 +16,23 @@ std::string fingerprint(const IndexedTokens& set) {
   const auto add = [&](const void* data, size_t size) { XXH3_64bits_update(state.get(), data, size); };
 
   const auto index = set.index_file().bytes();
-  const auto bin = set.token_file().bytes();
-  const uint64_t bin_bytes = bin.size();
+  const uint64_t bin_bytes = set.token_file().size();
   add(index.data(), index.size());
   add(&bin_bytes, sizeof(bin_bytes));
-  if (bin_bytes <= blocks * block_bytes) {
-    add(bin.data(), bin.size());
-  } else {
-    const uint64_t last_begin = bin_bytes - block_bytes;
-    for (uint64_t b = 0; b < blocks; ++b) {
-      // Whole steps, so that the product cannot overflow; the last block ends the file.
-      const uint64_t begin = b + 1 == blocks ? last_begin : last_begin / (blocks - 1) * b;
-      add(bin.data() + begin, block_bytes);
-    }
-  }
+  const auto add_blocks = [&](const MappedFile& file) {
+    for_spread_blocks(file.bytes(), [&](std::span<const std::byte> block) { add(block.data(), block.size()); });
+  };
+  add_blocks(set.token_file());
+  if (const TokenMask* mask = set.mask()) add_blocks(mask->file());
   return fmt::format("{:016x}", XXH3_64bits_digest(state.get()));
+}
+
+std::string fingerprint(const Blend& blend) {
+  if (blend.is_single()) return fingerprint(blend.stream(0).set());
+  std::string sources;
+  for (const BlendSource& source : blend.sources())
+    sources += fmt::format("{} {}\n", fingerprint(source.stream->set()), source.weight);
+  return fmt::format("{:016x}", XXH3_64bits(sources.data(), sources.size()));
 }
 
 }  // namespace conclave

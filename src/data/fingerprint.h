@@ -3,13 +3,16 @@
 
 #include <string>
 
-#include "data/indexed_tokens.h"
+#include "data/blend.h"
 
 namespace conclave {
 
-// 16 hexadecimal digits: XXH3 (64 bits) over the whole .idx, the length of the .bin and 64 blocks of 64 KiB spread
-// evenly over it, the first and the last among them; all of it where it is no longer than that. A change elsewhere in a
-// larger .bin that leaves the .idx alone goes unseen.
+// 16 hexadecimal digits: XXH3 (64 bits) over the whole .idx, the length of the .bin and its spread blocks
+// (spread_blocks.h), and those of the mask if there is one. A change elsewhere in a larger .bin that leaves the .idx
+// alone goes unseen.
 std::string fingerprint(const IndexedTokens& set);
+
+// Of several sources: over their fingerprints and shares, in their order.
+std::string fingerprint(const Blend& blend);
 
 }  // namespace conclave

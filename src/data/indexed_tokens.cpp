@@ -57,50 +57,7 @@ MappedFile open_data_file(const std::filesystem::path& path) {
   }
 }
 
-// Calls `body` with a value of the C++ type of the tokens.
-template <class Body>
-auto with_token_type(TokenType type, Body&& body) {
-  switch (type) {
-    case TokenType::u8:
-      return body(uint8_t{});
-    case TokenType::i8:
-      return body(int8_t{});
-    case TokenType::i16:
-      return body(int16_t{});
-    case TokenType::i32:
-      return body(int32_t{});
-    case TokenType::i64:
-      return body(int64_t{});
-    case TokenType::u16:
-      return body(uint16_t{});
-  }
-  check_invariant(false, "token type {}", static_cast<int>(type));
-  return body(uint8_t{});
-}
-
 }  // namespace
-
-const char* name_of(TokenType type) {
-  switch (type) {
-    case TokenType::u8:
-      return "u8";
-    case TokenType::i8:
-      return "i8";
-    case TokenType::i16:
-      return "i16";
-    case TokenType::i32:
-      return "i32";
-    case TokenType::i64:
-      return "i64";
-    case TokenType::u16:
-      return "u16";
-  }
-  return "?";
-}
-
-int64_t bytes_of(TokenType type) {
-  return with_token_type(type, [](auto token) { return static_cast<int64_t>(sizeof(token)); });
-}
 
 IndexedTokens::IndexedTokens(const std::filesystem::path& prefix, int64_t vocab_size)
     : prefix_(without_suffix(prefix)),
@@ -110,6 +67,21 @@ IndexedTokens::IndexedTokens(const std::filesystem::path& prefix, int64_t vocab_
   read_header();
   check_sequences();
   check_documents();
+  open_mask();
+}
+
+// A mask that is there is used, and one that is not used is refused: the loss is never of other tokens than was meant.
+void IndexedTokens::open_mask() {
+  const std::filesystem::path file = with_suffix(prefix_, ".mask");
+  std::error_code unknown;
+  if (is_masked_) {
+    mask_.emplace(file, index_, bin_, tokens_);
+  } else if (std::filesystem::exists(file, unknown)) {
+    user_error(
+        "{} is there, but {} says (version 1) that the set has no mask.\n       Move it away if it is of an older set, "
+        "or make the set again.",
+        file.string(), index_.path().string());
+  }
 }
 
 void IndexedTokens::read_header() {
@@ -125,8 +97,10 @@ void IndexedTokens::read_header() {
   }
   if (bytes.size() < header_bytes)
     refuse(index_, bytes.size(), "the file ends here, expected a header of {} bytes. It is truncated.", header_bytes);
-  if (const auto version = value_at<uint64_t>(bytes, version_at); version != 1)
-    refuse(index_, version_at, "found version {}, expected 1.", version);
+  const auto version = value_at<uint64_t>(bytes, version_at);
+  if (version != 1 && version != 2)
+    refuse(index_, version_at, "found version {}, expected 1, or 2 for a set with a mask.", version);
+  is_masked_ = version == 2;
   const auto code = value_at<uint8_t>(bytes, type_at);
   if (code == 6 || code == 7)
     refuse(index_, type_at,

@@ -1,6 +1,7 @@
 // A set of tokenized documents as one stream of tokens: Megatron's `.bin`/`.idx` pair, read through mmap.
 //
-//   .idx (little-endian): "MMIDIDX\0\0", u64 version = 1, u8 token type, u64 sequences, u64 boundaries,
+//   .idx (little-endian): "MMIDIDX\0\0", u64 version = 1 (2: the set has a mask), u8 token type, u64 sequences, u64
+//   boundaries,
 //                         i32[sequences] lengths in tokens, i64[sequences] byte offsets into the .bin, i64[boundaries]
 //                         document boundaries
 //   .bin: the tokens of all sequences, one after the other; a document is one or more consecutive sequences
@@ -13,17 +14,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <optional>
 #include <span>
 
 #include "data/mapped_file.h"
+#include "data/token_mask.h"
+#include "data/token_type.h"
 
 namespace conclave {
-
-// The codes of the format. Its floating-point types (6, 7) are refused: they hold no token ids.
-enum class TokenType : uint8_t { u8 = 1, i8 = 2, i16 = 3, i32 = 4, i64 = 5, u16 = 8 };
-
-const char* name_of(TokenType type);
-int64_t bytes_of(TokenType type);
 
 class IndexedTokens {
  public:
@@ -31,8 +29,8 @@ class IndexedTokens {
 
   // `prefix`: the path without ".bin" or ".idx"; with either it is accepted too. `vocab_size`: `read` refuses ids >=
   // it, and negative ones. UserError, naming file, byte offset, what was found and what is expected: a missing,
-  // truncated, foreign, inconsistent or empty file. Cost: reads the whole .idx (12 bytes a sequence) and nothing of the
-  // .bin.
+  // truncated, foreign, inconsistent or empty file, a mask that is not the set's. Cost: reads the whole .idx (12 bytes
+  // a sequence) and nothing of the .bin.
   explicit IndexedTokens(const std::filesystem::path& prefix, int64_t vocab_size = any_vocabulary);
 
   const std::filesystem::path& prefix() const { return prefix_; }
@@ -58,6 +56,9 @@ class IndexedTokens {
   // The highest id of the set, by a scan of the same cost. Negative ids are not looked for.
   int64_t highest_token() const;
 
+  // Null: all tokens are trained on.
+  const TokenMask* mask() const { return mask_ ? &*mask_ : nullptr; }
+
   const MappedFile& index_file() const { return index_; }
   const MappedFile& token_file() const { return bin_; }
 
@@ -65,6 +66,7 @@ class IndexedTokens {
   void read_header();
   void check_sequences();
   void check_documents();
+  void open_mask();
   [[noreturn]] void refuse_token(int64_t token, int64_t id, int64_t vocab_size) const;
 
   std::filesystem::path prefix_;
@@ -75,6 +77,8 @@ class IndexedTokens {
   int64_t sequences_ = 0;
   int64_t boundaries_ = 0;
   int64_t tokens_ = 0;
+  bool is_masked_ = false;
+  std::optional<TokenMask> mask_;
 };
 
 }  // namespace conclave

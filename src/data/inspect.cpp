@@ -1,5 +1,7 @@
 #include "data/inspect.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 #include <unordered_map>
@@ -69,6 +71,13 @@ Lengths document_lengths(const IndexedTokens& set) {
   return {*shortest, *middle, *longest, static_cast<double>(set.tokens()) / static_cast<double>(lengths.size())};
 }
 
+// "0 0 1 1": of the first tokens, which are trained on.
+std::string mask_text(const TokenMask& mask, size_t tokens) {
+  std::vector<uint8_t> trained(tokens);
+  mask.read(0, trained);
+  return fmt::format("{}", fmt::join(trained, " "));
+}
+
 }  // namespace
 
 std::string inspect_text(const IndexedTokens& set, int64_t sequence_length) {
@@ -85,6 +94,12 @@ std::string inspect_text(const IndexedTokens& set, int64_t sequence_length) {
     text += fmt::format("  {:<22}{}\n", what, value);
   };
   line("tokens", fmt::format("{} ({}, {} bytes)", set.tokens(), name_of(set.type()), set.token_file().size()));
+  if (const TokenMask* mask = set.mask()) {
+    mask->check();
+    line("trained on", fmt::format("{} tokens, {:.1f} % (mask: {} bytes)", mask->trained(),
+                                   100.0 * static_cast<double>(mask->trained()) / static_cast<double>(set.tokens()),
+                                   mask->file().size()));
+  }
   line("documents",
        fmt::format("{} in {} sequences (index: {} bytes)", set.documents(), set.sequences(), set.index_file().size()));
   line("tokens a document", fmt::format("shortest {}, median {}, mean {:.1f}, longest {}", lengths.shortest,
@@ -103,6 +118,7 @@ std::string inspect_text(const IndexedTokens& set, int64_t sequence_length) {
   std::string tokens;
   for (const int64_t id : first) tokens += fmt::format("{}{}", tokens.empty() ? "" : " ", id);
   line("first tokens", tokens);
+  if (const TokenMask* mask = set.mask()) line("trained on of these", mask_text(*mask, first.size()));
   return text;
 }
 

@@ -1,5 +1,6 @@
 #include "data/sample_stream.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -21,15 +22,34 @@ SampleStream::SampleStream(std::shared_ptr<const IndexedTokens> set, int64_t seq
         set_->tokens() - 1);
 }
 
-void SampleStream::read(int64_t global_sample_index, std::span<int64_t> out) const {
-  check_invariant(global_sample_index >= 0 && static_cast<int64_t>(out.size()) == sequence_length_ + 1,
-                  "sample {} into {} places, sequence length {}", global_sample_index, out.size(), sequence_length_);
+int64_t SampleStream::first_token(int64_t global_sample_index) const {
+  check_invariant(global_sample_index >= 0, "sample {}", global_sample_index);
   const int64_t epoch = global_sample_index / samples_per_epoch_;
   int64_t sample = global_sample_index % samples_per_epoch_;
   if (order_ == Order::shuffled)
     sample = static_cast<int64_t>(permuted(static_cast<uint64_t>(sample), static_cast<uint64_t>(samples_per_epoch_),
                                            seed_, static_cast<uint64_t>(epoch)));
-  set_->read(sample * sequence_length_, out);
+  return sample * sequence_length_;
+}
+
+void SampleStream::read(int64_t global_sample_index, std::span<int64_t> out) const {
+  check_invariant(static_cast<int64_t>(out.size()) == sequence_length_ + 1,
+                  "sample {} into {} places, sequence length {}", global_sample_index, out.size(), sequence_length_);
+  set_->read(first_token(global_sample_index), out);
+}
+
+void SampleStream::read_trained(int64_t global_sample_index, std::span<uint8_t> out) const {
+  check_invariant(static_cast<int64_t>(out.size()) == sequence_length_, "mask of sample {} into {} places, not {}",
+                  global_sample_index, out.size(), sequence_length_);
+  if (has_mask())
+    set_->mask()->read(first_token(global_sample_index) + 1, out);
+  else
+    std::fill(out.begin(), out.end(), uint8_t{1});
+}
+
+int64_t SampleStream::targets(int64_t global_sample_index) const {
+  if (!has_mask()) return sequence_length_;
+  return set_->mask()->count(first_token(global_sample_index) + 1, sequence_length_);
 }
 
 }  // namespace conclave

@@ -31,7 +31,15 @@ class SampleStream {
   // first S, the targets the last S. UserError for a token id outside the set's vocabulary, as IndexedTokens::read.
   void read(int64_t global_sample_index, std::span<int64_t> out) const;
 
+  // Of the S targets of a sample, whether each is trained on (1) or not (0).
+  void read_trained(int64_t global_sample_index, std::span<uint8_t> out) const;
+  // How many of them are: S where the set has no mask.
+  int64_t targets(int64_t global_sample_index) const;
+  bool has_mask() const { return set_->mask() != nullptr; }
+
  private:
+  int64_t first_token(int64_t global_sample_index) const;
+
   std::shared_ptr<const IndexedTokens> set_;
   int64_t sequence_length_;
   uint64_t seed_;

@@ -17,8 +17,10 @@ struct PaperRates {
   double fp32_operations = 1;  // of matrix products
   double bf16_operations = 1;
   double fp8_operations = 1;
-  double bytes = 1;       // that passes over memory read and write
-  double host_bytes = 1;  // to where layer inputs are offloaded
+  double attention = 1;        // the rate of attention over that of products
+  double bytes = 1;            // that passes over memory read and write
+  double optimizer_bytes = 1;  // that the optimizer's passes do
+  double host_bytes = 1;       // to where layer inputs are offloaded
 };
 
 class PaperClock final : public TimeSource {
@@ -33,12 +35,10 @@ class PaperClock final : public TimeSource {
   double seconds() const { return now_; }
 
   // Of operands of this dtype.
-  void multiply(double operations, at::ScalarType dtype) {
-    now_ += operations / (dtype == at::kFloat      ? rates_.fp32_operations
-                          : dtype == at::kBFloat16 ? rates_.bf16_operations
-                                                   : rates_.fp8_operations);
-  }
+  void multiply(double operations, at::ScalarType dtype) { now_ += operations / rate_of(dtype); }
+  void attend(double operations, at::ScalarType dtype) { now_ += operations / (rates_.attention * rate_of(dtype)); }
   void pass(double bytes) { now_ += bytes / rates_.bytes; }
+  void optimize(double bytes) { now_ += bytes / rates_.optimizer_bytes; }
 
   // Gathers and reductions are one lane, routed rows another, copies to the host and back a third.
   enum class Lane { reductions, rows, host };
@@ -51,6 +51,12 @@ class PaperClock final : public TimeSource {
   void wait_until(double moment) { now_ = std::max(now_, moment); }
 
  private:
+  double rate_of(at::ScalarType dtype) const {
+    return dtype == at::kFloat      ? rates_.fp32_operations
+           : dtype == at::kBFloat16 ? rates_.bf16_operations
+                                    : rates_.fp8_operations;
+  }
+
   PaperRates rates_;
   double now_ = 0;
   std::array<double, 3> ends_{};

@@ -1,27 +1,15 @@
 // The kernels of a step on paper: each allocates what the kernel it stands for returns and uses beside its arguments,
 // and says what it costs: products their operations, everything else the bytes that it reads and writes.
-#include <ATen/ATen.h>
-
 #include <algorithm>
 #include <numeric>
 
-#include "base/cuda_rules.h"
 #include "base/error.h"
 #include "device/paper_attention.h"
-#include "device/paper_device.h"
+#include "device/paper_costs.h"
 #include "device/paper_experts.h"
-#include "device/paper_pass.h"
 
 namespace conclave::paper {
 namespace {
-
-bool on_gpu() {
-  return paper_device().machine().is_gpu;
-}
-
-at::Tensor room(at::IntArrayRef sizes, at::ScalarType dtype) {
-  return at::empty(sizes, at::device(at::kMeta).dtype(dtype));
-}
 
 double operations(int64_t rows, int64_t columns, int64_t terms) {
   return 2.0 * static_cast<double>(rows) * static_cast<double>(columns) * static_cast<double>(terms);
@@ -41,13 +29,14 @@ at::Tensor grouped_product(const at::Tensor& row_RM, const at::Tensor& matrix_LM
   return room({row_RM.size(0), matrix_LMN.size(2)}, row_RM.scalar_type());
 }
 
-RotaryTable rotary_table(int64_t sequence_length, int64_t head_dim, double, at::Device) {
-  return {room({sequence_length, head_dim / 2}, at::kFloat), room({sequence_length, head_dim / 2}, at::kFloat)};
+RotaryTable rotary_table(int64_t sequence_length, const RotaryOptions& options, at::Device) {
+  const int64_t half = options.dims / 2;
+  return {room({sequence_length, half}, at::kFloat), room({sequence_length, half}, at::kFloat), options.interleaved};
 }
 
-void rotary_(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool) {
-  const int64_t width = heads * 2 * table.cos_SD.size(1);
-  paper_device().clock().pass(2.0 * static_cast<double>(qkv_TN.size(0) * width) * qkv_TN.element_size());
+void rotary_(at::Tensor rows_TN, int64_t heads, int64_t, const RotaryTable& table, bool) {
+  const int64_t width = heads * table.dims();
+  paper_device().clock().pass(2.0 * static_cast<double>(rows_TN.size(0) * width) * rows_TN.element_size());
 }
 
 void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor&, double) {
@@ -58,13 +47,11 @@ void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& 
   pass({y_TH, rstd_T, x_TH});
 }
 
-// A sum of the weight's gradient for each block of tokens.
+// A sum of the weight's gradient for each block of rows; on a GPU a head's rows are rows of their own.
 void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
-                       const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor&) {
-  const int64_t tokens = x_TH.size(0), block = std::max<int64_t>(32, (tokens + 63) / 64);
-  const at::Tensor partial =
-      room({on_gpu() ? norm_blocks(tokens) : (tokens + block - 1) / block, x_TH.size(1)}, grad_weight_H.scalar_type());
-  pass({grad_x_TH, grad_x_TH, grad_y_TH, x_TH, rstd_T});
+                       const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor&, bool add) {
+  const at::Tensor partial = room_for_partial_sums(on_gpu() ? rstd_T.numel() : x_TH.size(0), grad_weight_H);
+  pass({grad_x_TH, add ? grad_x_TH : at::Tensor(), grad_y_TH, x_TH, rstd_T});
 }
 
 at::Tensor sum_of_losses(const at::Tensor& logits_CV) {
@@ -83,11 +70,11 @@ at::Tensor cross_entropy_with_gradient_(at::Tensor logits_CV, const at::Tensor&,
 
 void adamw_step(at::Tensor parameter, at::Tensor exp_avg, at::Tensor exp_avg_sq, const at::Tensor& grad,
                 const AdamwStep&) {
-  pass({parameter, parameter, exp_avg, exp_avg, exp_avg_sq, exp_avg_sq, grad});
+  paper_device().clock().optimize(bytes_of({parameter, parameter, exp_avg, exp_avg, exp_avg_sq, exp_avg_sq, grad}));
 }
 
 at::Tensor sum_of_squares(const at::Tensor& x) {
-  pass({x});
+  paper_device().clock().optimize(bytes_of({x}));
   return room({}, at::kDouble);
 }
 

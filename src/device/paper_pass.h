@@ -9,12 +9,16 @@
 
 namespace conclave::paper {
 
-// A pass over these tensors.
-inline void pass(std::initializer_list<at::Tensor> tensors) {
+inline double bytes_of(std::initializer_list<at::Tensor> tensors) {
   double bytes = 0;
   for (const at::Tensor& tensor : tensors)
     if (tensor.defined()) bytes += static_cast<double>(tensor.nbytes());
-  paper_device().clock().pass(bytes);
+  return bytes;
+}
+
+// A pass over these tensors.
+inline void pass(std::initializer_list<at::Tensor> tensors) {
+  paper_device().clock().pass(bytes_of(tensors));
 }
 
 }  // namespace conclave::paper

@@ -52,7 +52,7 @@ ModelConfig read_decoder(HuggingFaceKeys& keys, const DecoderDefaults& defaults)
   keys.read_token("pad_token_id", config.pad_token_id);
   config.rotary.theta = defaults.rope_theta;
   config.rotary.dims = attention.head_dim;
-  read_rope(keys, config);
+  read_rope(keys, defaults.partial_rotary_factor, config);
   config.layers.assign(layers, {attention, DenseMlpConfig()});
   return config;
 }

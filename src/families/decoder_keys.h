@@ -15,6 +15,7 @@ struct DecoderDefaults {
   int64_t max_position_embeddings = 2048;
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
+  std::optional<double> partial_rotary_factor = {};  // none: heads turn as a whole
   std::optional<int64_t> bos_token_id = {};
   std::vector<int64_t> eos_token_ids = {};
   std::optional<int64_t> pad_token_id = {};

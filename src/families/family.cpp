@@ -9,9 +9,15 @@
 #include "base/error.h"
 #include "config/mistake.h"
 #include "families/decoder_keys.h"
+#include "families/deepseek_v2.h"
+#include "families/deepseek_v3.h"
+#include "families/glm4_moe.h"
 #include "families/llama.h"
 #include "families/mistral.h"
 #include "families/mixtral.h"
+#include "families/olmoe.h"
+#include "families/qwen3.h"
+#include "families/qwen3_moe.h"
 #include "families/unsupported_keys.h"
 
 namespace conclave {
@@ -28,7 +34,10 @@ void check_computed(HuggingFaceKeys& keys, const ModelConfig& config) {
 }  // namespace
 
 const std::vector<const Family*>& families() {
-  static const std::vector<const Family*> all = {&mixtral_family, &llama_family, &mistral_family};
+  static const std::vector<const Family*> all = {
+      &mixtral_family, &qwen3_moe_family,   &olmoe_family,       &llama_family,    &mistral_family,
+      &qwen3_family,   &deepseek_v2_family, &deepseek_v3_family, &glm4_moe_family,
+  };
   return all;
 }
 

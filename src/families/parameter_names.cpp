@@ -17,7 +17,20 @@ struct OneName {
 constexpr OneName of_model[] = {
     {"embed_tokens", "model.embed_tokens.weight"}, {"norm", "model.norm.weight"}, {"lm_head", "lm_head.weight"}};
 constexpr OneName of_layer[] = {{"input_norm", "input_layernorm.weight"},
+                                {"attention.q_norm", "self_attn.q_norm.weight"},
+                                {"attention.k_norm", "self_attn.k_norm.weight"},
+                                {"attention.sinks", "self_attn.sinks"},
+                                {"attention.q", "self_attn.q_proj.weight"},
+                                {"attention.q_a", "self_attn.q_a_proj.weight"},
+                                {"attention.q_a_bias", "self_attn.q_a_proj.bias"},
+                                {"attention.q_a_norm", "self_attn.q_a_layernorm.weight"},
+                                {"attention.q_b", "self_attn.q_b_proj.weight"},
+                                {"attention.kv_a", "self_attn.kv_a_proj_with_mqa.weight"},
+                                {"attention.kv_a_bias", "self_attn.kv_a_proj_with_mqa.bias"},
+                                {"attention.kv_a_norm", "self_attn.kv_a_layernorm.weight"},
+                                {"attention.kv_b", "self_attn.kv_b_proj.weight"},
                                 {"attention.output", "self_attn.o_proj.weight"},
+                                {"attention.output_bias", "self_attn.o_proj.bias"},
                                 {"post_attention_norm", "post_attention_layernorm.weight"},
                                 {"mlp.down", "mlp.down_proj.weight"}};
 
@@ -30,7 +43,7 @@ class LayerNaming {
   void name(const std::string& part, DiskNames& names) const {
     for (const OneName& one : of_layer)
       if (one.parameter == part) return add(names, std::string(one.on_disk), names.shape);
-    if (part == "attention.qkv") return name_qkv(names);
+    if (part == "attention.qkv" || part == "attention.qkv_bias") return name_qkv(names);
     if (part == "mlp.gate_up") return name_halves(names, "mlp.gate_proj.weight", "mlp.up_proj.weight");
     if (part == "router") return name_router(names);
     if (part == "experts.gate_up") return name_gate_up(names);
@@ -48,9 +61,14 @@ class LayerNaming {
   }
   void name_qkv(DiskNames& names) const {
     const AttentionConfig& attention = layer_.attention;
-    add(names, "self_attn.q_proj.weight", {attention.query_width(), hidden_});
-    add(names, "self_attn.k_proj.weight", {attention.key_width(), hidden_});
-    add(names, "self_attn.v_proj.weight", {attention.value_width(), hidden_});
+    const bool is_bias = names.shape.size() == 1;
+    const auto add_rows = [&](char projection, int64_t rows) {
+      add(names, fmt::format("self_attn.{}_proj.{}", projection, is_bias ? "bias" : "weight"),
+          is_bias ? std::vector<int64_t>{rows} : std::vector<int64_t>{rows, hidden_});
+    };
+    add_rows('q', attention.query_width());
+    add_rows('k', attention.key_width());
+    add_rows('v', attention.value_width());
   }
   void name_halves(DiskNames& names, const std::string& first, const std::string& second) const {
     const std::vector<int64_t> half = {names.shape.at(0) / 2, names.shape.at(1)};

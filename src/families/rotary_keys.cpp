@@ -92,13 +92,27 @@ void read_rope_theta(HuggingFaceKeys& keys, const char* name, const json& parame
   }
 }
 
-void read_scaling(Numbers& numbers, const ModelConfig& config, RotaryConfig& rotary) {
-  if (rotary.scaling == RotaryConfig::Scaling::none) {
-    double turned = 1;
-    numbers.take("partial_rotary_factor", turned);
-    if (turned != 1) rotary.dims = static_cast<int64_t>(static_cast<double>(rotary.dims) * turned);
+// The group goes before the key beside it.
+void read_turned_part(HuggingFaceKeys& keys, std::optional<double> turned_part, Numbers& numbers,
+                      RotaryConfig& rotary) {
+  double part = turned_part.value_or(1);
+  if (turned_part)
+    keys.read_number("partial_rotary_factor", part, 0, false);
+  else
+    keys.only("partial_rotary_factor", 1, true, "models of this family turn whole heads");
+  numbers.take("partial_rotary_factor", part);
+  if (part > 1 || (!turned_part && part != 1)) {
+    keys.refuse(
+        fmt::format("partial_rotary_factor is {}, but {}.", part,
+                    turned_part ? "no more than a whole head can turn" : "models of this family turn whole heads"),
+        "");
     return;
   }
+  if (part != 1) rotary.dims = static_cast<int64_t>(static_cast<double>(rotary.dims) * part);
+}
+
+void read_scaling(Numbers& numbers, const ModelConfig& config, RotaryConfig& rotary) {
+  if (rotary.scaling == RotaryConfig::Scaling::none) return;
   numbers.take_required("factor", rotary.factor);
   if (rotary.scaling == RotaryConfig::Scaling::linear) return;
   rotary.original_max_position_embeddings = config.max_position_embeddings;
@@ -121,7 +135,7 @@ void read_scaling(Numbers& numbers, const ModelConfig& config, RotaryConfig& rot
 // As PreTrainedConfig.convert_rope_params_to_dict of Transformers 5: rope_scaling, unless it says nothing, replaces
 // rope_parameters; a base in the group goes before the key rope_theta, which goes before the class's default; rope_type
 // goes before type, its older name.
-void read_rope(HuggingFaceKeys& keys, ModelConfig& config) {
+void read_rope(HuggingFaceKeys& keys, std::optional<double> turned_part, ModelConfig& config) {
   const bool has_parameters = !keys.missing("rope_parameters");
   const bool has_scaling = !keys.missing("rope_scaling") && !is_nothing(keys.at("rope_scaling"));
   const char* name = has_scaling ? "rope_scaling" : "rope_parameters";
@@ -145,6 +159,7 @@ void read_rope(HuggingFaceKeys& keys, ModelConfig& config) {
   }
   rotary.scaling = kind->scaling;
   Numbers numbers(keys, name, parameters);
+  read_turned_part(keys, turned_part, numbers, rotary);
   read_scaling(numbers, config, rotary);
   numbers.refuse_the_rest(kind->name);
 }

@@ -24,8 +24,6 @@ void check_supported(HuggingFaceKeys& keys) {
                 "Use the model's unquantized form.");
   keys.only("is_causal", true, true, "this version has causal attention only");
   keys.only("is_encoder_decoder", false, true, "this version trains decoders only");
-  keys.only("partial_rotary_factor", 1, true,
-            "this version turns whole heads, as Transformers does whatever this key says");
   refuse_unless_nothing(keys, "attention_chunk_size", "this version has no chunked attention");
   refuse_unless_nothing(keys, "num_kv_shared_layers", "this version's layers share no keys and values");
   refuse_unless_nothing(keys, "num_mtp_layers", "this version predicts one token at a time");

@@ -16,10 +16,12 @@ void check_attention(const char* op, const at::Tensor& out_TN, const at::Tensor&
   check_invariant(shape.heads > 0 && shape.heads % shape.kv_heads == 0, "{}: {} heads, {} key/value heads", op,
                   shape.heads, shape.kv_heads);
   check_invariant(shape.window.value_or(1) > 0, "{}: window {}", op, shape.window.value_or(1));
+  check_invariant(shape.value_dim() > 0 && shape.score_scale() > 0, "{}: values of {}, scale {}", op, shape.value_dim(),
+                  shape.score_scale());
   const int64_t tokens = shape.batch * shape.sequence;
   const at::ScalarType dtype = qkv_TM.scalar_type();
-  check_tensor(op, "qkv", qkv_TM, {tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim}, dtype);
-  check_tensor(op, "out", out_TN, {tokens, shape.heads * shape.head_dim}, dtype);
+  check_tensor(op, "qkv", qkv_TM, {tokens, shape.packed_columns()}, dtype);
+  check_tensor(op, "out", out_TN, {tokens, shape.out_columns()}, dtype);
   check_tensor(op, "logsumexp", logsumexp_BNS, {shape.batch, shape.heads, shape.sequence}, wide_dtype(dtype));
 }
 

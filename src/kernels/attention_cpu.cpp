@@ -26,24 +26,24 @@ class HeadGroup {
   int64_t heads() const { return shape_.heads / shape_.kv_heads; }
   int64_t first_head() const { return kv_head_ * heads(); }
 
-  // [heads, queries, D] of packed rows whose first columns are the query heads.
-  at::Tensor queries(const at::Tensor& packed_TM, int64_t first, int64_t count) const {
-    return packed_TM.narrow(0, first_row_ + first, count)
-        .narrow(1, first_head() * shape_.head_dim, heads() * shape_.head_dim)
-        .view({count, heads(), shape_.head_dim})
+  // [heads, queries, dim] of rows whose first columns are heads of `dim`, one for each query head.
+  at::Tensor queries(const at::Tensor& rows_TM, int64_t dim, int64_t first, int64_t count) const {
+    return columns(rows_TM, first_head() * dim, heads() * dim, first, count)
+        .view({count, heads(), dim})
         .transpose(0, 1);
   }
-  // [keys, D] of the packed projections.
+  // [keys, D] and [keys, V] of the packed projections.
   at::Tensor keys(const at::Tensor& qkv_TM, int64_t first, int64_t count) const {
-    return columns(qkv_TM, shape_.heads + kv_head_, first, count);
+    return columns(qkv_TM, (shape_.heads + kv_head_) * shape_.head_dim, shape_.head_dim, first, count);
   }
   at::Tensor values(const at::Tensor& qkv_TM, int64_t first, int64_t count) const {
-    return columns(qkv_TM, shape_.heads + shape_.kv_heads + kv_head_, first, count);
+    const int64_t before = (shape_.heads + shape_.kv_heads) * shape_.head_dim;
+    return columns(qkv_TM, before + kv_head_ * shape_.value_dim(), shape_.value_dim(), first, count);
   }
 
  private:
-  at::Tensor columns(const at::Tensor& qkv_TM, int64_t head, int64_t first, int64_t count) const {
-    return qkv_TM.narrow(0, first_row_ + first, count).narrow(1, head * shape_.head_dim, shape_.head_dim);
+  at::Tensor columns(const at::Tensor& rows_TM, int64_t left, int64_t width, int64_t first, int64_t count) const {
+    return rows_TM.narrow(0, first_row_ + first, count).narrow(1, left, width);
   }
 
   const AttentionShape& shape_;
@@ -57,10 +57,12 @@ struct Division {
         window(std::min(shape.window.value_or(shape.sequence), shape.sequence)),
         group(shape.heads / shape.kv_heads),
         queries_of_block(std::clamp<int64_t>(rows_of_block / group, 32, 128)),
-        scale(static_cast<float>(1 / std::sqrt(static_cast<double>(shape.head_dim)))) {}
+        scale(static_cast<float>(shape.score_scale())),
+        sinks(shape.sinks) {}
 
   int64_t sequence, window, group, queries_of_block;
   float scale;
+  bool sinks;
 
   int64_t blocks() const { return (sequence + queries_of_block - 1) / queries_of_block; }
   int64_t first_query(int64_t block) const { return block * queries_of_block; }
@@ -79,7 +81,8 @@ struct Division {
                         .first_key = key,
                         .keys = std::min(keys_of_block, end_key(block) - key),
                         .window = window,
-                        .scale = scale});
+                        .scale = scale,
+                        .sinks = sinks});
   }
 };
 
@@ -87,9 +90,9 @@ at::Tensor matrix(const at::Tensor& buffer, int64_t rows, int64_t columns) {
   return buffer.narrow(0, 0, rows * columns).view({rows, columns});
 }
 
-// The queries of a block as one matrix [heads x queries, D].
-at::Tensor stacked(const HeadGroup& group, const at::Tensor& packed_TM, int64_t first, int64_t count) {
-  const at::Tensor queries = group.queries(packed_TM, first, count);
+// The queries of a block as one matrix [heads x queries, dim].
+at::Tensor stacked(const HeadGroup& group, const at::Tensor& rows_TM, int64_t dim, int64_t first, int64_t count) {
+  const at::Tensor queries = group.queries(rows_TM, dim, first, count);
   at::Tensor out = at::empty(queries.sizes(), queries.options());
   out.copy_(queries);
   return out.view({-1, queries.size(2)});
@@ -113,23 +116,24 @@ void forward_block(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS, co
                    int64_t block) {
   const HeadGroup group(shape, sequence, kv_head);
   const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
-  const at::Tensor query = stacked(group, qkv_TM, first, count);
+  const at::Tensor query = stacked(group, qkv_TM, shape.head_dim, first, count);
   const at::ScalarType dtype = query.scalar_type();
+  const int64_t value_dim = shape.value_dim();
   const at::Tensor scores = at::empty({rows * std::min(keys_of_block, division.end_key(block))}, at::kFloat);
-  at::Tensor out = at::zeros({rows, shape.head_dim}, at::kFloat);
+  at::Tensor out = at::zeros({rows, value_dim}, at::kFloat);
   const at::Tensor most = at::full({rows}, -std::numeric_limits<float>::infinity(), at::kFloat);
   const at::Tensor sum = at::zeros({rows}, at::kFloat);
   division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
     at::Tensor score = matrix(scores, rows, b.keys);
     multiply(score, query, group.keys(qkv_TM, b.first_key, b.keys).t(), /*accumulate=*/false);
     cpu::exponentials_(score.data_ptr<float>(), dtype, b, most.data_ptr<float>(), sum.data_ptr<float>(),
-                       out.data_ptr<float>(), shape.head_dim);
+                       out.data_ptr<float>(), value_dim);
     multiply(out, written_over(score, dtype), group.values(qkv_TM, b.first_key, b.keys), /*accumulate=*/true);
   });
   const at::Tensor logsumexp = at::empty({rows}, at::kFloat);
   cpu::divide_(out.data_ptr<float>(), sum.data_ptr<float>(), most.data_ptr<float>(), logsumexp.data_ptr<float>(), rows,
-               shape.head_dim);
-  group.queries(out_TN, first, count).copy_(out.view({group.heads(), count, shape.head_dim}));
+               value_dim);
+  group.queries(out_TN, value_dim, first, count).copy_(out.view({group.heads(), count, value_dim}));
   logsumexp_BNS[sequence]
       .narrow(0, group.first_head(), group.heads())
       .narrow(1, first, count)
@@ -155,7 +159,7 @@ struct BackwardInput {
 };
 
 // Writes the gradients of the range's queries into grad_qkv, and adds those of keys and values to grad_key and
-// grad_value [D, S]: so the larger matrix of their products is not the transposed one, a quarter faster.
+// grad_value [D or V, S]: so the larger matrix of their products is not the transposed one, a quarter faster.
 void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS, const at::Tensor& grad_value_DS,
                     const BackwardInput& in, const AttentionShape& shape, const Division& division, int64_t sequence,
                     int64_t kv_head, BlockRange range) {
@@ -166,12 +170,12 @@ void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS
   const at::Tensor delta = at::empty({most_rows}, at::kFloat);
   for (int64_t block = range.begin; block < range.end; ++block) {
     const int64_t first = division.first_query(block), count = division.queries(block), rows = group.heads() * count;
-    const at::Tensor query = stacked(group, in.qkv_TM, first, count);
+    const at::Tensor query = stacked(group, in.qkv_TM, shape.head_dim, first, count);
     const at::ScalarType dtype = query.scalar_type();
-    const at::Tensor grad_out = stacked(group, in.grad_out_TN, first, count);
+    const at::Tensor grad_out = stacked(group, in.grad_out_TN, shape.value_dim(), first, count);
     const at::Tensor logsumexp =
         in.logsumexp_BNS[sequence].narrow(0, group.first_head(), group.heads()).narrow(1, first, count).contiguous();
-    cpu::dot_rows(delta.data_ptr<float>(), grad_out, stacked(group, in.out_TN, first, count));
+    cpu::dot_rows(delta.data_ptr<float>(), grad_out, stacked(group, in.out_TN, shape.value_dim(), first, count));
     const at::Tensor grad_query = at::zeros(query.sizes(), at::kFloat);
     division.for_key_blocks(block, [&](const cpu::ScoreBlock& b) {
       at::Tensor score = matrix(scores, rows, b.keys), grad = matrix(grads, rows, b.keys);
@@ -185,7 +189,8 @@ void backward_range(const at::Tensor& grad_qkv_TM, const at::Tensor& grad_key_DS
       multiply(grad_key_DS.narrow(1, b.first_key, b.keys), query.t(), grad_score, /*accumulate=*/true);
       multiply(grad_query, grad_score, key, /*accumulate=*/true);
     });
-    group.queries(grad_qkv_TM, first, count).copy_(grad_query.view({group.heads(), count, shape.head_dim}));
+    group.queries(grad_qkv_TM, shape.head_dim, first, count)
+        .copy_(grad_query.view({group.heads(), count, shape.head_dim}));
   }
 }
 
@@ -208,20 +213,23 @@ void cpu::attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_
   const std::vector<BlockRange> ranges = ranges_of(division, shape.kv_heads);
   const auto parts = static_cast<int64_t>(ranges.size());
   const BackwardInput input{grad_out_TN, out_TN, logsumexp_BNS, qkv_TM};
-  // One sequence after the other, so that sums take room for one: [key/value head, range, key or value, D, S].
+  const int64_t keys = shape.head_dim, values = shape.value_dim();
+  // One sequence after the other, so that sums take room for one: [key/value head, range, D of keys and V of values,
+  // S].
   for (int64_t sequence = 0; sequence < shape.batch; ++sequence) {
-    const at::Tensor sums = at::empty({shape.kv_heads, parts, 2, shape.head_dim, shape.sequence}, at::kFloat);
+    const at::Tensor sums = at::empty({shape.kv_heads, parts, keys + values, shape.sequence}, at::kFloat);
     for_tasks(shape.kv_heads * parts, [&](int64_t task) {
       const int64_t kv_head = task / parts, part = task % parts;
       const at::Tensor own = sums[kv_head][part].zero_();
-      backward_range(grad_qkv_TM, own[0], own[1], input, shape, division, sequence, kv_head, ranges[part]);
+      backward_range(grad_qkv_TM, own.narrow(0, 0, keys), own.narrow(0, keys, values), input, shape, division, sequence,
+                     kv_head, ranges[part]);
     });
     for_tasks(shape.kv_heads, [&](int64_t kv_head) {
       const HeadGroup group(shape, sequence, kv_head);
       const at::Tensor sum = sums[kv_head][0];
       for (int64_t part = 1; part < parts; ++part) sum.add_(sums[kv_head][part]);
-      group.keys(grad_qkv_TM, 0, shape.sequence).copy_(sum[0].t());
-      group.values(grad_qkv_TM, 0, shape.sequence).copy_(sum[1].t());
+      group.keys(grad_qkv_TM, 0, shape.sequence).copy_(sum.narrow(0, 0, keys).t());
+      group.values(grad_qkv_TM, 0, shape.sequence).copy_(sum.narrow(0, keys, values).t());
     });
   }
 }

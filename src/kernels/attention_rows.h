@@ -18,6 +18,7 @@ struct ScoreBlock {
   int64_t keys = 0;                        // a row's length
   int64_t window = 0;                      // keys a query sees, itself included
   float scale = 1;                         // of the scores, positive
+  bool sinks = false;                      // backward: probabilities of the keys do not sum to one
 };
 
 // score [rows, keys] becomes exp(scale score - most) in `dtype`, for keys that a row's query does not see 0. most

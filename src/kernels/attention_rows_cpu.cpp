@@ -124,8 +124,8 @@ HWY_INLINE void probabilities_and_gradients_of(float* scores, float* grads, cons
     const float *score_seen = score + visible.begin, *grad_seen = grad + visible.begin;
     T *score_to = score_written + visible.begin, *grad_to = grad_written + visible.begin;
     // Who sees one key alone has the probability 1 whatever the score: the gradient is 0, not what grad - delta rounds
-    // to.
-    const bool sees_one = std::min(block.first_query + row % block.queries + 1, block.window) == 1;
+    // to. With a sink beside that key it is not 1.
+    const bool sees_one = !block.sinks && std::min(block.first_query + row % block.queries + 1, block.window) == 1;
     const float grad_scale = sees_one ? 0.0F : scale;
     for_lanes(static_cast<size_t>(visible.end - visible.begin), [=](auto d, size_t i) HWY_ATTR {
       const auto p = hn::Exp(d, hn::MulSub(load(d, score_seen + i), hn::Set(d, scale), hn::Set(d, logsumexp)));

@@ -10,8 +10,8 @@ namespace conclave {
 namespace {
 
 // Of the rows [R,N] and what goes with them; undefined: not there.
-void check_rows(const char* op, const at::Tensor& row_RN, const at::Tensor& scale_R, int64_t biases,
-                const at::Tensor& ends_L) {
+void check_scale(const char* op, const at::Tensor& row_RN, const at::Tensor& scale_R, int64_t biases,
+                 const at::Tensor& ends_L) {
   if (scale_R.defined()) check_tensor(op, "scale", scale_R, {row_RN.size(0)}, wide_dtype(row_RN.scalar_type()));
   check_invariant(ends_L.defined() || biases == 1, "{}: nobody says where the rows of {} biases end", op, biases);
   if (ends_L.defined()) check_tensor(op, "ends", ends_L, {biases}, at::kInt);
@@ -31,9 +31,9 @@ void check_bias(const char* op, const at::Tensor& row_RN, const at::Tensor& bias
 void add_bias(at::Tensor y_RN, const at::Tensor& bias_LN, const at::Tensor& scale_R, const at::Tensor& ends_L) {
   const KernelScope timed(Phase::kernels);
   constexpr auto op = "add_bias";
-  check_dims(op, "y", y_RN, 2);
+  check_rows(op, "y", y_RN);
   check_bias(op, y_RN, bias_LN);
-  check_rows(op, y_RN, scale_R, bias_LN.size(0), ends_L);
+  check_scale(op, y_RN, scale_R, bias_LN.size(0), ends_L);
   kernels_of(y_RN).add_bias(y_RN, bias_LN, scale_R, ends_L);
 }
 
@@ -45,7 +45,7 @@ void bias_backward(at::Tensor grad_bias_LN, const at::Tensor& grad_y_RN, bool ac
   check_dims(op, "grad_bias", grad_bias_LN, 2);
   check_tensor(op, "grad_bias", grad_bias_LN, {grad_bias_LN.size(0), grad_y_RN.size(1)},
                wide_dtype(grad_y_RN.scalar_type()));
-  check_rows(op, grad_y_RN, scale_R, grad_bias_LN.size(0), ends_L);
+  check_scale(op, grad_y_RN, scale_R, grad_bias_LN.size(0), ends_L);
   kernels_of(grad_y_RN).bias_backward(grad_bias_LN, grad_y_RN, accumulate, scale_R, ends_L);
 }
 
@@ -55,7 +55,7 @@ void bias_scale_backward_add(at::Tensor grad_scale_R, const at::Tensor& grad_y_R
   constexpr auto op = "bias_scale_backward_add";
   check_dims(op, "grad_y", grad_y_RN, 2);
   check_bias(op, grad_y_RN, bias_LN);
-  check_rows(op, grad_y_RN, grad_scale_R, bias_LN.size(0), ends_L);
+  check_scale(op, grad_y_RN, grad_scale_R, bias_LN.size(0), ends_L);
   kernels_of(grad_y_RN).bias_scale_backward_add(grad_scale_R, grad_y_RN, bias_LN, ends_L);
 }
 

@@ -9,7 +9,8 @@
 
 namespace conclave {
 
-// y [R,N] += scale[r] * bias, of the row's own bias [L,N]; scale [R] fp32, undefined: 1. Rounded once.
+// y [R,N] += scale[r] * bias, of the row's own bias [L,N]; scale [R] fp32, undefined: 1. Rounded once. Rows of y may
+// lie any distance apart.
 void add_bias(at::Tensor y_RN, const at::Tensor& bias_LN, const at::Tensor& scale_R = {},
               const at::Tensor& ends_L = {});
 

@@ -62,8 +62,8 @@ void add_to_row_of(const at::Tensor& y_RN, const at::Tensor& bias_LN, int64_t ro
   const int64_t columns = y_RN.size(1);
   cpu::with_elements_of(y_RN, [&](auto y) {
     cpu::with_elements_of(bias_LN, [&](auto b) {
-      add_to_row(cpu::data<decltype(y)>(y_RN) + row * columns, cpu::data<decltype(b)>(bias_LN) + bias * columns, scale,
-                 columns);
+      add_to_row(cpu::data<decltype(y)>(y_RN) + row * y_RN.stride(0), cpu::data<decltype(b)>(bias_LN) + bias * columns,
+                 scale, columns);
     });
   });
 }

@@ -14,6 +14,12 @@ void check_tensor(const char* op, const char* name, const at::Tensor& tensor, at
 // Defined, with this number of dims, contiguous; the first tensor of an op, from which the sizes of the others follow.
 void check_dims(const char* op, const char* name, const at::Tensor& tensor, int64_t dims);
 
+// A matrix whose rows may lie any distance apart: its last dim is contiguous.
+void check_rows(const char* op, const char* name, const at::Tensor& tensor);
+void check_rows(const char* op, const char* name, const at::Tensor& tensor, int64_t rows, int64_t columns);
+void check_rows(const char* op, const char* name, const at::Tensor& tensor, int64_t rows, int64_t columns,
+                at::ScalarType dtype);
+
 // The dtype that sums, weights and statistics beside a tensor of `dtype` have: fp32, or double for double (references
 // in tests).
 inline at::ScalarType wide_dtype(at::ScalarType dtype) {

@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 
+#include "kernels/attention_sink.h"
 #include "kernels/bias.h"
 #include "kernels/cpu.h"
 #include "kernels/cross_entropy.h"
@@ -34,11 +35,14 @@ constinit const Kernels reference_kernels{
         },
     .attention_forward = reference::attention_forward,
     .attention_backward = reference::attention_backward,
+    .sink_forward_ = reference::sink_forward_,
+    .sink_backward = reference::sink_backward,
+    .expand_latent = reference::expand_latent,
+    .collect_latent = reference::collect_latent,
     .rotary_table = reference::rotary_table,
     .rotary_ =
-        [](at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse) {
-          const int64_t head_dim = 2 * table.cos_SD.size(1);
-          (inverse ? reference::rotary_backward_ : reference::rotary_forward_)(std::move(qkv_TN), heads, head_dim,
+        [](at::Tensor rows_TN, int64_t heads, int64_t head_dim, const RotaryTable& table, bool inverse) {
+          (inverse ? reference::rotary_backward_ : reference::rotary_forward_)(std::move(rows_TN), heads, head_dim,
                                                                                table);
         },
     .swiglu_forward = reference::swiglu_forward,

@@ -17,6 +17,7 @@
 #include "kernels/clamped_swiglu.h"
 #include "kernels/fp8_quantize.h"
 #include "kernels/jitter.h"
+#include "kernels/latent_heads.h"
 #include "kernels/permute.h"
 #include "kernels/rotary.h"
 #include "kernels/router.h"
@@ -37,8 +38,15 @@ struct Kernels {
                             const AttentionShape& shape);
   void (*attention_backward)(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                              const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape);
-  RotaryTable (*rotary_table)(int64_t sequence_length, int64_t head_dim, double theta, at::Device device);
-  void (*rotary_)(at::Tensor qkv_TN, int64_t heads, const RotaryTable& table, bool inverse);
+  void (*sink_forward_)(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& sink_N);
+  void (*sink_backward)(at::Tensor grad_sink_N, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
+                        const at::Tensor& logsumexp_BNS, const at::Tensor& sink_N);
+  void (*expand_latent)(at::Tensor qkv_TM, const at::Tensor& kv_TX, const at::Tensor& rotary_TR,
+                        const LatentHeads& heads);
+  void (*collect_latent)(at::Tensor grad_kv_TX, at::Tensor grad_rotary_TR, const at::Tensor& grad_qkv_TM,
+                         const LatentHeads& heads);
+  RotaryTable (*rotary_table)(int64_t sequence_length, const RotaryOptions& options, at::Device device);
+  void (*rotary_)(at::Tensor rows_TN, int64_t heads, int64_t head_dim, const RotaryTable& table, bool inverse);
 
   void (*swiglu_forward)(at::Tensor out_RI, const at::Tensor& gate_up_RJ, const at::Tensor& weight_R);
   void (*swiglu_backward)(at::Tensor grad_gate_up_RJ, at::Tensor activation_RI, at::Tensor grad_weight_R,
@@ -61,8 +69,9 @@ struct Kernels {
                            double eps);
   void (*rms_norm_repeat)(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& rstd_T,
                           const at::Tensor& weight_H);
+  // grad_x += or, without `add`, =; then grad_y may be grad_x.
   void (*rms_norm_backward)(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
-                            const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H);
+                            const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H, bool add);
 
   // One double, where the logits are.
   at::Tensor (*cross_entropy)(const at::Tensor& logits_CV, const at::Tensor& targets_C);
@@ -114,9 +123,10 @@ struct Kernels {
 // clang-format off
 #define CONCLAVE_FOR_EACH_KERNEL(X) \
   X(multiply) X(weight_gradient) X(grouped_product) X(overlapping) X(attention_forward) X(attention_backward) \
-  X(rotary_table) X(rotary_) X(swiglu_forward) X(swiglu_backward) X(clamped_swiglu_forward) \
-  X(clamped_swiglu_backward) X(add_bias) X(bias_backward) X(bias_scale_backward_add) X(rms_norm_forward) \
-  X(rms_norm_repeat)   X(rms_norm_backward) X(cross_entropy) X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) \
+  X(sink_forward_) X(sink_backward) X(expand_latent) X(collect_latent) X(rotary_table) X(rotary_) \
+  X(swiglu_forward) X(swiglu_backward) X(clamped_swiglu_forward) X(clamped_swiglu_backward) X(add_bias) \
+  X(bias_backward) X(bias_scale_backward_add) X(rms_norm_forward) X(rms_norm_repeat) X(rms_norm_backward) \
+  X(cross_entropy) X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) \
   X(gather_rows) X(pack_rows) X(unpack_rows) X(combine_rows) X(combine_messages) X(order_by_expert) \
   X(order_arrivals) X(route) X(route_to) X(shares_of) X(routing_statistics) X(route_backward) X(jitter_) \
   X(embedding_forward) X(embedding_backward) X(quantize_rows) X(quantize_columns) X(quantize_weight) \

@@ -10,11 +10,24 @@ namespace {
 
 void check_norm(const char* op, const at::Tensor& y_TH, const at::Tensor& rstd_T, const at::Tensor& x_TH,
                 const at::Tensor& weight_H) {
-  check_dims(op, "x", x_TH, 2);
+  check_rows(op, "x", x_TH);
   const at::ScalarType dtype = x_TH.scalar_type();
-  check_tensor(op, "y", y_TH, x_TH.sizes(), dtype);
-  check_tensor(op, "rstd", rstd_T, {x_TH.size(0)}, wide_dtype(dtype));
-  check_tensor(op, "weight", weight_H, {x_TH.size(1)}, dtype);
+  const int64_t tokens = x_TH.size(0), columns = x_TH.size(1);
+  check_rows(op, "y", y_TH, tokens, columns, dtype);
+  check_tensor(op, "weight", weight_H, {weight_H.numel()}, dtype);
+  check_invariant(weight_H.numel() > 0 && columns % weight_H.numel() == 0, "{}: rows of {} in heads of {}", op, columns,
+                  weight_H.numel());
+  const int64_t heads = columns / weight_H.numel();
+  if (rstd_T.dim() == 1 && heads == 1)
+    check_tensor(op, "rstd", rstd_T, {tokens}, wide_dtype(dtype));
+  else
+    check_tensor(op, "rstd", rstd_T, {tokens, heads}, wide_dtype(dtype));
+}
+
+void check_backward(const char* op, const at::Tensor& grad_y_TH, const at::Tensor& grad_weight_H,
+                    const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
+  check_norm(op, grad_y_TH, rstd_T, x_TH, weight_H);
+  check_tensor(op, "grad_weight", grad_weight_H, weight_H.sizes(), wide_dtype(x_TH.scalar_type()));
 }
 
 }  // namespace
@@ -36,10 +49,16 @@ void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at:
                        const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
   const KernelScope timed(Phase::kernels);
   constexpr auto op = "rms_norm_backward";
-  check_norm(op, grad_y_TH, rstd_T, x_TH, weight_H);
-  check_tensor(op, "grad_x", grad_x_TH, x_TH.sizes(), x_TH.scalar_type());
-  check_tensor(op, "grad_weight", grad_weight_H, weight_H.sizes(), wide_dtype(x_TH.scalar_type()));
-  kernels_of(x_TH).rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H);
+  check_backward(op, grad_y_TH, grad_weight_H, x_TH, rstd_T, weight_H);
+  check_rows(op, "grad_x", grad_x_TH, x_TH.size(0), x_TH.size(1), x_TH.scalar_type());
+  kernels_of(x_TH).rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H, /*add=*/true);
+}
+
+void rms_norm_backward_(at::Tensor grad_TH, at::Tensor grad_weight_H, const at::Tensor& x_TH, const at::Tensor& rstd_T,
+                        const at::Tensor& weight_H) {
+  const KernelScope timed(Phase::kernels);
+  check_backward("rms_norm_backward_", grad_TH, grad_weight_H, x_TH, rstd_T, weight_H);
+  kernels_of(x_TH).rms_norm_backward(grad_TH, grad_weight_H, grad_TH, x_TH, rstd_T, weight_H, /*add=*/false);
 }
 
 }  // namespace conclave

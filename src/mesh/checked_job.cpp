@@ -71,6 +71,7 @@ void check_experts_exist(const Job& job, const ModelConfig& model) {
   refuse_if(moe.router_jitter_noise.value_or(0) > 0, "moe.router_jitter_noise", "null");
   refuse_if(moe.global_token_shuffle, "moe.global_token_shuffle", "false");
   refuse_if(moe.capacity_factor.has_value(), "moe.capacity_factor", "null");
+  refuse_if(job.metrics.record_routing, "metrics.record_routing", "false");
   refuse_if(moe.overload.value_or(OverloadPolicy::none) != OverloadPolicy::none, "moe.overload", "null");
   refuse_if(moe.dispatch_chunks.value_or(1) > 1, "moe.dispatch_chunks", "null");
   refuse_if(job.precision.experts == ExpertPrecision::fp8, "precision.experts", "compute");

@@ -39,8 +39,8 @@ bool spans_hosts(const CheckedJob& job, const std::vector<int>& host_of_rank);
 // lent, in words; empty: they are, or the job says what to do, or nothing travels.
 std::string choose_dispatch(CheckedJob& job, bool spans_hosts);
 
-// Puts a value for the null of moe.aux_loss_layers: a published model goes on as Transformers trains it, any other evens
-// out each layer. Throws UserError. (run/job_and_model.h reads the model.)
+// Puts a value for the null of moe.aux_loss_layers: a published model goes on as Transformers trains it, any other
+// evens out each layer. Throws UserError. (run/job_and_model.h reads the model.)
 CheckedJob check_job(Job job, const ModelConfig& model, int world_size);
 
 }  // namespace conclave

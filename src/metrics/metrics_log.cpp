@@ -46,19 +46,21 @@ std::optional<int64_t> step_of(const std::string& line) {
   return step->get<int64_t>();
 }
 
-// Bytes of `file` up to and with the last record to keep. Records ascend, so the first line that does not belong ends
-// them.
+// Bytes of `file` up to and with the last record to keep: steps ascend up to the resumed one. A damaged line among them
+// takes no other with it.
 uintmax_t length_to_keep(const std::filesystem::path& file, int64_t resumed_step) {
   std::ifstream in(file, std::ios::binary);
   if (!in) throw std::system_error(errno, std::generic_category(), "cannot read " + file.string());
   uintmax_t keep = 0;
   int64_t previous = -1;
   std::string line;
+  uintmax_t end = 0;
   while (std::getline(in, line) && !in.eof()) {  // end of file inside a line: it was torn
+    end += line.size() + 1;
     const std::optional<int64_t> step = step_of(line);
-    if (!step || *step > resumed_step || *step <= previous) break;
+    if (!step || *step > resumed_step || *step <= previous) continue;
     previous = *step;
-    keep += line.size() + 1;
+    keep = end;
   }
   return keep;
 }

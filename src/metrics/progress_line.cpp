@@ -33,14 +33,21 @@ std::string largest_shares(std::vector<std::pair<std::string, int64_t>> memory_o
   return text + ")";
 }
 
+// " (code 1.2345, chat 2.3456)"
+std::string losses_of(const std::vector<std::pair<std::string, double>>& sources) {
+  std::string text;
+  for (const auto& [name, loss] : sources) text += fmt::format("{}{} {:.4f}", text.empty() ? " (" : ", ", name, loss);
+  return text.empty() ? "" : text + ")";
+}
+
 }  // namespace
 
 std::string format_progress(const Progress& progress, int64_t steps, std::optional<double> seconds_left) {
   const size_t width = fmt::formatted_size("{}", steps);
   std::string line =
-      fmt::format("step {:>{}}/{}  loss {:.4f}  grad norm {:.2f}  lr {:.2g}  {} tokens/s  imbalance {:.2f}",
-                  progress.step, width, steps, progress.loss, progress.grad_norm, progress.lr,
-                  grouped(progress.tokens_per_second), progress.expert_imbalance);
+      fmt::format("step {:>{}}/{}  loss {:.4f}{}  grad norm {:.2f}  lr {:.2g}  {} tokens/s  imbalance {:.2f}",
+                  progress.step, width, steps, progress.loss, losses_of(progress.sources), progress.grad_norm,
+                  progress.lr, grouped(progress.tokens_per_second), progress.expert_imbalance);
   if (seconds_left) line += fmt::format("  left {}", duration(*seconds_left));
   line += fmt::format("  memory {:.2f} GiB", static_cast<double>(progress.peak_memory_bytes) / (1 << 30));
   return line + largest_shares(progress.memory_of);

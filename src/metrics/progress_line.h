@@ -17,6 +17,7 @@ namespace conclave {
 struct Progress {
   int64_t step = 0;  // 1-based
   double loss = 0;
+  std::vector<std::pair<std::string, double>> sources = {};  // of a blend: names with their mean losses
   double grad_norm = 0;
   double lr = 0;
   double tokens_per_second = 0;

@@ -1,29 +1,19 @@
-// Causal grouped-query attention over one projection of queries, keys and values, with a rotary position embedding.
+// Causal grouped-query attention over one projection of queries, keys and values, with a rotary position embedding, and
+// with norms of queries and keys and biases of the projections where the model has them.
 #pragma once
 
-#include "config/model_config.h"
-#include "kernels/attention.h"
 #include "kernels/rotary.h"
-#include "model/micro_batch.h"
-#include "model/unit_tensors.h"
+#include "model/packed_attention.h"
 
 namespace conclave {
 
-// Between forward and backward.
-struct AttentionState {
-  at::Tensor qkv_TM;  // rotated
-  at::Tensor attention_TN;
-  at::Tensor logsumexp_BNS;
-
-  bool is_kept() const { return qkv_TM.defined(); }
-};
-
 class Attention {
  public:
-  // Parameters are called `name`.qkv, `name`.output.
+  // Parameters are called `name`.qkv, `name`.qkv_bias, those of QueryKeyNorm and those of PackedAttention.
   static void declare(const ModelConfig& config, const AttentionConfig& attention, const std::string& name,
                       UnitDeclaration& unit);
-  Attention(AttentionConfig config, const std::string& name, const UnitDeclaration& unit);
+  Attention(const ModelConfig& model, const AttentionConfig& config, const std::string& name,
+            const UnitDeclaration& unit);
 
   // residual [T,H] + the attention of a normalized input.
   at::Tensor forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
@@ -34,12 +24,14 @@ class Attention {
                 AttentionState state) const;
 
  private:
-  AttentionShape shape(const MicroBatch& batch) const;
-  int64_t turned_heads() const { return config_.heads + config_.key_value_heads; }
+  const AttentionConfig& config() const { return packed_.config(); }
+  // Before queries and keys are turned.
+  void project(const UnitWeights& weights, const at::Tensor& normed_TH, AttentionState& state) const;
+  int64_t turned_heads() const { return config().heads + config().key_value_heads; }
 
-  AttentionConfig config_;
-  ParameterSlot qkv_MH_;     // M = (heads + 2 key_value_heads) * head_dim
-  ParameterSlot output_HN_;  // N = heads * head_dim
+  Projection qkv_;
+  std::optional<QueryKeyNorm> norm_;
+  PackedAttention packed_;
 };
 
 }  // namespace conclave

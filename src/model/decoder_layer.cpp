@@ -15,13 +15,22 @@ struct Names {
   std::string input_norm, attention, post_attention_norm, dense_mlp;
 };
 
+std::variant<Attention, LatentAttention> attention_of(const ModelConfig& config, int64_t layer,
+                                                      const UnitDeclaration& unit) {
+  const AttentionConfig& attention = config.layers.at(layer).attention;
+  const std::string name = Names(unit).attention;
+  if (attention.latent) return LatentAttention(attention, name, unit);
+  return Attention(config, attention, name, unit);
+}
+
 }  // namespace
 
 void DecoderLayer::declare(const ModelConfig& config, int64_t layer, UnitDeclaration& unit) {
   const LayerConfig& of_layer = config.layers.at(layer);
   const Names names(unit);
   Norm::declare(config, names.input_norm, unit);
-  Attention::declare(config, of_layer.attention, names.attention, unit);
+  const auto declare_attention = of_layer.attention.latent ? LatentAttention::declare : Attention::declare;
+  declare_attention(config, of_layer.attention, names.attention, unit);
   Norm::declare(config, names.post_attention_norm, unit);
   if (const MixtureConfig* mixture = of_layer.mixture())
     Mixture::declare(config, *mixture, unit.name, unit);
@@ -33,7 +42,7 @@ DecoderLayer::DecoderLayer(const ModelConfig& config, const Mixture::Place& plac
                            ActivationCheckpointing checkpointing, const MixtureOptions& options)
     : checkpointing_(checkpointing),
       input_norm_(config, Names(unit).input_norm, unit),
-      attention_(config.layers.at(place.layer).attention, Names(unit).attention, unit),
+      attention_(attention_of(config, place.layer, unit)),
       post_attention_norm_(config, Names(unit).post_attention_norm, unit) {
   if (config.layers[place.layer].mixture() != nullptr)
     mixture_.emplace(place, unit, options);
@@ -50,7 +59,11 @@ void DecoderLayer::compute_attention(const UnitWeights& weights, const MicroBatc
     state.input_rstd_T = at::empty({input_TH.size(0)}, input_TH.options().dtype(at::kFloat));
   }
   input_norm_.forward(weights, normed_TH, state.input_rstd_T, input_TH);
-  state.hidden_TH = attention_.forward(weights, normed_TH, input_TH, batch, rotary, state.attention);
+  state.hidden_TH = std::visit(
+      [&](const auto& attention) {
+        return attention.forward(weights, normed_TH, input_TH, batch, rotary, state.attention);
+      },
+      attention_);
 }
 
 at::Tensor DecoderLayer::normed_mlp_input(const UnitWeights& weights, LayerState& state) const {
@@ -119,7 +132,11 @@ at::Tensor DecoderLayer::backward(const UnitWeights& weights, UnitGradients grad
 
   const at::Tensor normed_TH = at::empty_like(state.input_TH);
   input_norm_.repeat(weights, normed_TH, state.input_rstd_T, state.input_TH);
-  attention_.backward(weights, gradients, grad_TH, normed_TH, batch, rotary, std::move(state.attention));
+  std::visit(
+      [&](const auto& attention) {
+        attention.backward(weights, gradients, grad_TH, normed_TH, batch, rotary, std::move(state.attention));
+      },
+      attention_);
   const at::Tensor& grad_normed_TH = normed_TH;  // its memory, now that the value is used up
   input_norm_.backward(weights, gradients, grad_TH, grad_normed_TH, state.input_rstd_T, state.input_TH);
   return grad_TH;

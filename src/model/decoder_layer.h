@@ -4,9 +4,11 @@
 #pragma once
 
 #include <optional>
+#include <variant>
 
 #include "model/attention.h"
 #include "model/dense_mlp.h"
+#include "model/latent_attention.h"
 #include "model/mixture.h"
 #include "model/norm.h"
 
@@ -54,7 +56,7 @@ class DecoderLayer {
 
   ActivationCheckpointing checkpointing_;
   Norm input_norm_;
-  Attention attention_;
+  std::variant<Attention, LatentAttention> attention_;
   Norm post_attention_norm_;
   std::optional<DenseMlp> dense_mlp_;  // one of
   std::optional<Mixture> mixture_;     // the two

@@ -12,6 +12,35 @@
 namespace conclave {
 namespace {
 
+// Sums of losses by part, where the losses are: they are waited for once.
+class PartSums {
+ public:
+  explicit PartSums(const std::vector<int64_t>& part_ends) : ends_(part_ends), sums_(part_ends.size()) {}
+
+  // `loss(first, rows)` of the rows that each part has in the chunk; of a chunk without rows it is asked once, too.
+  template <class Loss>
+  void add_chunk(int64_t begin, int64_t count, Loss loss) {
+    int64_t first = begin;
+    do {
+      while (part_ + 1 < ends_.size() && ends_[part_] <= first) ++part_;
+      const int64_t rows = std::min(ends_[part_], begin + count) - first;
+      const at::Tensor sum = loss(first, rows);
+      sums_[part_] = sums_[part_].defined() ? sums_[part_] + sum : sum;
+      first += rows;
+    } while (first < begin + count);
+  }
+  std::vector<double> values() const {
+    std::vector<double> values;
+    for (const at::Tensor& sum : sums_) values.push_back(sum.defined() ? value_of(sum) : 0.0);
+    return values;
+  }
+
+ private:
+  const std::vector<int64_t>& ends_;
+  std::vector<at::Tensor> sums_;
+  size_t part_ = 0;  // of the row that comes next
+};
+
 constexpr const char* norm_name = "norm";
 constexpr const char* projection_name = "lm_head";
 
@@ -45,9 +74,9 @@ at::Tensor Head::project(const at::Tensor& normed_CH, const at::Tensor& projecti
   return logits_CV;
 }
 
-double Head::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_T, double scale,
-                                 const HeadWeights& weights, HeadGradients gradients) const {
-  at::Tensor sum;  // on the device: waited for once
+std::vector<double> Head::losses_with_gradient_(at::Tensor hidden_TH, const Targets& targets, double scale,
+                                                const HeadWeights& weights, HeadGradients gradients) const {
+  PartSums sums(targets.part_ends);
   at::Tensor& grad_norm_H = gradients.norm_H.zeroed();
   // One chunk at least, so that a rank without tokens still writes its gradients.
   int64_t begin = 0;
@@ -58,8 +87,10 @@ double Head::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_
     at::Tensor rstd_C = at::empty({count}, hidden_TH.options().dtype(at::kFloat));
     rms_norm_forward(normed_CH, rstd_C, hidden_CH, weights.norm_H, eps_);
     at::Tensor logits_CV = project(normed_CH, weights.projection_VH);
-    const at::Tensor loss = cross_entropy_sum_with_gradient_(logits_CV, target_T.narrow(0, begin, count), scale);
-    sum = sum.defined() ? sum + loss : loss;
+    sums.add_chunk(begin, count, [&](int64_t first, int64_t rows) {
+      return cross_entropy_sum_with_gradient_(logits_CV.narrow(0, first - begin, rows),
+                                              targets.target_T.narrow(0, first, rows), scale);
+    });
     linear_backward_weight(gradients.projection_VH.tensor, logits_CV, normed_CH, gradients.projection_VH.accumulate);
     gradients.projection_VH.accumulate = true;
     linear_backward_input(normed_CH, logits_CV, weights.projection_VH);
@@ -69,20 +100,24 @@ double Head::loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_
     hidden_CH.copy_(grad_CH);
     begin += count;
   } while (begin < hidden_TH.size(0));
-  return value_of(sum);
+  return sums.values();
 }
 
-double Head::loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const {
-  double sum = 0;
+std::vector<double> Head::losses(const at::Tensor& hidden_TH, const Targets& targets,
+                                 const HeadWeights& weights) const {
+  PartSums sums(targets.part_ends);
   for (int64_t begin = 0; begin < hidden_TH.size(0); begin += chunk_tokens_) {
     const int64_t count = std::min(chunk_tokens_, hidden_TH.size(0) - begin);
     const at::Tensor hidden_CH = hidden_TH.narrow(0, begin, count);
     at::Tensor normed_CH = at::empty_like(hidden_CH);
     at::Tensor rstd_C = at::empty({count}, hidden_TH.options().dtype(at::kFloat));
     rms_norm_forward(normed_CH, rstd_C, hidden_CH, weights.norm_H, eps_);
-    sum += cross_entropy(project(normed_CH, weights.projection_VH), target_T.narrow(0, begin, count));
+    const at::Tensor logits_CV = project(normed_CH, weights.projection_VH);
+    sums.add_chunk(begin, count, [&](int64_t first, int64_t rows) {
+      return cross_entropy_sum(logits_CV.narrow(0, first - begin, rows), targets.target_T.narrow(0, first, rows));
+    });
   }
-  return sum;
+  return sums.values();
 }
 
 at::Tensor Head::logits(const at::Tensor& hidden_TH, const HeadWeights& weights) const {

@@ -2,6 +2,8 @@
 // gradient where they lie, so [T,V] never exists, forward or backward.
 #pragma once
 
+#include <vector>
+
 #include "config/model_config.h"
 #include "model/embedding.h"
 #include "model/unit_tensors.h"
@@ -28,11 +30,16 @@ class Head {
   HeadWeights weights(const UnitWeights& head, const UnitWeights& embedding) const;
   HeadGradients gradients(UnitGradients head, UnitGradients embedding) const;
 
-  // Sum of the cross-entropies of all targets. hidden [T,H] becomes, in place, the gradient of scale x that sum with
-  // respect to itself.
-  double loss_with_gradient_(at::Tensor hidden_TH, const at::Tensor& target_T, double scale, const HeadWeights& weights,
-                             HeadGradients gradients) const;
-  double loss(const at::Tensor& hidden_TH, const at::Tensor& target_T, const HeadWeights& weights) const;
+  // Targets, and the rows at which the parts end whose losses are summed apart: ascending, the last is T.
+  struct Targets {
+    at::Tensor target_T;
+    std::vector<int64_t> part_ends;
+  };
+  // Of each part the sum of the cross-entropies of its targets. hidden [T,H] becomes, in place, the gradient of scale x
+  // the sum of all with respect to itself.
+  std::vector<double> losses_with_gradient_(at::Tensor hidden_TH, const Targets& targets, double scale,
+                                            const HeadWeights& weights, HeadGradients gradients) const;
+  std::vector<double> losses(const at::Tensor& hidden_TH, const Targets& targets, const HeadWeights& weights) const;
   // All logits [T,V] in fp32: for tracing, not for training.
   at::Tensor logits(const at::Tensor& hidden_TH, const HeadWeights& weights) const;
 

@@ -92,6 +92,7 @@ Balance BalanceReduction::finish() {
   const Sums sums(to_host(sums_), layers_, experts_);
   Balance balance;
   balance.count_LE = sums.count_LE;
+  balance.own_count_LE = Sums(own_, layers_, experts_).count_LE;
   balance.tokens = static_cast<int64_t>(sums.tokens.item<double>());
   check_invariant(balance.tokens > 0, "a micro-step has {} tokens", balance.tokens);
   ModelAuxLoss aux = options_.scope == AuxLossScope::all_ranks

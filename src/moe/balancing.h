@@ -27,6 +27,7 @@ struct AuxLossOptions {
 // The statistics of all ranks, and what follows from them. Tensors are undefined where a model has no experts.
 struct Balance {
   at::Tensor count_LE;         // double, CPU: choices that fell on each expert, by layer
+  at::Tensor own_count_LE;     // the same of this rank's tokens alone, where the collective ran
   int64_t tokens = 0;          // of all ranks in this micro-step
   double aux_loss = 0;         // without its coefficient
   double z_loss = 0;           // without its coefficient

@@ -97,13 +97,15 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
     products.down_backward(activation, grad_rows);
     // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
     activate_backward(gate_up, activation, rows_of(grad.weight_R), weight, weights.form);
-    products.add_weight_gradient(into.down, grad_rows, activation);
-    products.add_weight_gradient(into.gate_up, gate_up, input);
+    if (into.down.tensor.defined()) products.add_weight_gradient(into.down, grad_rows, activation);
+    if (into.gate_up.tensor.defined()) products.add_weight_gradient(into.gate_up, gate_up, input);
     if (biases.down.defined()) {
       bias_scale_backward_add(rows_of(grad.weight_R), grad_rows, biases.down);
-      bias_backward(into.down_bias.tensor, grad_rows, into.down_bias.accumulate, weight);
+      if (into.down_bias.tensor.defined())
+        bias_backward(into.down_bias.tensor, grad_rows, into.down_bias.accumulate, weight);
     }
-    if (biases.gate_up.defined()) bias_backward(into.gate_up_bias.tensor, gate_up, into.gate_up_bias.accumulate);
+    if (into.gate_up_bias.tensor.defined())
+      bias_backward(into.gate_up_bias.tensor, gate_up, into.gate_up_bias.accumulate);
     products.gate_up_backward(rows_of(grad.row_RH), gate_up);
   }
   return grad;

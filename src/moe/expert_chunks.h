@@ -45,7 +45,7 @@ struct ExpertBiases {
 };
 ExpertBiases biases_of(const ExpertWeights& weights, const ExpertChunk& chunk);
 
-// Where the gradients of the chunk's expert go; those of biases as [1,N].
+// Where the gradients of the chunk's expert go; those of biases as [1,N]. Without tensors where nobody wants them.
 struct ChunkGradients {
   Gradient gate_up, down, gate_up_bias, down_bias;
 

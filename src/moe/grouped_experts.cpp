@@ -38,6 +38,7 @@ at::Tensor pre_activations(const at::Tensor& row_RH, const ExpertWeights& weight
 // too small to fill a GPU to its end, so they overlap.
 void add_weight_gradients(const Gradient& gradient, const at::Tensor& a_RN, const at::Tensor& b_RM,
                           const std::vector<int64_t>& rows_per_expert) {
+  if (!gradient.tensor.defined()) return;  // of frozen experts
   std::vector<int64_t> begin(rows_per_expert.size(), 0);
   std::exclusive_scan(rows_per_expert.begin(), rows_per_expert.end(), begin.begin(), int64_t{0});
   const auto add = [&](int64_t expert) {
@@ -90,9 +91,10 @@ ExpertRows grouped_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
   activate_backward(gate_up_RJ, activation_RI, grad.weight_R, rows.weight_R, weights.form);
   if (weights.down_bias_LH.defined()) {
     bias_scale_backward_add(grad.weight_R, grad_RH, weights.down_bias_LH, ends_L);
-    bias_backward(gradients.down_bias_LH.tensor, grad_RH, gradients.down_bias_LH.accumulate, rows.weight_R, ends_L);
+    if (gradients.down_bias_LH.tensor.defined())
+      bias_backward(gradients.down_bias_LH.tensor, grad_RH, gradients.down_bias_LH.accumulate, rows.weight_R, ends_L);
   }
-  if (weights.gate_up_bias_LJ.defined())
+  if (gradients.gate_up_bias_LJ.tensor.defined())
     bias_backward(gradients.gate_up_bias_LJ.tensor, gate_up_RJ, gradients.gate_up_bias_LJ.accumulate, {}, ends_L);
   const auto add = [&](const Gradient& gradient, const at::Tensor& grad_y, const at::Tensor& x) {
     add_weight_gradients(gradient, input_major ? x : grad_y, input_major ? grad_y : x, rows_per_expert);

@@ -134,6 +134,8 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
     context->saved_data["all_gather"] = settings.all_gather;
     context->saved_data["shuffle_seed"] = settings.shuffle_seed;
     context->saved_data["gradient_scale"] = gradient_scale;
+    // As the model has it, and so alike on all ranks: lent experts' gradients travel only where somebody wants them.
+    context->saved_data["trains_experts"] = gate_up.requires_grad() || down.requires_grad();
     return out;
   }
 
@@ -149,14 +151,17 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
         for (at::Tensor* consumed : {&part.rows.row_RH, &part.gate_up_RJ})
           if (consumed->defined()) *consumed = consumed->clone();
     const auto fp32 = [](const at::Tensor& like) { return at::empty(like.sizes(), like.options().dtype(at::kFloat)); };
-    ExpertGradients gradients{{fp32(gate_up)}, {fp32(down)}};
+    const bool trains_experts = context->saved_data["trains_experts"].toBool();
+    ExpertGradients gradients;
+    if (trains_experts) gradients = {{fp32(gate_up)}, {fp32(down)}};
     const bool needs_tokens = RoutedExperts::needs_tokens(parts);
     const ExpertAxis axis(settings_of(*context), gate_up.device());
     DispatchGradient result = axis.routed.backward(
         {needs_tokens ? token.contiguous() : at::Tensor(), weight.contiguous(), choices_of(kept)}, grad[0].contiguous(),
         {gate_up.contiguous(), down.contiguous()}, gradients, std::move(parts));
     const double scale = context->saved_data["gradient_scale"].toDouble();
-    const auto scaled = [scale](const Gradient& gradient, const at::Tensor& of) {
+    const auto scaled = [&](const Gradient& gradient, const at::Tensor& of) {
+      if (!trains_experts) return at::Tensor();
       if (scale != 1) gradient.tensor.mul_(scale);
       return gradient.tensor.to(of.scalar_type());
     };

@@ -17,11 +17,15 @@ int64_t share(int64_t rows, int64_t i, int64_t parts) {
 
 }  // namespace
 
-double worst_imbalance(const CheckedJob& job) {
+double most_imbalance(const CheckedJob& job) {
   const int64_t degree = job.layout.degree(Axis::expert), top_k = job.model.top_k();
   if (top_k == 0) return 1;  // a dense model
   const int64_t of_a_rank = std::min(top_k, job.model.experts() / degree);
-  const double worst = static_cast<double>(degree * of_a_rank) / static_cast<double>(top_k);
+  return static_cast<double>(degree * of_a_rank) / static_cast<double>(top_k);
+}
+
+double worst_imbalance(const CheckedJob& job) {
+  const double worst = most_imbalance(job);
   return job.job.moe.overload == OverloadPolicy::spill ? std::min(worst, job.job.moe.spill_threshold) : worst;
 }
 
@@ -31,7 +35,7 @@ AssumedRouting::AssumedRouting(const CheckedJob& job, int rank, double imbalance
   const int64_t local = experts / degree, own = job.layout.index(Axis::expert, rank) * local;
   const int64_t tokens = job.tokens_per_rank(), choices = tokens * job.model.top_k();
   int64_t most = tokens * degree;  // rows of an expert
-  int64_t received = scaled(choices, std::min(imbalance, worst_imbalance(job)));
+  int64_t received = scaled(choices, std::min(imbalance, most_imbalance(job)));
   if (const auto factor = job.job.moe.capacity_factor) {
     most = std::min(most, static_cast<int64_t>(std::ceil(*factor * static_cast<double>(choices * degree) /
                                                          static_cast<double>(experts))));

@@ -26,8 +26,10 @@ Fields fields_of(DeviceDescription& device) {
   fields.field("compute.fp8_flops", device.compute.fp8_flops, at_least(0),
                "the same in fp8 with a scale for each block; 0: not in hardware");
   fields.field("compute.product_efficiency", device.compute.product_efficiency,
+               NumberRange{.least = 0, .most = 1, .without_least = true}, "the share of the peak that products reach");
+  fields.field("compute.attention_efficiency", device.compute.attention_efficiency,
                NumberRange{.least = 0, .most = 1, .without_least = true},
-               "the share of the peak that large products reach");
+               "the share of it that attention reaches: scores, softmax and values");
   fields.section("memory", "of one rank");
   fields.field("memory.bytes", device.memory.bytes, more_than(0), "of the device");
   fields.field("memory.reserved_bytes", device.memory.reserved_bytes, at_least(0),
@@ -36,6 +38,8 @@ Fields fields_of(DeviceDescription& device) {
                "bytes per second that passes over memory reach, read and written");
   fields.field("memory.host_bandwidth", device.memory.host_bandwidth, more_than(0),
                "bytes per second to where activations are offloaded");
+  fields.field("memory.optimizer_bandwidth", device.memory.optimizer_bandwidth, more_than(0),
+               "bytes per second that the optimizer reaches, whose passes no cache helps");
   fields.section("network", "between ranks; bandwidths are what one rank sends, and reach");
   fields.field("network.ranks_per_node", device.network.ranks_per_node, size_of_at_least(1), "ranks of one machine");
   fields.field("network.node_latency", device.network.node_latency, at_least(0),
@@ -56,8 +60,8 @@ DeviceDescription gpu(double fp32, double bf16, double fp8, double efficiency, d
   constexpr double reached = 0.8;
   DeviceDescription device;
   device.device.kind = DeviceKind::cuda;
-  device.compute = {fp32, bf16, fp8, efficiency};
-  device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * host_link};
+  device.compute = {fp32, bf16, fp8, efficiency, efficiency};
+  device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * host_link, reached * bandwidth};
   device.network = {8, 5e-6, reached * nvlink, 15e-6, reached * nic};
   return device;
 }
@@ -66,8 +70,8 @@ DeviceDescription gpu(double fp32, double bf16, double fp8, double efficiency, d
 DeviceDescription core() {
   DeviceDescription device;
   device.device.kind = DeviceKind::cpu;
-  device.compute = {92e9, 204e9, 0, 0.85};
-  device.memory = {8 * gib, 0.2 * gib, 19e9, 1e9};
+  device.compute = {92e9, 204e9, 0, 0.85, 0.85};
+  device.memory = {8 * gib, 0.2 * gib, 19e9, 1e9, 19e9};
   device.network = {64, 50e-6, 4e9, 100e-6, 1e9};
   return device;
 }

@@ -15,16 +15,18 @@ struct DeviceDescription {
     DeviceKind kind = DeviceKind::cuda;  // cuda: NCCL; cpu: Gloo
   } device;
   struct {
-    double fp32_flops = 0;          // peak operations per second in matrix products
-    double bf16_flops = 0;          // 0: not in hardware
-    double fp8_flops = 0;           // with a scale in fp32 for each block; 0: not in hardware
-    double product_efficiency = 1;  // the share of the peak that large products reach
+    double fp32_flops = 0;            // peak operations per second in matrix products
+    double bf16_flops = 0;            // 0: not in hardware
+    double fp8_flops = 0;             // with a scale in fp32 for each block; 0: not in hardware
+    double product_efficiency = 1;    // the share of the peak that products reach
+    double attention_efficiency = 1;  // the share of it that attention reaches: scores, softmax, values
   } compute;
   struct {
     double bytes = 0;
-    double reserved_bytes = 0;  // of these, what the engine does not account for: driver, libraries, communicators
-    double bandwidth = 0;       // bytes per second that passes over memory reach, read and written
-    double host_bandwidth = 0;  // bytes per second to where activations are offloaded
+    double reserved_bytes = 0;       // of these, what the engine does not account for: driver, libraries, communicators
+    double bandwidth = 0;            // bytes per second that passes over memory reach, read and written
+    double host_bandwidth = 0;       // bytes per second to where activations are offloaded
+    double optimizer_bandwidth = 0;  // bytes per second that the optimizer reaches, whose passes no cache helps
   } memory;
   struct {
     int64_t ranks_per_node = 1;

@@ -73,7 +73,7 @@ LayoutOption try_out(CheckedJob job, const DeviceDescription& device, double imb
   option.peak_moment = memory.moment;
   option.left_bytes = device.usable_bytes() - static_cast<double>(memory.peak_of.total);
   for (const RankClass& one : classes)  // the step is over when the busiest rank's is
-    if (one.step.time.step_seconds > option.time.step_seconds) option.time = one.step.time;
+    if (!one.is_at_times && one.step.time.step_seconds > option.time.step_seconds) option.time = one.step.time;
   return option;
 }
 

@@ -9,18 +9,33 @@
 #include "config/model_flops.h"
 #include "device/paper_communicator.h"
 #include "planner/collective_time.h"
-#include "step/train_step.h"
+#include "step/step_exchange.h"
 
 namespace conclave {
 namespace {
 
-// Micro-steps between the first and the last are alike: one stands for all.
+// Micro-steps between the first and the last are alike, unless their rows differ: one stands for all.
 constexpr int64_t most_micro_steps = 3;
 
-CheckedJob with_few_micro_steps(CheckedJob job) {
-  job.micro_steps = std::min(job.micro_steps, most_micro_steps);
+CheckedJob with_few_micro_steps(const PlannedRank& planned) {
+  CheckedJob job = planned.job;
+  if (planned.routing.size() == 1) job.micro_steps = std::min(job.micro_steps, most_micro_steps);
   return job;
 }
+
+// The rows of one micro-step after the other.
+class CurrentRouting final : public AssumedChoices {
+ public:
+  explicit CurrentRouting(const PlannedRank& planned) : routing_(planned.routing) {}
+  std::shared_ptr<const RowsBySource> of_layer(int64_t layer) const override {
+    return routing_[micro_step_ % routing_.size()]->of_layer(layer);
+  }
+  void begin(size_t micro_step) { micro_step_ = micro_step; }
+
+ private:
+  const std::vector<std::shared_ptr<const AssumedChoices>>& routing_;
+  size_t micro_step_ = 0;
+};
 
 PaperMachine machine_of(const PlannedRank& planned) {
   const DeviceDescription& device = planned.device;
@@ -32,7 +47,9 @@ PaperMachine machine_of(const PlannedRank& planned) {
           .rates = {.fp32_operations = device.peak_flops(4) * efficiency,
                     .bf16_operations = device.peak_flops(2) * efficiency,
                     .fp8_operations = device.compute.fp8_flops * efficiency,
+                    .attention = device.compute.attention_efficiency / efficiency,
                     .bytes = device.memory.bandwidth,
+                    .optimizer_bytes = device.memory.optimizer_bandwidth,
                     .host_bytes = device.memory.host_bandwidth},
           .collective_seconds = [device](CollectivePattern pattern, double bytes, const GroupOnNodes& group) {
             return group.ranks == 1 ? 0 : collective_seconds(pattern, bytes, group, device);
@@ -92,8 +109,9 @@ class PaperRank {
       : planned_(planned),
         device_(machine_of(planned)),
         world_(process_of(planned), world_on_paper(device_, planned)),
-        job_(with_few_micro_steps(planned.job), world_),
-        forward_backward_(job_.model(), job_.settings(), planned.routing.get()) {
+        job_(with_few_micro_steps(planned), world_),
+        routing_(planned),
+        forward_backward_(job_.model(), job_.settings(), &routing_) {
     job_.model().allocate_parameters();
     job_.model().allocate_training_state();
     hold_what_stays();
@@ -104,9 +122,11 @@ class PaperRank {
 
   void train() {
     TrainStep step(job_, forward_backward_);
-    const StepReport report = step.run([this] { return next_batch(); }, /*update=*/1, /*lr=*/0);
+    const StepReport report = step.run([this] { return next_batch(); }, targets_of_source(), /*update=*/1, /*lr=*/0);
     add_times(report.times);
     begins_.push_back(costs());  // the end of the last
+    highest_over_ranks(job_, {});
+    if (job_.job().metrics.record_routing) gather_rows(job_, report);
   }
 
   void evaluate() { forward_backward_.evaluate(next_batch()); }
@@ -115,8 +135,8 @@ class PaperRank {
   Costs costs_of_step() {
     Costs all = costs();
     const bool has_trained = begins_.size() > 1;  // an evaluation is one batch, however many micro-steps a step has
-    if (has_trained && planned_.job.micro_steps > most_micro_steps)
-      all.add_difference(begins_[1], begins_[2], planned_.job.micro_steps - most_micro_steps);
+    if (has_trained && planned_.job.micro_steps > job_.micro_steps())
+      all.add_difference(begins_[1], begins_[2], planned_.job.micro_steps - job_.micro_steps());
     return all;
   }
 
@@ -155,12 +175,20 @@ class PaperRank {
 
   MicroBatch next_batch() {
     add_times(forward_backward_.clock().take());
+    routing_.begin(begins_.size());
     begins_.push_back(costs());
     const int64_t batch = job_.job().data.micro_batch_size, sequence = job_.job().data.sequence_length;
     const auto tokens = [&] { return at::empty({batch * sequence}, at::device(at::kMeta).dtype(at::kLong)); };
     std::vector<int64_t> samples(static_cast<size_t>(batch));
+    const std::vector<int64_t> sources(targets_of_source().size() > 1 ? samples.size() : 0);
     std::iota(samples.begin(), samples.end(), planned_.rank * batch);
-    return {tokens(), tokens(), batch, sequence, std::move(samples)};
+    return {tokens(), tokens(), batch, sequence, std::move(samples), sources};
+  }
+  // Which source a target is of changes no cost; how many sources there are is how many losses are summed.
+  std::vector<int64_t> targets_of_source() {
+    std::vector<int64_t> targets(std::max<size_t>(job_.job().data.train.sets.size(), 1));
+    targets[0] = job_.tokens_per_step();
+    return targets;
   }
 
   void add_times(const std::vector<StepClock::Times>& times) {
@@ -178,7 +206,8 @@ class PaperRank {
   PlannedTime planned_time(const Costs& costs) {
     const auto in = [&](Phase phase) { return costs.seconds[static_cast<size_t>(phase)]; };
     PlannedTime time;
-    time.products = in(Phase::products) + in(Phase::attention);
+    time.products = in(Phase::products);
+    time.attention = in(Phase::attention);
     time.memory_passes = in(Phase::computing) + in(Phase::permute) + in(Phase::kernels);
     time.optimizer = in(Phase::optimizer);
     time.dispatch = in(Phase::dispatch);
@@ -202,6 +231,7 @@ class PaperRank {
   PaperDevice device_;
   World world_;
   ParallelJob job_;
+  CurrentRouting routing_;
   ForwardBackward forward_backward_;
   std::vector<at::Tensor> kept_;
   std::array<double, phases> seconds_{};
@@ -213,7 +243,7 @@ class PaperRank {
 PlannedRank plan_rank(const CheckedJob& job, int rank, const DeviceDescription& device,
                       std::shared_ptr<const AssumedChoices> routing) {
   const bool by_gloo = device.device.kind == DeviceKind::cpu && job.layout.world_size() > 1;
-  return {.job = job, .rank = rank, .device = device, .routing = std::move(routing), .stages_sums = by_gloo};
+  return {.job = job, .rank = rank, .device = device, .routing = {std::move(routing)}, .stages_sums = by_gloo};
 }
 
 PlannedStep plan_step(const PlannedRank& rank) {

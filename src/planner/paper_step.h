@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/memory_use.h"
 #include "mesh/collective_bytes.h"
@@ -18,7 +19,7 @@ struct PlannedRank {
   CheckedJob job;
   int rank = 0;
   DeviceDescription device;
-  std::shared_ptr<const AssumedChoices> routing;
+  std::vector<std::shared_ptr<const AssumedChoices>> routing;  // of each micro-step; one: all are alike
   bool stages_sums = false;  // other ranks are reached by Gloo, which sums in buffers of its own
   int64_t threads = 1;       // that compute on a CPU: some buffers exist once for each
 };
@@ -42,6 +43,7 @@ struct PlannedTime {
   double step_seconds = 0;
   // What the step consists of; these add up to it.
   double products = 0;       // matrix products, recomputed ones included
+  double attention = 0;      // scores, softmax and values
   double memory_passes = 0;  // everything between the products: bound by memory
   double optimizer = 0;
   double dispatch = 0;     // waiting for routed rows

@@ -14,8 +14,9 @@ namespace conclave {
 struct RankClass {
   std::string who;  // "the busiest rank of each expert group"
   int ranks = 0;
-  double imbalance = 1;  // rows it computes, over the mean
+  double imbalance = 1;  // rows of its experts, over the mean
   PlannedStep step;
+  bool is_at_times = false;  // not under the assumed routing, but in some step of a run: its memory must fit
 };
 
 struct Plan {

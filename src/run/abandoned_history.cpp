@@ -40,10 +40,14 @@ bool is_there(const fs::path& path) {
 
 }  // namespace
 
+bool is_own_checkpoint(const Job& job, const fs::path& checkpoint) {
+  std::error_code not_there;
+  return fs::equivalent(fs::canonical(checkpoint, not_there).parent_path(), checkpoints_folder(job), not_there);
+}
+
 void abandon_history_after(const Job& job, const fs::path& checkpoint, int64_t step) {
   const fs::path folder = checkpoints_folder(job);
-  std::error_code not_there;
-  const bool is_own = fs::equivalent(fs::canonical(checkpoint).parent_path(), folder, not_there);
+  const bool is_own = is_own_checkpoint(job, checkpoint);
   const std::vector<fs::path> checkpoints = is_own ? entries_after(folder, step) : list_checkpoints(folder);
   if (checkpoints.empty()) {
     if (!is_own) put_metrics_aside(job);
@@ -58,13 +62,14 @@ void abandon_history_after(const Job& job, const fs::path& checkpoint, int64_t s
   else
     remove_latest(folder);
   const fs::path aside = new_abandoned_folder(folder);
-  for (const fs::path& file : {metrics_file(job), resolved_job_file(job)})
+  for (const fs::path& file : {metrics_file(job), routing_file(job), resolved_job_file(job)})
     if (is_there(file)) fs::copy_file(file, aside / file.filename());
   for (const fs::path& later : checkpoints) move(later, aside);
   if (!exports.empty()) fs::create_directory(aside / "export");
   for (const fs::path& later : exports) move(later, aside / "export");
   if (!is_own) {  // nothing of it is this run's
     fs::remove(metrics_file(job));
+    fs::remove(routing_file(job));
     if (is_there(tensorboard_folder(job))) move(tensorboard_folder(job), aside);
   }
   spdlog::warn(
@@ -75,14 +80,17 @@ void abandon_history_after(const Job& job, const fs::path& checkpoint, int64_t s
 }
 
 void put_metrics_aside(const Job& job) {
-  const fs::path file = metrics_file(job);
+  for (const fs::path& file : {metrics_file(job), routing_file(job)}) put_aside(file);
+}
+
+void put_aside(const fs::path& file) {
   if (!is_there(file) || fs::file_size(file) == 0) return;
   for (int number = 1;; ++number) {
     fs::path aside = file;
     aside += fmt::format(".{}", number);
     if (fs::exists(aside)) continue;
     fs::rename(file, aside);
-    spdlog::info("an earlier run without a checkpoint was here; its metrics are kept as {}", aside.string());
+    spdlog::info("{} was not written by this run; it is kept as {}", file.string(), aside.string());
     return;
   }
 }

@@ -6,21 +6,23 @@
 #include <string>
 
 #include "checkpoint/checkpoint_state.h"
-#include "data/sample_stream.h"
+#include "data/blend.h"
 
 namespace conclave {
 
 struct DataPosition {
-  int64_t sample = 0;  // of `stream`
+  int64_t sample = 0;  // of `blend`
   std::string said;    // what is not exact about it; empty: all is
 };
 
 // With other data: the beginning of it. With another sequence length: as many epochs and, within the last, as many
-// tokens, rounded up to whole samples. `fingerprint`: of the stream's data.
-DataPosition position_in_data(const CheckpointState& state, const SampleStream& stream, const std::string& fingerprint,
+// tokens, rounded up to whole samples; of several sources, whose epochs end at different times, as many tokens.
+// `fingerprint`: of the blend's data.
+DataPosition position_in_data(const CheckpointState& state, const Blend& blend, const std::string& fingerprint,
                               uint64_t seed);
 
-// Logs what a run of so many further steps reads: the set, how many times over, and what of it is never read.
-void log_reading(const SampleStream& stream, int64_t steps, int64_t sequences_per_step);
+// Logs what a run of so many further steps from sample `first` on reads: each source, its share, how many times over,
+// what of it is trained on and what is never read.
+void log_reading(const Blend& blend, int64_t first, int64_t steps, int64_t sequences_per_step);
 
 }  // namespace conclave

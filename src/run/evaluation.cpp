@@ -4,16 +4,11 @@
 
 #include <algorithm>
 
+#include "base/log.h"
 #include "data/batch_loader.h"
 #include "step/train_step.h"
 
 namespace conclave {
-
-std::shared_ptr<const SampleStream> open_validation(const ParallelJob& job) {
-  auto set = std::make_shared<const IndexedTokens>(job.job().data.validation.value(), job.model_config().vocab_size);
-  return std::make_shared<const SampleStream>(std::move(set), job.job().data.sequence_length,
-                                              static_cast<uint64_t>(job.job().run.seed), Order::in_order);
-}
 
 std::string samples_in_words(const EvaluationResult& result, const SampleStream& stream) {
   const std::string part = result.samples < result.samples_of_set
@@ -29,19 +24,52 @@ EvaluationResult evaluate(ParallelJob& job, ForwardBackward& forward_backward,
   EvaluationResult result;
   result.samples_of_set = stream->samples_per_epoch();
   result.samples = samples > 0 ? std::min(samples, result.samples_of_set) : result.samples_of_set;
-  result.targets = result.samples * sequence_length;
+  const auto blend = std::make_shared<const Blend>(stream);
+  result.targets = blend->content(0, result.samples).all_targets();
+  const auto tokens = static_cast<double>(result.samples * sequence_length);
   const int64_t micro_steps = (result.samples + sequences - 1) / sequences;
-  BatchLoader loader(stream, {job.job().data.micro_batch_size, job.world().size(), job.rank()}, 0, result.samples);
+  BatchLoader loader(blend, {job.job().data.micro_batch_size, job.world().size(), job.rank()}, 0, result.samples);
   double loss_sum = 0;
   for (int64_t m = 0; m < micro_steps; ++m) {
     const MicroStepResult micro_step =
         forward_backward.evaluate(to_micro_batch(loader.next(), sequence_length, job.device()));
     loss_sum += micro_step.loss_sum;
-    result.aux_loss += micro_step.balance.aux_loss * static_cast<double>(micro_step.balance.tokens) /
-                       static_cast<double>(result.targets);
+    result.aux_loss += micro_step.balance.aux_loss * static_cast<double>(micro_step.balance.tokens) / tokens;
   }
   result.lm_loss = job.sum_over_world({loss_sum})[0] / static_cast<double>(result.targets);
   return result;
+}
+
+std::vector<EvaluationResult> validate(ParallelJob& job, ForwardBackward& forward_backward,
+                                       const std::vector<NamedSet>& sets, int64_t step) {
+  const bool named = job.job().data.validation->is_named();
+  std::vector<EvaluationResult> results;
+  for (const NamedSet& set : sets) {
+    results.push_back(evaluate(job, forward_backward, set.stream, job.job().validation.samples));
+    spdlog::info("step {}: validation loss {:.4f}{} over {}", step, results.back().lm_loss,
+                 named ? fmt::format(" of {}", set.name) : "", samples_in_words(results.back(), *set.stream));
+  }
+  return results;
+}
+
+void append_validation(MetricsRecord& record, const std::vector<NamedSet>& sets,
+                       const std::vector<EvaluationResult>& results, bool named) {
+  if (results.empty()) return;
+  EvaluationResult all;
+  double loss_sum = 0;
+  for (const EvaluationResult& result : results) {
+    loss_sum += result.lm_loss * static_cast<double>(result.targets);
+    all.targets += result.targets;
+    all.samples += result.samples;
+  }
+  record.emplace_back("validation_loss",
+                      results.size() == 1 ? results[0].lm_loss : loss_sum / static_cast<double>(all.targets));
+  record.emplace_back("validation_samples", all.samples);
+  if (!named) return;
+  for (size_t i = 0; i < results.size(); ++i) {
+    record.emplace_back(fmt::format("validation/{}/loss", sets[i].name), results[i].lm_loss);
+    record.emplace_back(fmt::format("validation/{}/targets", sets[i].name), results[i].targets);
+  }
 }
 
 }  // namespace conclave

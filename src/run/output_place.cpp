@@ -10,9 +10,11 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "checkpoint/checkpoint_folder.h"
 #include "config/mistake.h"
 #include "run/run_export.h"
 #include "run/run_folder.h"
+#include "run/run_lock.h"
 
 namespace conclave {
 namespace {
@@ -101,11 +103,13 @@ void check_contents(const Job& job) {
     if (!fs::is_directory(status)) refuse(job, fmt::format("{} is there and not a folder", folder.string()));
     check_writable(job, folder, {});
   }
-  for (const fs::path& file : {metrics_file(job), resolved_job_file(job)}) {
+  const fs::path latest = checkpoints_folder(job) / latest_file_name;  // which is never written, but replaced
+  for (const fs::path& file :
+       {metrics_file(job), routing_file(job), resolved_job_file(job), job.run.output_dir / lock_file_name, latest}) {
     const fs::file_status status = status_of(job, file);
     if (status.type() == fs::file_type::not_found) continue;
     if (!fs::is_regular_file(status)) refuse(job, fmt::format("{} is there and not a file", file.string()));
-    if (::access(file.c_str(), W_OK) != 0)
+    if (file != latest && ::access(file.c_str(), W_OK) != 0)
       refuse(job, fmt::format("{} cannot be written: {}", file.string(), std::strerror(errno)));
   }
 }

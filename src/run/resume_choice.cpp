@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/shown_path.h"
 #include "checkpoint/checkpoint_folder.h"
+#include "config/job_file.h"
 #include "config/mistake.h"
 #include "run/run_folder.h"
 #include "run/same_run.h"
@@ -83,6 +84,17 @@ ResumeChoice choose_resume(const Job& job) {
         "run.output_dir, or checkpoint.resume: auto to go on with that run.",
         folder.string());
   return {};
+}
+
+void take_over_from_run(Job& job) {
+  if (job.moe.aux_loss_layers || job.moe.moe_load_balancing != LoadBalancing::aux_loss) return;
+  for (const fs::path& candidate : choose_resume(job).candidates) {
+    if (damage_of(candidate)) continue;
+    const KeyValues values = CheckpointReader(candidate).state().job;
+    if (const auto found = values.find("moe.aux_loss_layers"); found != values.end())
+      job.moe.aux_loss_layers = job_from_overrides({"moe.aux_loss_layers=" + found->second}).moe.aux_loss_layers;
+    return;
+  }
 }
 
 void check_resume(const CheckedJob& job, const std::optional<std::string>& data_fingerprint) {

@@ -23,6 +23,10 @@ struct ResumeChoice {
 // with its own, or names a path where there is no whole checkpoint.
 ResumeChoice choose_resume(const Job& job);
 
+// Puts values for nulls that stand for how a run began (moe.aux_loss_layers): those of the checkpoint that a start goes
+// on from, so that it does not matter whether the job still says how it began. UserError as choose_resume().
+void take_over_from_run(Job& job);
+
 // What a start of the job would refuse of the checkpoint that it goes on from, found without ranks and without reading
 // its tensors. `data_fingerprint`: none if the job has no data. Warnings are logged.
 void check_resume(const CheckedJob& job, const std::optional<std::string>& data_fingerprint);

@@ -95,8 +95,8 @@ void say_what_is_not_read(const ModelSource& source, const std::filesystem::path
 
 }  // namespace
 
-std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& training) {
-  const std::string data_fingerprint = fingerprint(training.set());
+std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) {
+  const std::string data_fingerprint = fingerprint(training);
   const RunIdentity identity = identity_of(job, data_fingerprint);
   const HashCheck hashes = hash_check(job.job());
   ResumeChoice choice;
@@ -138,8 +138,10 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& tra
   if (const auto path = path_to_resume(job.job()); path && loaded->path != *path)
     spdlog::info(
         "checkpoint.resume is {}, from which this run went on already: it goes on from its own newest checkpoint. To "
-        "go back once more, move the checkpoints after it away.",
-        path->string());
+        "go back once more, {}.",
+        path->string(),
+        is_own_checkpoint(job.job(), *path) ? "first run conclave ckpt go-back " + path->string()
+                                            : "use another run.output_dir");
   together(job.host_world(), [&] {
     if (job.is_first() && loaded->path == path_to_resume(job.job()))
       abandon_history_after(job.job(), loaded->path, loaded->state.step);

@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "checkpoint/agreed_load.h"
-#include "data/sample_stream.h"
+#include "data/blend.h"
+#include "moe/routing_record.h"
 #include "step/parallel_job.h"
 
 namespace conclave {
@@ -21,6 +22,9 @@ inline std::filesystem::path metrics_file(const Job& job) {
 }
 inline std::filesystem::path resolved_job_file(const Job& job) {
   return job.run.output_dir / "job.yaml";
+}
+inline std::filesystem::path routing_file(const Job& job) {
+  return job.run.output_dir / routing_file_name;
 }
 inline std::filesystem::path tensorboard_folder(const Job& job) {
   return job.run.output_dir / "tensorboard";
@@ -51,7 +55,7 @@ std::vector<TensorSlice> slices_to_save(ParallelJob& job);
 // from the beginning. `training`: the data whose position is carried over. A run that goes back puts aside what it
 // leaves. UserError when the job differs from the checkpoint's in a key that matters (see same_run.h); when every
 // checkpoint is damaged, or the newest is and checkpoint.on_damage says stop.
-std::optional<TrainingPosition> resume(ParallelJob& job, const SampleStream& training);
+std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training);
 
 // What the run of a checkpoint started from, as the checkpoint's job says; relative paths are of the folder it was
 // started in.

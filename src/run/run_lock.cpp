@@ -8,10 +8,13 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <ctime>
 #include <string>
 #include <system_error>
+#include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -19,7 +22,9 @@
 namespace conclave {
 namespace {
 
-constexpr const char* lock_file_name = "lock";
+// A supervisor starts a run again while the one before still ends: its ranks save, or wait for each other.
+constexpr std::chrono::seconds patience{10};
+constexpr std::chrono::milliseconds pause{100};
 
 std::string this_process() {
   std::array<char, 256> host{};
@@ -46,21 +51,40 @@ void write_holder(int descriptor, const std::filesystem::path& file) {
     spdlog::warn("cannot write {}: {}. The folder is locked all the same.", file.string(), std::strerror(errno));
 }
 
+// 0, or the errno.
+int try_lock(int descriptor) {
+  int failed;
+  do {
+    failed = ::flock(descriptor, LOCK_EX | LOCK_NB);
+  } while (failed != 0 && errno == EINTR);
+  return failed == 0 ? 0 : errno;
+}
+
+// As try_lock, but for a while when another process has it.
+int lock_in_time(int descriptor, const std::filesystem::path& folder) {
+  const auto until = std::chrono::steady_clock::now() + patience;
+  bool said = false;
+  for (;;) {
+    const int reason = try_lock(descriptor);
+    if (reason != EWOULDBLOCK || std::chrono::steady_clock::now() >= until) return reason;
+    if (!std::exchange(said, true))
+      spdlog::info("{} is in use by another run: {}; waiting up to {} s for it to end", folder.string(),
+                   holder_of(descriptor), patience.count());
+    std::this_thread::sleep_for(pause);
+  }
+}
+
 }  // namespace
 
 RunLock::RunLock(const std::filesystem::path& folder) {
   const std::filesystem::path file = folder / lock_file_name;
   descriptor_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), "cannot open " + file.string());
-  int failed;
-  do {
-    failed = ::flock(descriptor_, LOCK_EX | LOCK_NB);
-  } while (failed != 0 && errno == EINTR);
-  if (failed == 0) {
+  const int reason = lock_in_time(descriptor_, folder);
+  if (reason == 0) {
     write_holder(descriptor_, file);
     return;
   }
-  const int reason = errno;
   if (reason == EWOULDBLOCK) {
     const std::string holder = holder_of(descriptor_);
     ::close(descriptor_);

@@ -10,10 +10,12 @@
 
 namespace conclave {
 
+inline constexpr const char* lock_file_name = "lock";
+
 class RunLock {
  public:
   // Takes the lock of `folder`, which must exist. UserError, naming the folder and the process that holds it, when
-  // another run has it.
+  // another run has it and does not end within some seconds.
   explicit RunLock(const std::filesystem::path& folder);
   ~RunLock();
   RunLock(const RunLock&) = delete;

@@ -41,6 +41,25 @@ void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadEx
   record.emplace_back("dead_experts_by_layer", list_of(dead_experts.dead_L()));
 }
 
+void append_sources(MetricsRecord& record, const Blend& blend, int64_t samples, const StepReport& report) {
+  if (blend.is_single()) return;
+  const std::vector<int64_t> samples_of_source = blend.samples_before(samples);
+  for (size_t s = 0; s < report.sources.size(); ++s) {
+    const SourceLoss& source = report.sources[s];
+    const std::string name = "source/" + blend.sources()[s].name;
+    record.emplace_back(name + "/tokens", samples_of_source[s] * blend.sequence_length());
+    record.emplace_back(name + "/targets", source.targets);
+    record.emplace_back(name + "/loss", source.targets > 0 ? MetricValue(source.mean()) : MetricValue());
+  }
+}
+
+std::vector<std::pair<std::string, double>> losses_of(const Blend& blend, const StepReport& report) {
+  std::vector<std::pair<std::string, double>> losses;
+  for (size_t s = 0; s < report.sources.size(); ++s)
+    if (report.sources[s].targets > 0) losses.emplace_back(blend.sources()[s].name, report.sources[s].mean());
+  return losses;
+}
+
 void append_start(MetricsRecord& record, const ParallelJob& job, int64_t started_after) {
   record.emplace_back("started_after", started_after);
   record.emplace_back("ranks", static_cast<int64_t>(job.layout().world_size()));

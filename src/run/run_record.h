@@ -2,10 +2,15 @@
 // with.
 #pragma once
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "metrics/record.h"
 #include "moe/dead_experts.h"
 #include "moe/load_statistics.h"
 #include "step/parallel_job.h"
+#include "step/train_step.h"
 
 namespace conclave {
 
@@ -14,6 +19,12 @@ enum class LoadDetail { brief, by_layer };
 // `brief`: one number for the model, or a short list. `by_layer`: also what there is of each layer and expert, under
 // names that end in `_by_layer`.
 void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadExperts& dead_experts, LoadDetail detail);
+
+// Of each source of a blend: its tokens that were read until sample `samples`, and of the step the targets that were
+// trained on and their mean loss (null: there were none).
+void append_sources(MetricsRecord& record, const Blend& blend, int64_t samples, const StepReport& report);
+// Names and mean losses of the step's sources, for people; empty: there is one source.
+std::vector<std::pair<std::string, double>> losses_of(const Blend& blend, const StepReport& report);
 
 // Of the first step after a start: after which step it went on (0: from the beginning), on what, with which versions.
 void append_start(MetricsRecord& record, const ParallelJob& job, int64_t started_after);

@@ -93,6 +93,15 @@ void RunSignals::tell_of_saved(int64_t step) {
   set_saved_text(fmt::format("What came after step {} is not saved; the same command goes on from there.\n", step));
 }
 
+void answer_signals_while_starting() {
+  struct sigaction action {};
+  sigemptyset(&action.sa_mask);
+  action.sa_handler = SIG_IGN;
+  sigaction(SIGUSR2, &action, nullptr);
+  action.sa_handler = [](int) { _exit(exit_requeue); };
+  sigaction(SIGUSR1, &action, nullptr);
+}
+
 ExitCode exit_code_of_stop(int signal) {
   switch (signal) {
     case SIGINT:

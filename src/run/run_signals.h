@@ -36,6 +36,10 @@ class RunSignals {
   int saves_asked_for_ = 0;  // that were taken
 };
 
+// For the time before: a process that still starts has nothing to save. It does not heed SIGUSR2, and SIGUSR1 ends it
+// at once with the code by which a scheduler starts the run again. The other signals do what they do anywhere.
+void answer_signals_while_starting();
+
 // Of a run that such a signal ended after a step.
 ExitCode exit_code_of_stop(int signal);
 // "SIGTERM"

@@ -69,9 +69,16 @@ std::optional<std::string> jump_of_learning_rate(const std::vector<Difference>& 
                      step + 1);
 }
 
+// What moe.drop_policy: null stands for.
+void name_drop_policy(KeyValues& values) {
+  std::string& policy = values["moe.drop_policy"];
+  if (policy == "null" && values["moe.capacity_factor"] != "null") policy = "probability";
+}
+
 // A checkpoint's values, with what keys were that it is older than.
 KeyValues stored_values(KeyValues values) {
   values.try_emplace("precision.router", "compute");
+  name_drop_policy(values);
   return values;
 }
 
@@ -98,6 +105,7 @@ RunIdentity identity_of(const CheckedJob& job, const std::string& compute, const
   values["precision.compute"] = compute;
   values["moe.moe_aux_loss_coeff"] = fmt::format("{}", job.aux_coefficient());
   values["moe.router_jitter_noise"] = fmt::format("{}", job.jitter_noise());
+  name_drop_policy(values);
   if (job.aux_coefficient() == 0) values["moe.aux_loss_layers"] = "together";  // of no loss
   if (compute == "fp32") values["precision.router"] = "compute";               // which is fp32
   return {std::move(values), hugging_face_config_json(job.model, "float32"), data_fingerprint};
@@ -111,7 +119,8 @@ std::vector<std::string> check_same_run(const CheckedJob& job, const RunIdentity
                                                                 with_model(was, in_todays_form(state.model_config)));
   if (!state.data_fingerprint.empty() && state.data_fingerprint != identity.data_fingerprint)
     differences.push_back(
-        {"data.train", fmt::format("{} with fingerprint {}", job.job.data.train.string(), identity.data_fingerprint),
+        {"data.train",
+         fmt::format("{} with fingerprint {}", prefixes_of(job.job.data.train.sets), identity.data_fingerprint),
          fmt::format("data with fingerprint {}", state.data_fingerprint)});
 
   const std::vector<std::string> allowed = keys_allowed_to_change(job.job);

@@ -49,7 +49,7 @@ TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path
   const auto part = [&](const at::Tensor& tensor) {
     return tensor.narrow(0, begin, end - begin).flatten().to(job.device());
   };
-  traced.of_rank = {part(input_BS), part(label_BS), end - begin, traced.sequence, {}};
+  traced.of_rank = {part(input_BS), part(label_BS), end - begin, traced.sequence, {}, {}};
   for (int64_t sample = begin; sample < end; ++sample) traced.of_rank.sample_of_B.push_back(sample);
   return traced;
 }

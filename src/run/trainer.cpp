@@ -3,7 +3,6 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
-#include <utility>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -27,12 +26,14 @@
 #include "run/run_record.h"
 #include "run/same_run.h"
 #include "step/compute_precision.h"
+#include "step/step_exchange.h"
 
 namespace conclave {
 
 Trainer::Trainer(ParallelJob& job)
     : job_(job),
-      training_(open_training(job)),
+      training_(open_training(job.job(), job.model_config().vocab_size)),
+      validation_(open_validation(job.job(), job.model_config().vocab_size)),
       forward_backward_(job.model(), job.settings()),
       saves_(
           job,
@@ -47,7 +48,6 @@ Trainer::Trainer(ParallelJob& job)
       warnings_(job.job(), job.model_config().top_k()),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
-  if (job.job().data.validation) validation_ = open_validation(job);
   start();
 }
 
@@ -69,7 +69,7 @@ void Trainer::start() {
     spdlog::info("going on after step {}", position_.step);
     signals_.tell_of_saved(position_.step);
   } else {
-    position_.data_fingerprint = fingerprint(training_->set());
+    position_.data_fingerprint = fingerprint(*training_);
     start_parameters(job_);
   }
   first_step_ = position_.step + 1;
@@ -80,16 +80,18 @@ void Trainer::start() {
                job_.micro_steps(), precision_name(job_.compute()),
                job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "",
                job_.device().str());
-  if (job_.is_first()) log_reading(*training_, job.run.steps - position_.step, job_.sequences_per_step());
+  if (job_.is_first())
+    log_reading(*training_, position_.samples, job.run.steps - position_.step, job_.sequences_per_step());
   spdlog::info(what_is_kept(job));
   if (job.run.stop_after) spdlog::info("the run ends before {} (run.stop_after)", text_of(*job.run.stop_after));
   flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
   device_of(job_.device()).reset_peak_memory(job_.device());  // the peak is training's own
   spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());
+  if (job_.is_first() && position_.step == 0) put_metrics_aside(job);
+  routing_ = std::make_unique<RoutingRecorder>(job_, position_.step);
   if (!job_.is_first()) return;
   write_file_atomically(resolved_job_file(job), print_job(job));
-  if (position_.step == 0) put_metrics_aside(job);
   metrics_ = std::make_unique<MetricsLog>(metrics_file(job), position_.step);
   if (job.metrics.tensorboard) tensorboard_ = std::make_unique<TensorBoardLog>(tensorboard_folder(job), position_.step);
   progress_ = std::make_unique<ProgressLine>(job.run.steps, job.metrics.log_every, stdout);
@@ -116,8 +118,9 @@ ExitCode Trainer::run() {
     if (tracer_) tracer_->before_step(step);
     const auto start = std::chrono::steady_clock::now();
     // A save that is being written reads what the update changes.
-    const StepReport step_report =
-        train_step.run(batches_of(loader, job_), position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
+    const StepReport step_report = train_step.run(
+        batches_of(loader, job_), training_->content(position_.samples, job_.sequences_per_step()).targets,
+        position_.updates + 1, lr, [this] { saves_.take_back_memory(); });
     // The update is queued still, but of the step. Copies for a checkpoint have a stream of their own, and go on.
     device_of(job_.device()).finish_computing(job_.device());
     const double seconds = seconds_since(start);
@@ -128,8 +131,8 @@ ExitCode Trainer::run() {
     if (step_report.not_finite.empty() && !step_report.load.is_empty())
       dead_experts_.finish_step(step_report.load.count_LE());
 
-    last_validation_.reset();
-    if (validation_ && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
+    last_validation_.clear();
+    if (!validation_.empty() && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
       validate(step);
     const Agreed agreed = report(step, step_report, lr, seconds);
     warn(step, step_report);
@@ -193,10 +196,8 @@ void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
 }
 
 void Trainer::validate(int64_t step) {
-  last_validation_ = evaluate(job_, forward_backward_, validation_, job_.job().validation.samples);
   if (progress_) progress_->end_line();
-  spdlog::info("step {}: validation loss {:.4f} over {}", step, last_validation_->lm_loss,
-               samples_in_words(*last_validation_, *validation_));
+  last_validation_ = conclave::validate(job_, forward_backward_, validation_, step);
 }
 
 void Trainer::save(RunSaves::Kind kind) {
@@ -218,48 +219,48 @@ Trainer::Agreed Trainer::own_view() {
 Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
   const MemoryReport memory = memory_report();
   const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
-  // The rank that needs most memory, and the rank that waited longest, are what limits the run.
   const std::optional<FinishedSave> saved = saves_.take_finished();
   const Agreed own = own_view();
-  std::vector<double> extremes = {static_cast<double>(device_of(job_.device()).peak_memory()),
-                                  static_cast<double>(running_memory().peak_resident_bytes),
-                                  seconds_in(Phase::gather),
-                                  seconds_in(Phase::reduce),
-                                  seconds_in(Phase::dispatch),
-                                  seconds_in(Phase::data),
-                                  seconds_in(Phase::offload),
-                                  static_cast<double>(own.stop_signal),
-                                  static_cast<double>(own.saving_is_busy),
-                                  saves_.take_stall_seconds(),
-                                  static_cast<double>(own.deadline_is_near),
-                                  static_cast<double>(own.save_is_due)};
-  extremes = job_.max_over_world(extremes);
-  const Agreed agreed{static_cast<int>(extremes[7]), extremes[10] != 0, extremes[11] != 0, extremes[8] != 0};
+  const RankExtremes highest =
+      highest_over_ranks(job_, {.peak_memory_bytes = static_cast<double>(device_of(job_.device()).peak_memory()),
+                                .peak_resident_bytes = static_cast<double>(running_memory().peak_resident_bytes),
+                                .gather_seconds = seconds_in(Phase::gather),
+                                .reduce_seconds = seconds_in(Phase::reduce),
+                                .dispatch_seconds = seconds_in(Phase::dispatch),
+                                .data_seconds = seconds_in(Phase::data),
+                                .offload_seconds = seconds_in(Phase::offload),
+                                .stop_signal = static_cast<double>(own.stop_signal),
+                                .saving_is_busy = static_cast<double>(own.saving_is_busy),
+                                .save_stall_seconds = saves_.take_stall_seconds(),
+                                .deadline_is_near = static_cast<double>(own.deadline_is_near),
+                                .save_is_due = static_cast<double>(own.save_is_due)});
+  const Agreed agreed{static_cast<int>(highest.stop_signal), highest.deadline_is_near != 0, highest.save_is_due != 0,
+                      highest.saving_is_busy != 0};
+  routing_->record(step, step_report);
   if (!job_.is_first()) return agreed;
 
   const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
   MetricsRecord record = {{"loss", step_report.loss},
-                          {"lm_loss", step_report.lm_loss},
+                          {"lm_loss", step_report.targets > 0 ? MetricValue(step_report.lm_loss) : MetricValue()},
                           {"aux_loss", step_report.aux_loss},
                           {"z_loss", step_report.z_loss},
                           {"grad_norm", step_report.gradient_norm},
                           {"lr", lr},
                           {"tokens", position_.tokens},
+                          {"targets", step_report.targets},
                           {"tokens_per_second", tokens_per_second},
                           {"step_seconds", seconds},
-                          {"data_seconds", extremes[5]},
-                          {"gather_wait_seconds", extremes[2]},
-                          {"reduce_wait_seconds", extremes[3]},
-                          {"dispatch_wait_seconds", extremes[4]},
-                          {"offload_wait_seconds", extremes[6]},
-                          {"peak_memory_bytes", static_cast<int64_t>(extremes[0])},
-                          {"peak_resident_bytes", static_cast<int64_t>(extremes[1])},
+                          {"data_seconds", highest.data_seconds},
+                          {"gather_wait_seconds", highest.gather_seconds},
+                          {"reduce_wait_seconds", highest.reduce_seconds},
+                          {"dispatch_wait_seconds", highest.dispatch_seconds},
+                          {"offload_wait_seconds", highest.offload_seconds},
+                          {"peak_memory_bytes", static_cast<int64_t>(highest.peak_memory_bytes)},
+                          {"peak_resident_bytes", static_cast<int64_t>(highest.peak_resident_bytes)},
                           {"drop_rate", step_report.drop_rate}};
-  const bool is_first_or_last = step == 1 || step == job_.job().run.steps;
+  const bool in_detail = step == 1 || step == job_.job().run.steps || step % job_.job().metrics.log_every == 0;
   if (!step_report.load.is_empty())
-    append_load(
-        record, step_report.load, dead_experts_,
-        is_first_or_last || step % job_.job().metrics.log_every == 0 ? LoadDetail::by_layer : LoadDetail::brief);
+    append_load(record, step_report.load, dead_experts_, in_detail ? LoadDetail::by_layer : LoadDetail::brief);
   const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
@@ -269,29 +270,30 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
     record.emplace_back(fmt::format("memory/{}", name), memory.at_peak.of[category]);
     progress.memory_of.emplace_back(name, memory.at_peak.of[category]);
   }
-  record.emplace_back("save_stall_seconds", extremes[9]);  // waiting for checkpoints since the record before
-  if (saved) {                                             // a checkpoint was finished since then
+  record.emplace_back("save_stall_seconds",
+                      highest.save_stall_seconds);  // waiting for checkpoints since the record before
+  if (saved) {                                      // a checkpoint was finished since then
     record.emplace_back("saved_step", saved->step);
     record.emplace_back("save_seconds", saved->seconds);
     record.emplace_back("save_bytes", saved->bytes);
   }
   if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
-  if (last_validation_) {
-    record.emplace_back("validation_loss", last_validation_->lm_loss);
-    record.emplace_back("validation_samples", last_validation_->samples);
-  }
+  const auto& validation = job_.job().data.validation;
+  append_validation(record, validation_, last_validation_, validation && validation->is_named());
+  append_sources(record, *training_, position_.samples, step_report);
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
 
   progress.step = step;
+  progress.sources = losses_of(*training_, step_report);
   progress.loss = step_report.loss;
   progress.grad_norm = step_report.gradient_norm;
   progress.lr = lr;
   progress.tokens_per_second = tokens_per_second;
   progress.step_seconds = seconds;
   progress.expert_imbalance = step_report.load.is_empty() ? 1 : step_report.load.imbalance();
-  progress.peak_memory_bytes = static_cast<int64_t>(extremes[0]);
+  progress.peak_memory_bytes = static_cast<int64_t>(highest.peak_memory_bytes);
   progress_->show(progress);
   return agreed;
 }

@@ -9,6 +9,7 @@
 #include "metrics/tensorboard.h"
 #include "moe/dead_experts.h"
 #include "run/evaluation.h"
+#include "run/routing_recorder.h"
 #include "run/run_clock.h"
 #include "run/run_folder.h"
 #include "run/run_lock.h"
@@ -55,8 +56,8 @@ class Trainer {
 
   ParallelJob& job_;
   std::unique_ptr<RunLock> lock_;  // rank 0's: of the output folder, for as long as anything is written there
-  std::shared_ptr<const SampleStream> training_;
-  std::shared_ptr<const SampleStream> validation_;  // null without data.validation
+  std::shared_ptr<const Blend> training_;
+  std::vector<NamedSet> validation_;  // none without data.validation
   TrainingPosition position_;
   ForwardBackward forward_backward_;
   RunSaves saves_;
@@ -66,8 +67,10 @@ class Trainer {
   std::unique_ptr<StepTracer> tracer_;  // null: no step is profiled
   RunSignals signals_;
   RunClock clock_;
-  double save_seconds_ = 0;                          // that the iteration in hand waited for saves
-  std::optional<EvaluationResult> last_validation_;  // of the step being reported
+  double save_seconds_ = 0;                        // that the iteration in hand waited for saves
+  std::vector<EvaluationResult> last_validation_;  // of the step being reported
+
+  std::unique_ptr<RoutingRecorder> routing_;
 
   // Rank 0's alone.
   std::unique_ptr<MetricsLog> metrics_;

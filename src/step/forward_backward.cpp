@@ -1,6 +1,10 @@
 #include "step/forward_backward.h"
 
+#include <numeric>
+#include <utility>
+
 #include "device/device.h"
+#include "model/rotary_options.h"
 
 namespace conclave {
 namespace {
@@ -28,6 +32,11 @@ std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::v
 }
 
 }  // namespace
+
+void MicroStepResult::set_losses(std::vector<double> losses) {
+  loss_of_part = std::move(losses);
+  loss_sum = std::accumulate(loss_of_part.begin(), loss_of_part.end(), 0.0);
+}
 
 ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed)
     : model_(model),
@@ -78,8 +87,7 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
   if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
-  const RotaryConfig& config = model_.config().rotary;
-  rotary_ = rotary_table(batch.sequence, config.dims, config.theta, model_.options().device);
+  rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
@@ -153,8 +161,8 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
   // The head goes forward and backward at once; what was its input is now the gradient.
   {
     const ClockScope clock(clock_, Phase::computing, head_unit());
-    result.loss_sum =
-        head_.loss_with_gradient_(hidden_TH, batch.target_T, micro_step.loss_scale, begin_head(), head_gradients());
+    result.set_losses(head_.losses_with_gradient_(hidden_TH, {batch.target_T, batch.part_ends()}, micro_step.loss_scale,
+                                                  begin_head(), head_gradients()));
     end_head();
     schedule_.reduce(head_unit(), micro_step.first, micro_step.last);
   }
@@ -199,7 +207,7 @@ at::Tensor ForwardBackward::forward_for_evaluation(const MicroBatch& batch, Bala
 MicroStepResult ForwardBackward::evaluate(const MicroBatch& batch) {
   MicroStepResult result;
   const at::Tensor hidden_TH = forward_for_evaluation(batch, result.balance);
-  result.loss_sum = head_.loss(hidden_TH, batch.target_T, begin_head());
+  result.set_losses(head_.losses(hidden_TH, {batch.target_T, batch.part_ends()}, begin_head()));
   end_head();
   schedule_.finish();
   return result;
@@ -211,7 +219,7 @@ ForwardBackward::Traced ForwardBackward::trace(const MicroBatch& batch) {
   traced.rotary = rotary_;
   {
     const HeadWeights weights = begin_head();
-    traced.result.loss_sum = head_.loss(hidden_TH, batch.target_T, weights);
+    traced.result.set_losses(head_.losses(hidden_TH, {batch.target_T, batch.part_ends()}, weights));
     traced.logits_TV = head_.logits(hidden_TH, weights);
   }
   end_head();

@@ -26,8 +26,11 @@ struct MicroStep {
 };
 
 struct MicroStepResult {
-  double loss_sum = 0;  // of this rank's cross-entropies
-  Balance balance;      // of all ranks
+  double loss_sum = 0;               // of this rank's cross-entropies
+  std::vector<double> loss_of_part;  // the same by MicroBatch::part_ends
+  Balance balance;                   // of all ranks
+
+  void set_losses(std::vector<double> losses);
 };
 
 class ForwardBackward {

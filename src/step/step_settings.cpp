@@ -30,8 +30,8 @@ StepSettings step_settings(const CheckedJob& checked, at::ScalarType compute, at
       .loss_chunk_tokens = job.memory.loss_chunk_tokens,
       .tokens_per_micro_step = checked.tokens_per_rank(),
       .micro_steps = checked.micro_steps,
-      .targets = checked.tokens_per_step(),
       .optimizer = job.optimizer,
+      .records_routing = job.metrics.record_routing,
   };
 }
 

@@ -36,8 +36,8 @@ struct StepSettings {
 
   int64_t tokens_per_micro_step = 0;  // of this rank, at most
   int64_t micro_steps = 1;
-  int64_t targets = 0;  // of a step, all ranks
   OptimizerConfig optimizer;
+  bool records_routing = false;
 };
 
 // `job`: its dispatch is chosen (choose_dispatch()). `compute`: the dtype that all ranks agreed on.

@@ -126,6 +126,42 @@ def test_a_preempted_job_goes_on_from_its_own_newest(finished):
     assert f"going on after step {second}" in ended.text and "goes on from its own newest checkpoint" in ended.text, ended.text
 
 
+def go_back(path):
+    return subprocess.run([PROGRAM, "ckpt", "go-back", str(path)], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("resume", ["the path", "auto"])
+def test_going_back_to_the_same_place_again(resume, finished, elsewhere):
+    """By one command, with no file moved by hand; both branches are put aside."""
+    job = going_back(finished, 4, **OTHER_RATE, **{"run.steps": 9, "checkpoint.keep": 9})
+    job.must_run()
+    ended = job.with_keys({"run.steps": 10, "checkpoint.allow_changed": "optimizer.lr,run.steps"}).must_run()
+    assert f"To go back once more, first run conclave ckpt go-back {checkpoint(job, 4)}." in ended.text, ended.text
+    ended = go_back(checkpoint(job, 4))
+    assert ended.returncode == 0 and "goes on after step 4" in ended.stdout and "abandoned-2" in ended.stdout + ended.stderr, ended
+    assert job.checkpoints == ["step-00000004"] and "step-00000010" in abandoned(job, 2)
+    again = job if resume == "the path" else job.with_keys({"checkpoint.resume": "auto"})
+    again.must_run()
+    assert numbers(again)[4:] == numbers(elsewhere)
+    assert again.checkpoints == [f"step-{step:08}" for step in range(4, 10)]
+
+
+def test_going_back_by_the_command_is_refused(finished, tmp_path):
+    """Where there is no run to go back, or it is running."""
+    shutil.copytree(checkpoint(finished, 5), tmp_path / "alone/step-00000005")
+    for path, facts in [(tmp_path / "alone/step-00000005", "not in the checkpoints folder of a run"), (tmp_path / "none", "there is no folder"),
+                        (finished.folder / "config.json", "there is no folder")]:
+        ended = go_back(path)
+        assert ended.returncode == 2 and facts in ended.stderr and ended.stderr.count("error:") == 1, ended
+    assert go_back(checkpoint(finished, 6)).returncode == 0 and len(finished.checkpoints) == 3 and abandoned(finished) is None
+    running = finished.with_keys(ENDLESS)
+    with running.with_keys({"checkpoint.allow_changed": "run.steps"}).start() as rank:
+        rank.wait_until(running.has_steps(8), "step 8")
+        ended = go_back(checkpoint(finished, 5))
+        assert ended.returncode == 2 and "another run is using that folder" in ended.stderr, ended
+        assert abandoned(finished) is None
+
+
 def test_a_preempted_branch_of_another_run_goes_on_from_its_own_newest(finished, tmp_path):
     job = going_back(finished, 5, **ENDLESS, **{"run.output_dir": str(tmp_path / "branch")})
     first = preempted(job, 3)
@@ -157,6 +193,14 @@ def test_a_folder_of_another_history_is_put_aside_whole(finished, tmp_path):
     assert abandoned(job) == ["job.yaml", "metrics.jsonl", "step-00000001", "step-00000002", "step-00000003", "tensorboard"]
     assert [record["step"] for record in job.metrics()] == [6, 7]
     assert job.checkpoints == ["step-00000006", "step-00000007"]
+
+
+def test_what_has_the_name_of_an_abandoned_folder_stays(finished):
+    (finished.output / "checkpoints/abandoned-1").write_text("mine")
+    (finished.output / "checkpoints/abandoned-2").symlink_to("nowhere")
+    going_back(finished, 5, **{"run.steps": 7}).must_run()
+    assert abandoned(finished, 3) == ["job.yaml", "metrics.jsonl", "step-00000006"]
+    assert (finished.output / "checkpoints/abandoned-1").read_text() == "mine"
 
 
 def test_a_refused_start_leaves_the_history_as_it_was(finished):

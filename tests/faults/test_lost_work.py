@@ -5,6 +5,7 @@ Oracle: docs/errors.md for exit codes; the same job without the disturbance, bit
 
 import fcntl
 import os
+import pathlib
 import pty
 import re
 import select
@@ -14,7 +15,7 @@ import termios
 import time
 
 import pytest
-from ranks import PATIENCE_SECONDS, without_launcher
+from ranks import PATIENCE_SECONDS, free_port, without_launcher
 from small_job import PROGRAM, SmallJob
 from test_stop_and_resume import ENDLESS, numbers, run_whole, stopped_step, weights
 
@@ -111,6 +112,21 @@ def test_the_launcher_passes_on_that_a_checkpoint_is_asked_for(tmp_path):
     wait_for(lambda: job.checkpoints, "a checkpoint")
     process.send_signal(signal.SIGTERM)
     assert "SIGTERM ended the run" in said_at_the_end(process) and process.returncode == 4
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGUSR2, None), (signal.SIGUSR1, 6)], ids=["to-save", "to-end"])
+def test_signals_of_a_scheduler_while_a_run_starts(number, code, tmp_path):
+    """One rank waits for another: it has not begun. Asked for a checkpoint it waits on; told to end it asks to be started again."""
+    job = SmallJob(tmp_path, {"run.timeout_seconds": 30})
+    process = start(job, env=without_launcher() | {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())})
+    wait_for(lambda: len(list(pathlib.Path(f"/proc/{process.pid}/task").iterdir())) > 1, "a thread of the rendezvous")
+    time.sleep(0.5)
+    process.send_signal(number)
+    time.sleep(0.5)
+    if code is None:
+        assert process.poll() is None
+        process.kill()
+    assert process.wait(PATIENCE_SECONDS) == (-signal.SIGKILL if code is None else code), process.communicate()
 
 
 def test_a_run_that_saves_nothing_says_so_when_it_is_asked(tmp_path):

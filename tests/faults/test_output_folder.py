@@ -45,8 +45,16 @@ def with_file_for_checkpoints(folder):
     return folder / "run"
 
 
-def with_folder_for_metrics(folder):
-    (folder / "run/metrics.jsonl").mkdir(parents=True)
+def with_folder_for(name):
+    def make(folder):
+        (folder / "run" / name).mkdir(parents=True)
+        return folder / "run"
+    return make
+
+
+def with_latest_in_a_loop(folder):
+    (folder / "run/checkpoints").mkdir(parents=True)
+    (folder / "run/checkpoints/latest").symlink_to("latest")
     return folder / "run"
 
 
@@ -60,7 +68,10 @@ PLACES = [
     ("a-path-too-long", lambda folder: folder / "/".join(["n" * 200] * 30), ["at most 4095 characters"]),
     ("in-proc", lambda folder: "/proc/conclave/run", ["nothing can be made in /proc"]),
     ("checkpoints-is-a-file", with_file_for_checkpoints, ["checkpoints is there and not a folder"]),
-    ("metrics-is-a-folder", with_folder_for_metrics, ["metrics.jsonl is there and not a file"]),
+    ("metrics-is-a-folder", with_folder_for("metrics.jsonl"), ["metrics.jsonl is there and not a file"]),
+    ("lock-is-a-folder", with_folder_for("lock"), ["lock is there and not a file"]),
+    ("latest-is-a-folder", with_folder_for("checkpoints/latest"), ["latest is there and not a file"]),
+    ("latest-is-a-link-to-itself", with_latest_in_a_loop, ["latest cannot be examined"]),
 ]
 
 
@@ -159,6 +170,20 @@ def test_the_lock_ends_with_its_process_however_that_ends(running):
     first.kill()
     job.with_keys({"run.steps": 2}).must_run(1)
     assert [record["step"] for record in job.metrics()] == [1, 2]
+
+
+def test_a_run_that_is_started_while_the_one_before_still_ends_waits_for_it(running):
+    job, first = running
+    first.signal(signal.SIGSTOP)  # neither ends before it goes on
+    second = job.with_keys({"run.steps": 100000, "checkpoint.every": 1}).start(2)
+    second.wait_until(lambda: "in use by another run" in "".join(second.output(0)), "that it waits")
+    first.signal(signal.SIGTERM)
+    first.signal(signal.SIGCONT)
+    assert first.wait().codes == [4, 4]
+    done = len(job.metrics())
+    second.wait_until(job.has_steps(done + 2), "two more steps")
+    second.signal(signal.SIGTERM)
+    assert second.wait().codes == [4, 4]
 
 
 def test_another_folder_through_a_link_is_the_same_folder(running, tmp_path):

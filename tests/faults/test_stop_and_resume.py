@@ -11,7 +11,7 @@ import signal
 import sys
 
 import pytest
-from ranks import process_of_rank
+from ranks import process_of_rank, succeed
 from small_job import SmallJob, random_documents, write_tokens
 
 CODES = {signal.SIGTERM: 4, signal.SIGINT: 5, signal.SIGUSR1: 6}
@@ -272,6 +272,36 @@ def test_what_a_run_began_with_is_not_read_again_and_that_is_said(stopped):
     assert f"starting from the parameters of {weights}" in ended.text and "model.init_from is" not in ended.text, ended.text
     ended = job.with_keys({"run.steps": 3}).must_run(2)
     assert f"model.init_from is {weights}, but the run goes on from" in ended.text and "step-00000002" in ended.text, ended.text
+
+
+@pytest.mark.parametrize("change", ["the source is left out", "another source is given"])
+def test_what_a_null_stood_for_when_a_run_began_it_stands_for_later(change, stopped):
+    """moe.aux_loss_layers is `together` in a run that began from a model, whether the job still says so or not; else `each`."""
+    source = stopped.must_export(stopped.folder / "weights")
+    began = stopped.with_keys({"model.init_from": str(source), "run.output_dir": str(stopped.folder / "new"), "schedule.kind": "constant"})
+    fresh = stopped.with_keys({"schedule.kind": "constant", "checkpoint.allow_changed": "schedule.kind,run.steps"})
+    if change == "the source is left out":
+        began.must_run(2)
+        job, layers = began.with_keys({"model.init_from": None}), "together"
+    else:
+        job, layers = fresh.with_keys({"model.init_from": str(source)}), "each"
+    job = job.with_keys({"run.steps": 4})
+    assert f"aux_loss_layers: {layers}" in succeed(job.run(1, "validate", ["--world", 2])).text
+    job.must_run(2)
+    assert f"aux_loss_layers: {layers}" in (job.output / "job.yaml").read_text()
+    # What the job says itself counts, and must be what the run was.
+    other = {"together": "each", "each": "together"}[layers]
+    ended = job.with_keys({"moe.aux_loss_layers": other, "run.steps": 5}).run(2)
+    assert ended.codes == [2, 2] and f"moe.aux_loss_layers is {other}, was {layers}" in ended.text, ended.text
+
+
+def test_a_default_by_its_name_is_no_change(tmp_path):
+    job = SmallJob(tmp_path, {"run.steps": 2, "checkpoint.every": 2, "moe.capacity_factor": 1.5})
+    job.must_run()
+    job.with_keys({"run.steps": 3, "moe.drop_policy": "probability"}).must_run()
+    job.with_keys({"run.steps": 4}).must_run()
+    ended = job.with_keys({"run.steps": 5, "moe.drop_policy": "position"}).run()
+    assert ended.codes == [2] and "moe.drop_policy is position, was probability" in ended.text, ended.text
 
 
 def test_an_unknown_key_among_those_allowed(tmp_path):

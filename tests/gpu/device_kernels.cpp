@@ -32,7 +32,7 @@ class Moved {
     pairs_.emplace_back(host, on_device);
     return on_device;
   }
-  RotaryTable operator()(const RotaryTable& host) { return {(*this)(host.cos_SD), (*this)(host.sin_SD)}; }
+  RotaryTable operator()(const RotaryTable& host) { return {(*this)(host.cos_SD), (*this)(host.sin_SD), host.interleaved}; }
   Routing operator()(const Routing& host) {
     return {(*this)(host.score_TE), (*this)(host.logsumexp_T), (*this)(host.expert_of_choice_TK),
             (*this)(host.weight_TK)};
@@ -102,6 +102,10 @@ const Kernels kernels_on_device = [] {
   CONCLAVE_ON_DEVICE(rms_norm_forward);
   CONCLAVE_ON_DEVICE(rms_norm_repeat);
   CONCLAVE_ON_DEVICE(rms_norm_backward);
+  CONCLAVE_ON_DEVICE(sink_forward_);
+  CONCLAVE_ON_DEVICE(sink_backward);
+  CONCLAVE_ON_DEVICE(expand_latent);
+  CONCLAVE_ON_DEVICE(collect_latent);
   CONCLAVE_ON_DEVICE(rotary_);
   CONCLAVE_ON_DEVICE(cross_entropy);
   CONCLAVE_ON_DEVICE(cross_entropy_with_gradient_);

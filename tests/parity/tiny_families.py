@@ -24,10 +24,20 @@ COMMON = {
 }
 # Of routers whose loss Transformers has.
 ROUTED = {"num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.02}
+# Latent attention; all layers are dense.
+LATENT = {"num_key_value_heads": 4, "intermediate_size": 80, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
+          "v_head_dim": 10, "first_k_dense_replace": 2}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 1.0}
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 48, "num_local_experts": 8, **ROUTED},
+    "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 48, "intermediate_size": 64, "head_dim": 8, "norm_topk_prob": True, **ROUTED},
+    "olmoe": {"num_experts": 8, "intermediate_size": 48, "norm_topk_prob": False, **ROUTED},
     "llama": {"intermediate_size": 80},
     "mistral": {"intermediate_size": 80, "head_dim": 12, "sliding_window": 7},
+    "qwen3": {"intermediate_size": 80, "head_dim": 12},
+    "deepseek_v2": {**LATENT, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 1},
+    "deepseek_v3": {**LATENT, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
+    "glm4_moe": {"intermediate_size": 80, "head_dim": 12, "attention_bias": True, "use_qk_norm": True, "first_k_dense_replace": 2},
 }
 
 
@@ -50,13 +60,44 @@ class Case:
 # The kinds of rotary scaling are those that the family's Transformers class takes.
 CASES = [
     Case("mixtral"),
+    Case("qwen3_moe"),
+    Case("qwen3_moe", "dense layers among sparse ones", {"num_hidden_layers": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}, batch=3),
+    Case("qwen3_moe", "window, biases, weights as they are", {"norm_topk_prob": False, "use_sliding_window": True, "sliding_window": 5,
+                                                              "attention_bias": True}, ignored=True),
+    Case("qwen3_moe", "tied, 6 experts, 3 chosen", {"tie_word_embeddings": True, "num_experts": 6, "num_experts_per_tok": 3, "head_dim": 12}, batch=1),
+    Case("olmoe"),
+    Case("olmoe", "grouped heads, renormalized", {"num_key_value_heads": 1, "norm_topk_prob": True, "num_experts_per_tok": 3}, batch=3, sequence=13),
+    Case("olmoe", "biases, three layers", {"attention_bias": True, "num_hidden_layers": 3}, ignored=True),
     Case("llama"),
+    Case("llama", "biases", {"attention_bias": True}),
     Case("llama", "multi-head attention, three layers", {"num_key_value_heads": 4, "num_hidden_layers": 3}),
     Case("llama", "tied", {"tie_word_embeddings": True}, ignored=True),
     Case("llama", "one sequence: ranks have none", batch=1),
     Case("llama", "odd sizes", {"hidden_size": 36, "intermediate_size": 50, "head_dim": 10, "vocab_size": 101}, batch=3, sequence=13),
+    Case("llama", "linear scaling", {"rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}}),
+    Case("llama", "llama3 scaling", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                                        "high_freq_factor": 4.0, "original_max_position_embeddings": 16}}),
+    Case("llama", "yarn scaling", {"rope_parameters": YARN}),
+    Case("llama", "yarn scaling of its own factor, not truncated", {"rope_parameters": {**YARN, "attention_factor": 1.3, "truncate": False}}),
     Case("mistral"),
     Case("mistral", "no window", {"sliding_window": None, "head_dim": 8}),
+    Case("qwen3"),
+    Case("qwen3", "a window from layer 1 on", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1, "num_hidden_layers": 3}),
+    Case("qwen3", "biases, tied, layers by their types", {
+        "attention_bias": True, "tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 6, "num_key_value_heads": 4,
+        "layer_types": ["sliding_attention", "full_attention"]}, batch=3),
+    Case("deepseek_v2"),
+    Case("deepseek_v2", "no latent of queries", {"q_lora_rank": None}, batch=3, sequence=13),
+    Case("deepseek_v2", "yarn", {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.5}}),
+    Case("deepseek_v3"),
+    Case("deepseek_v3", "no latent of queries", {"q_lora_rank": None}),
+    Case("deepseek_v3", "biases, yarn, halves", {"attention_bias": True, "rope_interleave": False,
+                                                 "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}}, batch=1, sequence=19),
+    Case("deepseek_v3", "values larger than keys", {"qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 14}),
+    Case("glm4_moe"),
+    Case("glm4_moe", "neither norms nor biases, a quarter turns", {"attention_bias": False, "use_qk_norm": False, "head_dim": 16,
+                                                                   "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0,
+                                                                                       "partial_rotary_factor": 0.25}}),
 ]
 
 

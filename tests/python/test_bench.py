@@ -5,9 +5,13 @@ Oracle: arithmetic on what it prints, and the layout: where a degree is 1, nothi
 
 import json
 import re
+import subprocess
 
 import pytest
-from small_job import MODEL, SmallJob
+import yaml
+from network_hosts import hosts_of_a_network, one_rank_a_host
+from ranks import Ranks, succeed
+from small_job import MODEL, PROGRAM, SmallJob
 
 UNITS = ["embedding", "layers.0", "layers.1", "head"]
 
@@ -118,3 +122,34 @@ def test_collectives_are_those_of_the_layout(tmp_path):
     assert timed[2]["bytes"] == rows * ((MODEL["hidden_size"] * 4 + 4 + 15) // 16 * 16)
     assert all(one["bytes_per_second"] == pytest.approx(one["bytes"] / one["seconds"]) for one in timed)
     assert "nothing travels" in job.with_keys({"parallel.expert_parallel_degree": 1}).must_run(1, "bench collectives", ["--repeats", 1]).outputs[0]
+
+
+def test_a_machines_description_plans_a_job(tmp_path):
+    """Two ranks of one host: the network between hosts is not measured, and the file says so. What was measured is positive and no more than the peak."""
+    file = tmp_path / "machine.yaml"
+    succeed(Ranks(2, ["bench", "machine", "--steps", "3", "--output", str(file)]).wait(300))
+    text = file.read_text()
+    assert text.startswith("# Measured by `conclave bench machine` with 2 ranks, 2 on a host.\n") and "All ranks were on one host" in text
+    device = yaml.safe_load(text)
+    assert device["device"]["kind"] == "cpu" and device["network"]["ranks_per_node"] == 2
+    assert all(0 < device["compute"][f"{what}_efficiency"] <= 1 for what in ("product", "attention"))
+    assert device["compute"]["fp32_flops"] > 1e9 and device["memory"]["bandwidth"] > 1e8 and device["memory"]["optimizer_bandwidth"] > 1e8
+    assert device["network"]["node_bandwidth"] == device["network"]["cluster_bandwidth"] > 1e7
+    job = SmallJob(tmp_path)
+    planned = subprocess.run([PROGRAM, "plan", job.write(), "--world", "2", "--device", file, "--json"], capture_output=True, text=True, timeout=120)
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["time"]["step_seconds"] > 0
+
+
+def test_a_machine_is_measured_without_an_option_too_few(tmp_path):
+    ended = Ranks(1, ["bench", "machine", "--steps", "1"]).wait()
+    assert ended.codes == [2] and "--steps" in ended.text
+
+
+def test_between_hosts_the_network_is_measured(tmp_path):
+    with hosts_of_a_network(2) as hosts:
+        places = one_rank_a_host(hosts)
+        succeed(Ranks(2, ["bench", "machine", "--steps", "3", "--output", str(tmp_path / "machine.yaml")], **places).wait(300))
+    text = (tmp_path / "machine.yaml").read_text()
+    assert "2 ranks, 1 on a host" in text and "No two ranks were on one host" in text and "All ranks" not in text
+    assert yaml.safe_load(text)["network"]["ranks_per_node"] == 1

@@ -357,6 +357,16 @@ def test_nothing_is_overwritten_unless_told(command, run, fourth, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
+@pytest.mark.parametrize("command", ["export", "reshard", "import", "to-dcp"])
+def test_a_place_where_no_folder_can_be_made_is_refused(command, run, fourth, tmp_path):
+    source = run.output / "export/step-00000004" if command == "import" else fourth
+    (tmp_path / "file").write_text("mine")
+    for place, reason in [("/proc/out", "No such file"), (tmp_path / "file/out", "Not a directory"), (tmp_path / ("x" * 254), "File name too long")]:
+        said = ckpt(command, source, place, code=2)
+        assert f"cannot make the folder {place}" in said and reason in said and "filesystem error" not in said, said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_killed_export_leaves_the_older_one(big, tmp_path):
     ckpt("export", big.checkpoint, tmp_path / "out", "--dtype", "bf16")
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}

@@ -1,5 +1,8 @@
 """generate() of a transformed model on ranks that want different numbers of tokens. Oracle: plain Transformers, one process for each rank's prompt."""
 
+import time
+import warnings
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,6 +11,7 @@ from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 
 import conclave
+from conclave import generation
 
 NEW_TOKENS = (4, 12)  # by rank
 KINDS = (dict(do_sample=False), dict(do_sample=False, num_beams=3), dict(do_sample=False, use_cache=False))
@@ -73,3 +77,22 @@ def one_rank_fails() -> None:
 
 def test_a_rank_that_fails_leaves_the_others_their_text():
     run_torch_ranks(2, one_rank_fails)
+
+
+def one_rank_is_late() -> None:
+    conclave.init({"expert_parallel_degree": 2})
+    model = conclave.transform(tiny_model("mixtral")).eval()
+    generation.PATIENCE_SECONDS = 0.3
+    if dist.get_rank() == 1:
+        time.sleep(1.5)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model.generate(**prompt_of(dist.get_rank()), max_new_tokens=2, do_sample=False)
+    texts = [str(warning.message) for warning in said]
+    assert any("generate() on rank" in text for text in texts) == (dist.get_rank() == 0), texts
+    if dist.get_rank() == 0:
+        assert "has waited 0 s for the other ranks. Call it on all ranks" in texts[0], texts
+
+
+def test_a_rank_that_waits_for_anothers_call_says_so():
+    run_torch_ranks(2, one_rank_is_late)

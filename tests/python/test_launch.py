@@ -192,6 +192,13 @@ def test_a_silent_listener_on_the_port_ends_all_ranks_in_time(tmp_path):
     assert f"port {port} (MASTER_PORT) of this host is in use" in ended.errors[0], ended.text
 
 
+def test_a_name_that_no_host_has_is_said_to_be_none(tmp_path):
+    """By each host, which may know other names."""
+    ended = SmallJob(tmp_path, {"run.timeout_seconds": 5}).run(2, env={**NO_PLACE, "MASTER_ADDR": "rank-0.invalid"})
+    assert ended.codes == [2, 2], ended.text
+    assert all('MASTER_ADDR is "rank-0.invalid", which cannot be resolved' in line for line in ended.error_lines), ended.text
+
+
 def test_who_lives_on_where_rank_0_does_not_serve_says_so(tmp_path):
     """Rank 0's host is not there: what listens is somebody else, whom rank 1 must name."""
     job = SmallJob(tmp_path, {"run.timeout_seconds": 5})

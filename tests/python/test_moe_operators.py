@@ -100,6 +100,7 @@ def check_operators() -> None:
                 for top_k, dtype in [(1, torch.float32), (3, torch.float32)] + [(2, torch.bfloat16)] * (tokens[0] == 7):
                     compare_with_plain_loop(axis, kind, tokens, top_k, dtype, seed=11)
     check_lending(mesh)
+    check_frozen_experts(mesh)
     check_waiting_does_not_hold_the_interpreter(mesh)
 
 
@@ -108,7 +109,7 @@ def check_lending(mesh) -> None:
     random, seen = torch.Generator().manual_seed(dist.get_rank()), {}
     hidden, weight = torch.randn(300, HIDDEN, generator=random), torch.rand(300, 2, generator=random)
     local = EXPERTS // dist.get_world_size()
-    for overload in ("none", "spill"):
+    for overload in ("none", "spill", None):  # None: spill, on one host
         axis = ExpertAxis.of(mesh, EXPERTS, conclave.MoEConfig(overload=overload))
         own = [torch.full((local, 2 * INTERMEDIATE, HIDDEN), 0.1).requires_grad_(), torch.full((local, HIDDEN, INTERMEDIATE), 0.1).requires_grad_()]
         with CountCollectives() as count:
@@ -119,6 +120,40 @@ def check_lending(mesh) -> None:
     for left, right in zip(seen["spill"][1], seen["none"][1], strict=True):
         assert error_of(left.grad, right.grad) < 1e-5
     assert seen["none"][2] == 3 + 2 and seen["spill"][2] == 4 + 4  # weights lent, lent again for backward, and their gradients home
+    assert seen[None][2] == seen["spill"][2]
+
+
+def check_default_overload() -> None:
+    """As a job's (docs/dispatch.md)."""
+    for keys, within, across in (({}, "spill", "none"), ({"spill_threshold": 1.1}, "spill", "spill"), ({"spill_least_rows": 9}, "spill", "spill"),
+                                 ({"dispatch_chunks": 2}, "none", "none"), ({"dispatch_chunks": 1}, "spill", "none"),
+                                 ({"overload": "none"}, "none", "none"), ({"overload": "spill"}, "spill", "spill")):
+        config = conclave.MoEConfig(**keys)
+        assert (config.overload_on(spans_hosts=False), config.overload_on(spans_hosts=True)) == (within, across), keys
+    assert not conclave.init({"expert_parallel_degree": 2}).spans_hosts
+    for names, degree, spans in ((["a", "a"], 2, False), (["a", "b"], 2, True), (["a", "b"], 1, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(conclave.mesh, "_this_host", lambda: names[dist.get_rank()])
+            assert conclave.init({"expert_parallel_degree": degree}).spans_hosts == spans
+
+
+def check_frozen_experts(mesh) -> None:
+    """Gradients of experts that nobody trains are neither computed nor sent home; those of tokens and weights are the same bits."""
+    random = torch.Generator().manual_seed(dist.get_rank())
+    hidden, weight = torch.randn(300, HIDDEN, generator=random), torch.rand(300, 2, generator=random)
+    local = EXPERTS // dist.get_world_size()
+    for way in WAYS:
+        axis, seen = ExpertAxis.of(mesh, EXPERTS, conclave.MoEConfig(**way)), []
+        for trained in (True, False):
+            own = [(torch.randn(local, *shape, generator=torch.Generator().manual_seed(5)) * 0.1).requires_grad_(trained)
+                   for shape in ((2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE))]
+            leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+            with CountCollectives() as count:
+                experts_forward(axis, leaves[0], choices_of("one expert", 300, 2, random), leaves[1], *own).square().sum().backward()
+            assert all((parameter.grad is not None) == trained for parameter in own)
+            seen.append((count.travels, [leaf.grad for leaf in leaves]))
+        assert seen[0][0] - seen[1][0] == (way.get("overload") == "spill" or not way), f"{way}: {seen[0][0]} and {seen[1][0]} collectives"
+        assert all(torch.equal(left, right) for left, right in zip(seen[0][1], seen[1][1], strict=True)), way
 
 
 def check_waiting_does_not_hold_the_interpreter(mesh) -> None:
@@ -286,6 +321,7 @@ def check_sinkhorn() -> None:
 
 
 def on_two_ranks() -> None:
+    check_default_overload()
     check_operators()
     check_sinkhorn()
     check_checkpointing()

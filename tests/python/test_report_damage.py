@@ -126,10 +126,24 @@ def test_damaged_values_are_counted_and_the_others_shown(tmp_path):
     made[6]["expert_imbalance_by_layer"] = "1.5"
     made[7]["step"] = 3  # comes before
     run = read_run(write(tmp_path, made))
-    assert run.flaws == ["1 records of metrics.jsonl are of steps that came before and were left out",
+    assert run.flaws == ["1 records of metrics.jsonl are of steps out of order and were left out",
                          "4 values in metrics.jsonl are not what their names say and were left out"]
     assert np.isnan(run.scalars["lm_loss"][3]) and run.scalars["lm_loss"][2] == pytest.approx(4.6) and run.tables["expert_share_by_layer"].values.shape[1:] == (2, 4)
     assert len(run.tables["expert_share_by_layer"].steps) == 17
+
+
+@pytest.mark.parametrize("steps, left", [
+    ([1, 2, 300, 4, 5], [1, 2, 4, 5]), ([1, 2, 300, 299, 5], [1, 2, 5]), ([7 * 10**11, 2, 3], [2, 3]), ([1, 2, 3, 2, 3, 4], [1, 2, 3, 4]),
+    ([1, 2, 1, 4], [1, 2, 4]), ([1, 2, 5, 9], [1, 2, 5, 9]), ([5, 5, 6], [5, 6]),
+])
+def test_a_damaged_step_takes_no_other_with_it(steps, left, tmp_path):
+    made = records(len(steps))
+    for record, step in zip(made, steps, strict=True):
+        record["step"] = step
+    run = read_run(write(tmp_path, made))
+    assert list(run.steps) == left
+    gone = len(steps) - len(left)
+    assert run.flaws == ([f"{gone} records of metrics.jsonl are of steps out of order and were left out"] if gone else [])
 
 
 @pytest.mark.parametrize("line", ['{"step": ' + "[" * 100_000, '{"a": ' * 100_000, '{"step": 1' + "0" * 5000 + "}", '{"step": 1e3}', '{"step": true}', '{"step": -1}',

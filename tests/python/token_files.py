@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,13 @@ END = "<|endoftext|>"
 TEXTS = ["one", "two\nlines and a żółw", 'quotes " and \\ and [brackets] {braces}, commas', "x" * 5000, "last"]
 
 
-def read_pair(prefix: Path) -> list[list[int]]:
+def read_pair(prefix: Path, masked: bool = False) -> list[list[int]]:
     """The documents of a pair, by the description of the format."""
     index = Path(f"{prefix}.idx").read_bytes()
     tokens = Path(f"{prefix}.bin").read_bytes()
     assert index[:9] == b"MMIDIDX\x00\x00"
     version, code, sequences, boundaries = struct.unpack_from("<QBQQ", index, 9)
-    assert version == 1
+    assert version == (2 if masked else 1) and Path(f"{prefix}.mask").exists() == masked
     letter, size = {8: ("H", 2), 4: ("i", 4)}[code]
     lengths = struct.unpack_from(f"<{sequences}i", index, 34)
     offsets = struct.unpack_from(f"<{sequences}q", index, 34 + 4 * sequences)
@@ -30,6 +31,21 @@ def read_pair(prefix: Path) -> list[list[int]]:
     assert offsets == tuple(size * sum(lengths[:s]) for s in range(sequences))
     assert len(tokens) == size * sum(lengths)
     return [list(struct.unpack_from(f"<{n}{letter}", tokens, o)) for n, o in zip(lengths, offsets, strict=True)]
+
+
+def read_masks(prefix: Path) -> list[list[int]]:
+    """Of each document of a masked set, which tokens are trained on, by the description of the format."""
+    documents = read_pair(prefix, masked=True)
+    mask, index, tokens = (Path(f"{prefix}.{name}").read_bytes() for name in ("mask", "idx", "bin"))
+    version, count, trained, checksum = struct.unpack_from("<QQQQ", mask, 8)
+    assert mask[:8] == b"CNCLMASK" and version == 1 and count == sum(map(len, documents)) == len(mask) - 40
+    assert trained == sum(mask[40:]) and set(mask[40:]) <= {0, 1}
+    size, block = len(tokens), 65536
+    begins = [0] if size <= 64 * block else [(size - block) // 63 * number for number in range(63)] + [size - block]
+    parts = b"".join(tokens[begin : size if len(begins) == 1 else begin + block] for begin in begins)
+    assert checksum == zlib.crc32(index + struct.pack("<Q", size) + parts)
+    ends = [sum(map(len, documents[: number + 1])) for number in range(len(documents))]
+    return [list(mask[40 + end - len(document) : 40 + end]) for document, end in zip(documents, ends, strict=True)]
 
 
 def byte_tokenizer(folder: Path) -> Path:

@@ -7,8 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from conclave.data.arguments import parser, read_options
-from conclave.data.build import BuildOptions, build
+from conclave.data.arguments import chat_rules, parser, read_options
+from conclave.data.build import BuildOptions, Summary, build
 from conclave.data.errors import DataError
 from conclave.data.synthetic import write_synthetic
 from conclave.data.tokenizer_training import train_tokenizer
@@ -53,11 +53,25 @@ def _run_build(options: argparse.Namespace) -> None:
         vocab_size=options.vocab_size,
         workers=options.workers,
         overwrite=options.overwrite,
+        chats=chat_rules(options),
     )
     summary = build(options.inputs, options.tokenizer, options.output, settings, say=_say)
     for prefix, (documents, tokens) in summary.sets.items():
         size = tokens * summary.dtype.itemsize
-        _say(f"{printable(prefix)}: {documents:,} documents, {tokens:,} tokens ({size:,} bytes)")
+        trained = summary.trained.get(prefix)
+        share = "" if trained is None else f", {trained:,} of them ({100 * trained / max(tokens, 1):.1f} %) trained on"
+        _say(f"{printable(prefix)}: {documents:,} documents, {tokens:,} tokens ({size:,} bytes){share}")
+    _say(f"vocabulary {summary.vocab_size:,}; {_framing(options, summary)}")
+    if summary.drops_characters:
+        _say("warning: characters that the tokenizer does not know leave no token: it has neither bytes nor an unknown token")
+    for line in summary.left_out.lines():
+        _say(line)
+
+
+def _framing(options: argparse.Namespace, summary: Summary) -> str:
+    """What stands around a document."""
+    if options.chats:
+        return "documents are chats, as the chat template writes them"
     framed = []
     if summary.begin is not None:
         framed.append(f"each document begins with {printable(summary.begin.name)}")
@@ -68,11 +82,7 @@ def _run_build(options: argparse.Namespace) -> None:
         framed.append("documents have no end-of-text token: the tokenizer has none (--eos-token names one)")
     else:
         framed.append("documents have no end-of-text token")
-    _say(f"vocabulary {summary.vocab_size:,}; {'; '.join(framed)}")
-    if summary.drops_characters:
-        _say("warning: characters that the tokenizer does not know leave no token: it has neither bytes nor an unknown token")
-    for line in summary.left_out.lines():
-        _say(line)
+    return "; ".join(framed)
 
 
 def _run_train_tokenizer(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -13,13 +14,13 @@ from tqdm import tqdm
 
 from conclave.data.cutting import pieces_of, tasks_of
 from conclave.data.errors import DataError
-from conclave.data.indexed_writer import IndexedWriter, token_type
+from conclave.data.indexed_writer import IndexedWriter, files_of_set, token_type
 from conclave.data.inputs import Inputs, ReadOptions, list_inputs
 from conclave.data.left_out import LeftOut
 from conclave.data.outputs import check_outputs
 from conclave.data.pieces import TextFile, TextPart
 from conclave.data.tokenizer import MOST_IDS, SpecialToken, TokenizerFacts, look_at, tokenizer_file
-from conclave.data.tokenizing import Rules, survey, tokenize
+from conclave.data.tokenizing import ChatRules, Rules, check_template, survey, tokenize
 from conclave.data.workers import WorkerError, Workers
 from conclave.printable import printable
 
@@ -41,6 +42,7 @@ class BuildOptions:
         vocab_size: without a tokenizer, for documents of token ids: ids are below it.
         workers: processes; 0: one a core.
         overwrite: whether a data set that is there may be replaced.
+        chats: how chats become tokens, if `read.chats`.
     """
 
     read: ReadOptions = ReadOptions()
@@ -52,6 +54,7 @@ class BuildOptions:
     vocab_size: int | None = None
     workers: int = 0
     overwrite: bool = False
+    chats: ChatRules = ChatRules()
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Summary:
     """What was written."""
 
     sets: dict[Path, tuple[int, int]] = field(default_factory=dict)  # prefix: documents, tokens
+    trained: dict[Path, int] = field(default_factory=dict)  # of masked sets: tokens that are trained on
     dtype: np.dtype = np.dtype("<u2")
     vocab_size: int = 0
     begin: SpecialToken | None = None
@@ -84,7 +88,7 @@ def build(
         WorkerError: a process ended in its work; nothing was written.
     """
     prefixes = _prefixes(output, options)
-    check_outputs([_named(prefix, end) for prefix in prefixes for end in (".bin", ".idx")], options.overwrite)
+    check_outputs([file for prefix in prefixes for file in files_of_set(prefix)], options.overwrite)
     tokenizer = _checked_tokenizer(tokenizer_path, options)
     found = list_inputs(inputs, options.read)
     for line in found.report():
@@ -93,12 +97,14 @@ def build(
     with Workers(count) as workers:
         facts = _facts(workers, tokenizer, options)
         rules = _rules(tokenizer, facts, options)
-        summary = Summary({}, rules.dtype, facts.vocab_size, facts.begin, facts.end, facts.drops_characters)
-        with IndexedWriter(prefixes[0], rules.dtype) as train:
+        if rules.chats is not None:
+            workers.run(check_template, tokenizer, rules.chats)
+        summary = Summary({}, {}, rules.dtype, facts.vocab_size, facts.begin, facts.end, facts.drops_characters)
+        with IndexedWriter(prefixes[0], rules.dtype, rules.masked) as train:
             _write_documents(train, found, rules, options, workers, summary)
             if not train.lengths:
                 raise DataError(f"no text in {', '.join(map(printable, inputs))}: {summary.left_out.summary()}")
-            _publish(train, prefixes, options.validation_fraction, summary)
+            _publish(train, prefixes, options.validation_fraction, summary, rules.masked)
     return summary
 
 
@@ -118,6 +124,8 @@ def _named(prefix: Path, ending: str) -> Path:
 
 def _checked_tokenizer(path: Path | None, options: BuildOptions) -> Path | None:
     size = options.vocab_size
+    if options.read.chats:
+        _check_chats(path, options)
     if path is not None:
         if size is not None:
             raise DataError("--vocab-size is for token ids without a tokenizer: leave it out, the tokenizer tells it")
@@ -131,10 +139,24 @@ def _checked_tokenizer(path: Path | None, options: BuildOptions) -> Path | None:
     return None
 
 
+def _check_chats(path: Path | None, options: BuildOptions) -> None:
+    if path is None:
+        raise DataError("--tokenizer is missing: chats become tokens by its chat template")
+    if options.append_eos is not None or options.prepend_bos or options.eos_token or options.bos_token:
+        raise DataError("the chat template says what stands around a chat: leave out the options of eos and bos tokens")
+    most = options.chats.max_tokens
+    if most is not None and most < 1:
+        raise DataError(f"--max-tokens {most} is not 1 or more")
+    if options.chats.cut and most is None:
+        raise DataError("--too-long cut needs --max-tokens N, which says what is too long")
+
+
 def _facts(workers: Workers, tokenizer: Path | None, options: BuildOptions) -> TokenizerFacts:
     if tokenizer is None:
         assert options.vocab_size is not None
         return TokenizerFacts(options.vocab_size, None, None, False)
+    if options.read.chats:
+        options = dataclasses.replace(options, append_eos=False)
     begin = options.bos_token or "" if options.prepend_bos or options.bos_token else None
     end = None if options.append_eos is False else options.eos_token or ""
     try:
@@ -154,6 +176,7 @@ def _rules(tokenizer: Path | None, facts: TokenizerFacts, options: BuildOptions)
         end=() if facts.end is None else (facts.end.id,),
         end_ids=bool(options.append_eos),
         strict=options.read.strict,
+        chats=options.chats if options.read.chats else None,
     )
 
 
@@ -167,7 +190,7 @@ def _write_documents(
             part = pieces[0]
             bar.update(sum(piece.weight for piece in pieces))
             if not isinstance(part, TextPart):
-                train.append(result.tokens, result.lengths)
+                train.append(result.tokens, result.lengths, result.mask)
                 summary.left_out.merge(result.left_out)
             elif result.inseparable and whole != part.path:
                 train.abandon_document()
@@ -182,7 +205,7 @@ def _write_documents(
                 whole = None
 
 
-def _publish(train: IndexedWriter, prefixes: list[Path], fraction: float, summary: Summary) -> None:
+def _publish(train: IndexedWriter, prefixes: list[Path], fraction: float, summary: Summary, masked: bool) -> None:
     documents = len(train.lengths)
     held_back = max(1, round(documents * fraction)) if len(prefixes) > 1 else 0
     if held_back >= documents:
@@ -194,7 +217,9 @@ def _publish(train: IndexedWriter, prefixes: list[Path], fraction: float, summar
         with train.split_off(held_back, prefixes[1]) as validation:
             summary.sets[prefixes[0]] = (documents - held_back, train.tokens)
             summary.sets[prefixes[1]] = (held_back, validation.tokens)
+            summary.trained |= {prefixes[0]: train.trained, prefixes[1]: validation.trained} if masked else {}
             validation.publish()
     else:
         summary.sets[prefixes[0]] = (documents, train.tokens)
+        summary.trained |= {prefixes[0]: train.trained} if masked else {}
     train.publish()

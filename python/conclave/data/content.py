@@ -1,4 +1,4 @@
-"""What a document's bytes or value mean: a text, or the ids of tokens. Whatever cannot be used is a `Flaw`."""
+"""What a document's bytes or value mean: a text, the ids of tokens, or a chat. Whatever cannot be used is a `Flaw`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from conclave.data.chats import Chat
 from conclave.data.left_out import Flaw
 from conclave.printable import shortened
 
 Ids = npt.NDArray[np.int64]
-Content = str | Ids
+Content = str | Ids | Chat
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 NOT_UTF8 = "not UTF-8"
@@ -40,11 +41,11 @@ def text_of(raw: bytes) -> str:
         raise Flaw(NOT_UTF8, byte=start + error.start) from None
 
 
-def content_of_json(raw: bytes, key: str) -> Content:
-    """The value under `key` of one JSON object.
+def object_of_json(raw: bytes) -> dict[str, Any]:
+    """One JSON object.
 
     Raises:
-        Flaw: the bytes are no JSON object, or hold no document under the key.
+        Flaw: the bytes are none.
     """
     line = raw.removeprefix(BYTE_ORDER_MARK)
     if not line.strip(b"\0 \t\r\n"):
@@ -61,9 +62,22 @@ def content_of_json(raw: bytes, key: str) -> Content:
         raise Flaw("a number of more than 4,300 digits") from None
     if not isinstance(value, dict):
         raise Flaw("no JSON object", f"it is {_name_of(value)}")
-    if key not in value:
-        raise Flaw(f"no key {key!r}", f"its keys are {_listed(value)}. --json-key names the one that holds the document")
-    return content_of_value(value[key], key)
+    return value
+
+
+def value_under(key_values: dict[str, Any], key: str) -> Any:
+    """The value of a key.
+
+    Raises:
+        Flaw: it is not there.
+    """
+    if key not in key_values:
+        chat = " (it is a chat: --chats reads those)" if key_values.keys() & {"messages", "completion"} else ""
+        raise Flaw(
+            f"no key {key!r}{chat}",
+            f"its keys are {_listed(key_values)}. --json-key names the one that holds the document",
+        )
+    return key_values[key]
 
 
 def content_of_value(value: Any, key: str) -> Content:

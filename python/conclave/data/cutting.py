@@ -28,12 +28,12 @@ def pieces_of(inputs: Inputs, options: ReadOptions, survey: Survey | None = None
     for file in inputs.files:
         kind = file.form.kind
         if kind in (Kind.PARQUET, Kind.ARROW):
-            yield from table_pieces(file.path, file.form, options.json_key)
+            yield from table_pieces(file.path, file.form, options.reader)
         elif kind is Kind.JSON or file.form.compression:
-            yield from json_pieces(file.path, file.form, options.json_key)
+            yield from json_pieces(file.path, file.form, options.reader)
         elif kind is Kind.JSON_LINES:
             for begin, end in _between_lines(file, False):
-                yield JsonLines(file.path, end - begin, begin, options.json_key)
+                yield JsonLines(file.path, end - begin, begin, options.reader)
         elif options.split_on_blank_lines and file.path.suffix.lower() == ".txt":
             for begin, end in _between_lines(file, True):
                 yield TextParagraphs(file.path, end - begin, begin)

@@ -42,7 +42,8 @@ _FORMATS = {
     ".parquet": Format(Kind.PARQUET),
     ".arrow": Format(Kind.ARROW),
 }
-SUPPORTED = ".txt .md .py .jsonl .json (.gz .zst) .parquet .arrow"
+SUPPORTED_CHATS = ".jsonl .json (.gz .zst) .parquet .arrow"
+SUPPORTED = f".txt .md .py {SUPPORTED_CHATS}"
 
 # Files of these suffixes hold documents too, as far as one can tell: a folder is not read around them in silence.
 _ARCHIVES = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".tar", ".tgz", ".7z", ".rar")

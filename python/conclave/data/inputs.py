@@ -13,7 +13,8 @@ from typing import Literal
 from conclave.data.datasets_folder import without_other_splits, without_spare_files
 from conclave.data.errors import DataError
 from conclave.data.folder_walk import FolderWalk
-from conclave.data.formats import SUPPORTED, Format, format_of, looks_like_data, suffix_of
+from conclave.data.formats import SUPPORTED, SUPPORTED_CHATS, Format, Kind, format_of, looks_like_data, suffix_of
+from conclave.data.readers import ChatReader, ValueReader
 from conclave.data.standard_library import KEYWORD, standard_library_files, standard_library_folder
 from conclave.printable import printable
 
@@ -23,7 +24,9 @@ class ReadOptions:
     """How inputs become documents.
 
     Attributes:
-        json_key: the key of a JSON object, or the column of a table, that holds the document: a text or token ids.
+        json_key: the key of a JSON object, or the column of a table, that holds the document: a text or token ids, or
+            a chat's messages.
+        chats: whether the documents are chats; text files are refused then.
         split_on_blank_lines: a text file holds many documents with blank lines between them, instead of one.
         extra_suffixes: further suffixes (".rst") of text files, in lower case.
         ignored_suffixes: suffixes of files in folders that shall not be read, though they look like data.
@@ -33,12 +36,23 @@ class ReadOptions:
     """
 
     json_key: str = "text"
+    chats: bool = False
     split_on_blank_lines: bool = False
     extra_suffixes: tuple[str, ...] = ()
     ignored_suffixes: tuple[str, ...] = ()
     split: str | None = None
     order: Literal["path", "hash"] = "path"
     strict: bool = False
+
+    @property
+    def reader(self) -> ChatReader | ValueReader:
+        """How an object or a row becomes a document."""
+        return ChatReader(self.json_key) if self.chats else ValueReader(self.json_key)
+
+    def format_of(self, path: Path) -> Format | None:
+        """None: files of this name are not read."""
+        form = format_of(path, self.extra_suffixes)
+        return None if self.chats and form is not None and form.kind is Kind.TEXT else form
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,8 @@ def list_inputs(inputs: Sequence[str], options: ReadOptions) -> Inputs:
     """
     found = Inputs()
     for name in inputs:
+        if name == KEYWORD and options.chats:
+            raise DataError(f"{KEYWORD} is text, and --chats takes messages. Leave --chats out, or give files of chats")
         if name == KEYWORD:
             files = _ordered(standard_library_files(), standard_library_folder(), "hash")
         elif Path(name).is_dir():
@@ -84,19 +100,19 @@ def list_inputs(inputs: Sequence[str], options: ReadOptions) -> Inputs:
         else:
             files = [_file_named(name, options)]
         for path in files:
-            form = format_of(path, options.extra_suffixes)
+            form = options.format_of(path)
             assert form is not None
             found.files.append(InputFile(path, form, path.stat().st_size))
     if not found.files:
         raise DataError(
-            f"no documents in {', '.join(map(printable, inputs))}. Files that are read: {_supported(options)} "
-            f"(--suffix adds others){''.join(f'. {note}' for note in found.notes)}"
+            f"no documents in {', '.join(map(printable, inputs))}. Files that are read: {_supported(options)}"
+            f"{'' if options.chats else ' (--suffix adds others)'}{''.join(f'. {note}' for note in found.notes)}"
         )
     return found
 
 
 def _supported(options: ReadOptions) -> str:
-    return " ".join([SUPPORTED, *options.extra_suffixes])
+    return SUPPORTED_CHATS if options.chats else " ".join([SUPPORTED, *options.extra_suffixes])
 
 
 def _file_named(name: str, options: ReadOptions) -> Path:
@@ -109,10 +125,12 @@ def _file_named(name: str, options: ReadOptions) -> Path:
         raise DataError(f"{shown} does not exist. Give files ({_supported(options)}), folders, or the word {KEYWORD}")
     if not path.is_file():
         raise DataError(f"{shown} is no regular file: inputs are files, which may be read in parts, or folders")
-    if format_of(path, options.extra_suffixes) is None:
+    if options.format_of(path) is None:
         suffix = suffix_of(path)
         remedy = "convert it, for example to .jsonl"
-        if not looks_like_data(suffix):
+        if options.chats:
+            remedy = "--chats takes messages, which are in none of these files"
+        elif not looks_like_data(suffix):
             remedy = f"if it is plain text, add --suffix {suffix}" if suffix else "if it is plain text, name it .txt"
         raise DataError(f"{shown}: files with suffix {suffix!r} are not read. Supported: {_supported(options)}; {remedy}")
     if not os.access(path, os.R_OK):
@@ -126,13 +144,14 @@ def _files_below(folder: Path, options: ReadOptions, notes: list[str]) -> list[P
     wanted = [path for path in walk.files if suffix_of(path) not in options.ignored_suffixes]
     if ignored := len(walk.files) - len(wanted):
         notes.append(f"left out in {printable(folder)}: {_files(ignored)} that --ignore names")
-    read = [path for path in wanted if format_of(path, options.extra_suffixes) is not None]
-    _tell_unread(folder, Counter(suffix_of(path) for path in wanted) - Counter(suffix_of(path) for path in read), notes)
+    read = [path for path in wanted if options.format_of(path) is not None]
+    unread = Counter(suffix_of(path) for path in wanted) - Counter(suffix_of(path) for path in read)
+    _tell_unread(folder, unread, options, notes)
     read = without_spare_files(folder, read, notes)
     return _ordered(without_other_splits(folder, read, options.split, notes), folder, options.order)
 
 
-def _tell_unread(folder: Path, unread: Counter[str], notes: list[str]) -> None:
+def _tell_unread(folder: Path, unread: Counter[str], options: ReadOptions, notes: list[str]) -> None:
     """Names what is not read.
 
     Raises:
@@ -148,7 +167,8 @@ def _tell_unread(folder: Path, unread: Counter[str], notes: list[str]) -> None:
             f"them out: {' '.join(f'--ignore {suffix}' for suffix in data)}"
         )
     counts = ", ".join(f"{count:,} {printable(suffix) or 'without a suffix'}" for suffix, count in sorted(unread.items()))
-    notes.append(f"not read in {printable(folder)}: {counts} (--suffix .EXT reads a suffix as text)")
+    remedy = "--chats reads no texts" if options.chats else "--suffix .EXT reads a suffix as text"
+    notes.append(f"not read in {printable(folder)}: {counts} ({remedy})")
 
 
 def _files(count: int) -> str:

@@ -12,6 +12,7 @@ from conclave.data.content import BYTE_ORDER_MARK
 from conclave.data.errors import DataError
 from conclave.data.formats import Format, Kind
 from conclave.data.pieces import JsonObjects
+from conclave.data.readers import Reader
 from conclave.printable import printable
 
 PIECE_BYTES = 1 << 20  # objects that travel to a process together
@@ -26,7 +27,7 @@ _WITHIN = re.compile(_STRING + rb'|["\[\]{}]', re.DOTALL)  # what matters in one
 Found = tuple[int, int, bytes]  # line from 1, byte, the object's bytes
 
 
-def json_pieces(path: Path, form: Format, key: str) -> Iterator[JsonObjects]:
+def json_pieces(path: Path, form: Format, reader: Reader) -> Iterator[JsonObjects]:
     """All objects of a file, some at a time.
 
     Raises:
@@ -39,9 +40,9 @@ def json_pieces(path: Path, form: Format, key: str) -> Iterator[JsonObjects]:
         objects.append(found)
         size += len(found[2])
         if size >= PIECE_BYTES:
-            yield JsonObjects(path, source.position - told, tuple(objects), key)
+            yield JsonObjects(path, source.position - told, tuple(objects), reader)
             objects, size, told = [], 0, source.position
-    yield JsonObjects(path, source.position - told, tuple(objects), key)
+    yield JsonObjects(path, source.position - told, tuple(objects), reader)
 
 
 def _objects(source: _Source, kind: Kind) -> Iterator[Found]:

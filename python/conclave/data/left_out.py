@@ -53,6 +53,7 @@ class LeftOut:
 
     strict: bool = False
     empty: int = 0  # no text but white space; no flaw
+    cut: int = 0  # used, but for their end
     by_reason: dict[str, _Tally] = field(default_factory=dict)
 
     def add(self, flaw: Flaw, place: Place) -> None:
@@ -72,6 +73,7 @@ class LeftOut:
     def merge(self, other: LeftOut) -> None:
         """Adds what another process left out, later in the order of documents."""
         self.empty += other.empty
+        self.cut += other.cut
         for reason, tally in other.by_reason.items():
             own = self.by_reason.setdefault(reason, _Tally())
             own.count += tally.count
@@ -80,6 +82,8 @@ class LeftOut:
     def lines(self) -> list[str]:
         """The report."""
         lines = [f"skipped {self.empty:,} empty documents"] if self.empty else []
+        if self.cut:
+            lines.append(f"cut {self.cut:,} document{'s' if self.cut > 1 else ''} at their end (--too-long cut)")
         for reason, tally in self.by_reason.items():
             lines.append(f"left out {tally.count:,} document{'s' if tally.count > 1 else ''}: {reason}")
             lines += [f"  {place}{': ' if detail else ''}{detail}" for place, detail in tally.places]

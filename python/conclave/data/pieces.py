@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conclave.data.content import Content, content_of_json, content_of_value, text_of
+from conclave.data.content import Content, text_of
 from conclave.data.errors import DataError
 from conclave.data.left_out import Flaw, LeftOut, Place
+from conclave.data.readers import Reader
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class JsonLines(Piece):
     """Bytes from `begin` on of a file with a JSON object a line."""
 
     begin: int
-    key: str
+    reader: Reader
 
     def _sources(self) -> Iterator[tuple[Place, bytes]]:
         offset = self.begin
@@ -127,7 +128,7 @@ class JsonLines(Piece):
             offset += len(line)
 
     def _content(self, source: bytes) -> Content:
-        return content_of_json(source, self.key)
+        return self.reader.of_json(source)
 
 
 @dataclass(frozen=True)
@@ -135,30 +136,30 @@ class JsonObjects(Piece):
     """JSON objects that were read from a stream, with their lines and bytes in it."""
 
     objects: tuple[tuple[int, int, bytes], ...]
-    key: str
+    reader: Reader
 
     def _sources(self) -> Iterator[tuple[Place, bytes]]:
         for line, byte, raw in self.objects:
             yield Place(self.path, byte, line), raw
 
     def _content(self, source: bytes) -> Content:
-        return content_of_json(source, self.key)
+        return self.reader.of_json(source)
 
 
 @dataclass(frozen=True)
 class Rows(Piece):
-    """Values of a table's column: bytes of a text, ids, or None."""
+    """Rows of a table: of a column its values (bytes of a text, ids, or None), of several a dictionary each."""
 
     first_row: int
     values: tuple[Any, ...]
-    key: str
+    reader: Reader
 
     def _sources(self) -> Iterator[tuple[Place, Any]]:
         for number, value in enumerate(self.values, self.first_row):
             yield Place(self.path, row=number), value
 
     def _content(self, source: Any) -> Content:
-        return content_of_value(source, self.key)
+        return self.reader.of_row(source)
 
 
 def _read(path: Path, begin: int, count: int) -> bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from conclave.data.errors import DataError
-from conclave.data.indexed_writer import IndexedWriter, token_type
+from conclave.data.indexed_writer import IndexedWriter, files_of_set, token_type
 from conclave.data.outputs import check_outputs
 from conclave.data.tokenizer import MOST_IDS
 
@@ -38,7 +38,7 @@ def write_synthetic(
     ):
         if not 1 <= value <= most:
             raise DataError(f"{name} {value} is not between 1 and {most:,}")
-    check_outputs([output.with_name(output.name + end) for end in (".bin", ".idx")], overwrite)
+    check_outputs(files_of_set(output), overwrite)
     likely = _step_probabilities(vocab_size)
     generator = np.random.Generator(np.random.Philox(seed))
     dtype = token_type(vocab_size)

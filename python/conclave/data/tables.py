@@ -9,6 +9,7 @@ from typing import Any
 from conclave.data.errors import DataError
 from conclave.data.formats import Format, Kind
 from conclave.data.pieces import Rows
+from conclave.data.readers import ChatReader, ValueReader
 from conclave.printable import printable, shortened
 
 PIECE_BYTES = 1 << 20  # values that travel to a process together
@@ -18,8 +19,8 @@ _FILE_MAGIC = b"ARROW1"  # of Arrow's file format; without it the file is a stre
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def table_pieces(path: Path, form: Format, key: str) -> Iterator[Rows]:
-    """The values of the column `key`, some rows at a time.
+def table_pieces(path: Path, form: Format, reader: ChatReader | ValueReader) -> Iterator[Rows]:
+    """What the reader wants of a table, some rows at a time.
 
     Raises:
         DataError: the file is damaged, has no such column, or it holds neither texts nor lists of ids.
@@ -29,13 +30,14 @@ def table_pieces(path: Path, form: Format, key: str) -> Iterator[Rows]:
     values: list[Any] = []
     row = held = told = 0
     try:
-        for column, part_read in (_parquet if form.kind is Kind.PARQUET else _arrow)(arrow, path, key):
-            for value, value_bytes in _values(arrow, column):
+        for batch, part_read in (_parquet if form.kind is Kind.PARQUET else _arrow)(arrow, path, reader):
+            is_chats = isinstance(reader, ChatReader)
+            for value, value_bytes in _chat_rows(batch) if is_chats else _values(arrow, batch.column(0)):
                 values.append(value)
                 held += value_bytes
                 if held >= PIECE_BYTES:
                     now = round(size * part_read)
-                    yield Rows(path, max(0, now - told), row, tuple(values), key)
+                    yield Rows(path, max(0, now - told), row, tuple(values), reader)
                     row, values, held, told = row + len(values), [], 0, max(now, told)
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {shortened(error)}") from None
@@ -43,21 +45,21 @@ def table_pieces(path: Path, form: Format, key: str) -> Iterator[Rows]:
         raise DataError(
             f"{printable(path)} is no {form.kind.value} file, or damaged: {shortened(error)}"
         ) from None
-    yield Rows(path, size - told, row, tuple(values), key)
+    yield Rows(path, size - told, row, tuple(values), reader)
 
 
-def _parquet(arrow: Any, path: Path, key: str) -> Iterator[tuple[Any, float]]:
+def _parquet(arrow: Any, path: Path, reader: ChatReader | ValueReader) -> Iterator[tuple[Any, float]]:
     import pyarrow.parquet
 
     with open(path, "rb") as raw, pyarrow.parquet.ParquetFile(raw, buffer_size=1 << 20) as file:
-        _check_column(arrow, path, file.schema_arrow, key)
+        columns = _columns(arrow, path, file.schema_arrow, reader)
         rows = 0
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[key], use_threads=False):
+        for batch in file.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False):
             rows += batch.num_rows
-            yield batch.column(0), rows / file.metadata.num_rows
+            yield batch, rows / file.metadata.num_rows
 
 
-def _arrow(arrow: Any, path: Path, key: str) -> Iterator[tuple[Any, float]]:
+def _arrow(arrow: Any, path: Path, reader: ChatReader | ValueReader) -> Iterator[tuple[Any, float]]:
     size = path.stat().st_size
     with open(path, "rb") as raw:
         is_file = raw.read(len(_FILE_MAGIC)) == _FILE_MAGIC
@@ -66,12 +68,19 @@ def _arrow(arrow: Any, path: Path, key: str) -> Iterator[tuple[Any, float]]:
             raise DataError(f"{printable(path)} is no Arrow file, or it is cut: its end is missing. Copy it again")
         raw.seek(0)
         source = arrow.PythonFile(raw, "r")
-        reader = arrow.ipc.open_file(source) if is_file else arrow.ipc.open_stream(source)
-        _check_column(arrow, path, reader.schema, key)
-        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else reader
+        table = arrow.ipc.open_file(source) if is_file else arrow.ipc.open_stream(source)
+        columns = _columns(arrow, path, table.schema, reader)
+        batches = (table.get_batch(i) for i in range(table.num_record_batches)) if is_file else table
         for batch in batches:
             for begin in range(0, batch.num_rows, _ROWS):
-                yield batch.column(key)[begin : begin + _ROWS], min(1.0, raw.tell() / size)
+                yield batch.select(columns).slice(begin, _ROWS), min(1.0, raw.tell() / size)
+
+
+def _columns(arrow: Any, path: Path, schema: Any, reader: ChatReader | ValueReader) -> list[str]:
+    if isinstance(reader, ChatReader):
+        return reader.columns(schema.names, printable(path))
+    _check_column(arrow, path, schema, reader.key)
+    return [reader.key]
 
 
 def _check_column(arrow: Any, path: Path, schema: Any, key: str) -> None:
@@ -110,6 +119,17 @@ def _values(arrow: Any, column: Any) -> Iterator[tuple[Any, int]]:
             yield None if ids is None else ids.to_pylist(), 1
         else:
             yield ids.to_numpy(zero_copy_only=False), ids.nbytes + 1
+
+
+def _chat_rows(batch: Any) -> Iterator[tuple[Any, int]]:
+    """Each row as a dictionary (None: it holds a text that is not UTF-8) and about how many bytes it takes."""
+    row_bytes = batch.nbytes // max(batch.num_rows, 1) + 1
+    for number in range(batch.num_rows):
+        try:
+            (row,) = batch.slice(number, 1).to_pylist()
+        except UnicodeDecodeError:
+            row = None
+        yield row, row_bytes
 
 
 def _pyarrow() -> Any:

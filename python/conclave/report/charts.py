@@ -144,6 +144,23 @@ def loss_chart(run: Run) -> str | None:
     return svg_of(figure, "loss")
 
 
+def set_losses_chart(run: Run) -> str | None:
+    """The loss of each source of a blend, and of each validation set that has a name."""
+    names = [name for name in run.scalars if name.startswith(("source/", "validation/")) and name.endswith("/loss") and name in run][:MOST_CATEGORIES]
+    if not names:
+        return None
+    figure, axes = new_axes(height=3.1)
+    for color, name in zip(SERIES, names):
+        there = np.isfinite(run.scalars[name])
+        kind, label, _ = name.split("/")
+        if kind == "source":
+            draw_curve(axes, run.steps[there], run.scalars[name][there], color, label)
+        else:
+            axes.plot(run.steps[there], run.scalars[name][there], color=color, marker="o", markersize=4.5, linewidth=1.2, label=f"validation: {label}")
+    finish_axes(axes, run, "nats per token")
+    return svg_of(figure, "set-losses")
+
+
 def gradient_norm_chart(run: Run) -> str | None:
     """The norm before clipping, the clip, and the steps that were skipped."""
     if "grad_norm" not in run:

@@ -94,6 +94,7 @@ def _training(run: Run) -> list[str]:
     smooth = "; the band holds all steps" if len(run.steps) > charts.MOST_POINTS else ""
     return [
         _figure("Loss", f"Cross-entropy of the next token{smooth}", charts.loss_chart(run)),
+        _figure("Losses by set", "Of each source of the blend, and of each validation set that has a name", charts.set_losses_chart(run)),
         _figure("Gradient norm", "Of all parameters", charts.gradient_norm_chart(run)),
         _figure("Learning rate", "", charts.curve_chart(run, "learning-rate", [("lr", None)], "", zero=True)),
         _figure("Tokens per second", "All ranks together", charts.curve_chart(run, "tokens-per-second", [("tokens_per_second", None)], "", zero=True,

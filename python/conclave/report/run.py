@@ -102,6 +102,7 @@ class _Reader:
         self.unreadable = 0
         self.out_of_order = 0
         self.last_is_torn = False
+        self._newest: Record | None = None  # not added yet: the next one says whether its step can be right
 
     def read(self, lines: BinaryIO) -> None:
         while line := lines.readline(LONGEST_LINE):
@@ -110,10 +111,10 @@ class _Reader:
                 line = lines.readline(LONGEST_LINE)
             self.last_is_torn = record is None
             self.unreadable += record is None
-            if record is not None and self.steps and record.step <= self.steps[-1]:
-                self.out_of_order += 1
-            elif record is not None:
-                self._add(record)
+            if record is not None:
+                self._take(record)
+        if self._newest is not None:
+            self._add(self._newest)
 
     def flaws(self) -> list[str]:
         flaws = []
@@ -122,7 +123,7 @@ class _Reader:
         if unreadable := self.unreadable - self.last_is_torn:
             flaws.append(f"{unreadable} lines of metrics.jsonl are no records and were left out")
         if self.out_of_order:
-            flaws.append(f"{self.out_of_order} records of metrics.jsonl are of steps that came before and were left out")
+            flaws.append(f"{self.out_of_order} records of metrics.jsonl are of steps out of order and were left out")
         if self.damaged_values:
             flaws.append(f"{self.damaged_values} values in metrics.jsonl are not what their names say and were left out")
         if self.started > len(self.starts):
@@ -131,6 +132,17 @@ class _Reader:
 
     def column(self, values: list[float]) -> np.ndarray:
         return np.array(values + [float("nan")] * (len(self.steps) - len(values)))
+
+    def _take(self, record: Record) -> None:
+        """Steps ascend. One that does not follow is left out; one that only ran ahead (a damaged number) does not take the later ones with it."""
+        if self.steps and record.step <= self.steps[-1]:
+            self.out_of_order += 1
+            return
+        if self._newest is not None and record.step > self._newest.step:
+            self._add(self._newest)
+        elif self._newest is not None:
+            self.out_of_order += 1
+        self._newest = record
 
     def _add(self, record: Record) -> None:
         self.steps.append(record.step)

@@ -18,6 +18,9 @@
 
 namespace conclave::testing {
 
+// That a run's ranks reduce at the end of a step (step/step_exchange.h), counted by hand.
+inline constexpr int64_t numbers_of_step_exchange = 12;
+
 struct Case {
   std::string name;
   int world = 1, rank = 0;
@@ -36,6 +39,43 @@ struct Case {
 };
 inline void PrintTo(const Case& c, std::ostream* out) {
   *out << c.name;
+}
+
+// Experts that are chosen, lent or reached in other ways than usual: both what they need and what they send is planned.
+inline std::vector<Case> cases_of_routing() {
+  using enum ActivationCheckpointing;
+  return {
+      {.name = "sinkhorn",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .moe = {.moe_load_balancing = LoadBalancing::sinkhorn, .sinkhorn_tolerance = 1e-12, .sinkhorn_iterations = 3}},
+      {.name = "balanced",
+       .world = 4,
+       .rank = 3,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = selective,
+       .moe = {.moe_load_balancing = LoadBalancing::balanced}},
+      {.name = "bias", .world = 2, .rank = 1, .shard = 2, .moe = {.moe_load_balancing = LoadBalancing::bias}},
+      {.name = "jitter", .checkpointing = full, .moe = {.router_jitter_noise = 0.1}},
+      {.name = "many_micro_steps", .world = 4, .rank = 1, .shard = 2, .expert = 2, .micro_steps = 5},
+      {.name = "gathering",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = full,
+       .moe = {.dispatcher = DispatcherKind::all_gather}},
+      {.name = "lent_experts",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .checkpointing = selective,
+       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1}},
+  };
 }
 
 inline CheckedJob check(const Case& c, ModelConfig model, int64_t sequence, int64_t loss_chunk_tokens) {

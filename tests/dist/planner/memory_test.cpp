@@ -50,7 +50,7 @@ class PlannedMemoryOf : public ::testing::TestWithParam<Case> {};
 // One rank of a world, the others played by the fake communicator.
 std::vector<Case> cases() {
   using enum ActivationCheckpointing;
-  return {
+  std::vector<Case> cases = {
       {.name = "alone"},
       {.name = "alone_bf16", .compute = at::kBFloat16},
       {.name = "shard4", .world = 4, .rank = 1, .shard = 4},
@@ -135,39 +135,11 @@ std::vector<Case> cases() {
        .expert = 2,
        .checkpointing = selective,
        .moe = {.capacity_factor = 100}},
-      {.name = "sinkhorn",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 2,
-       .moe = {.moe_load_balancing = LoadBalancing::sinkhorn, .sinkhorn_tolerance = 1e-12, .sinkhorn_iterations = 3}},
-      {.name = "balanced",
-       .world = 4,
-       .rank = 3,
-       .shard = 4,
-       .expert = 4,
-       .checkpointing = selective,
-       .moe = {.moe_load_balancing = LoadBalancing::balanced}},
-      {.name = "bias", .world = 2, .rank = 1, .shard = 2, .moe = {.moe_load_balancing = LoadBalancing::bias}},
-      {.name = "jitter", .checkpointing = full, .moe = {.router_jitter_noise = 0.1}},
-      {.name = "many_micro_steps", .world = 4, .rank = 1, .shard = 2, .expert = 2, .micro_steps = 5},
-      {.name = "gathering",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 4,
-       .checkpointing = full,
-       .moe = {.dispatcher = DispatcherKind::all_gather}},
-      {.name = "lent_experts",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 4,
-       .checkpointing = selective,
-       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1}},
       {.name = "world64", .world = 64, .rank = 63, .shard = 32, .expert = 2, .checkpointing = full},
       {.name = "world64_expert8", .world = 64, .rank = 17, .shard = 64, .expert = 8},
   };
+  for (const Case& c : testing::cases_of_routing()) cases.push_back(c);
+  return cases;
 }
 INSTANTIATE_TEST_SUITE_P(Memory, PlannedMemoryOf, ::testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });

@@ -60,7 +60,7 @@ class FakeWorld : public ::testing::TestWithParam<Case> {};
 
 std::vector<Case> cases() {
   using enum ActivationCheckpointing;
-  return {
+  std::vector<Case> cases = {
       {.name = "shard4", .world = 4, .rank = 0, .shard = 4, .expert = 1},
       {.name = "shard4_last_rank", .world = 4, .rank = 3, .shard = 4, .expert = 1, .micro_steps = 2},
       {.name = "shard4_expert2", .world = 4, .rank = 1, .shard = 4, .expert = 2, .micro_steps = 3},
@@ -139,42 +139,14 @@ std::vector<Case> cases() {
        .expert = 4,
        .checkpointing = full,
        .moe = {.overload = OverloadPolicy::chunk, .max_tokens_per_rank_factor = 4}},
-      {.name = "sinkhorn",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 2,
-       .moe = {.moe_load_balancing = LoadBalancing::sinkhorn, .sinkhorn_tolerance = 1e-12, .sinkhorn_iterations = 3}},
-      {.name = "balanced",
-       .world = 4,
-       .rank = 3,
-       .shard = 4,
-       .expert = 4,
-       .checkpointing = selective,
-       .moe = {.moe_load_balancing = LoadBalancing::balanced}},
-      {.name = "bias", .world = 2, .rank = 1, .shard = 2, .moe = {.moe_load_balancing = LoadBalancing::bias}},
-      {.name = "jitter", .checkpointing = full, .moe = {.router_jitter_noise = 0.1}},
-      {.name = "many_micro_steps", .world = 4, .rank = 1, .shard = 2, .expert = 2, .micro_steps = 5},
-      {.name = "gathering",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 4,
-       .checkpointing = full,
-       .moe = {.dispatcher = DispatcherKind::all_gather}},
-      {.name = "lent_experts",
-       .world = 4,
-       .rank = 1,
-       .shard = 4,
-       .expert = 4,
-       .checkpointing = selective,
-       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1}},
       {.name = "world64", .world = 64, .rank = 5, .shard = 64, .expert = 8, .micro_steps = 2},
       {.name = "world64_hybrid", .world = 64, .rank = 63, .shard = 16, .expert = 8, .micro_steps = 2},
       {.name = "world64_hybrid_full", .world = 64, .rank = 17, .shard = 8, .expert = 4, .checkpointing = full},
       {.name = "world64_experts_unsharded", .world = 64, .rank = 40, .shard = 8, .expert = 8, .micro_steps = 2},
       {.name = "world64_replicated", .world = 64, .rank = 33, .shard = 1, .expert = 1},
   };
+  for (const Case& c : testing::cases_of_routing()) cases.push_back(c);
+  return cases;
 }
 INSTANTIATE_TEST_SUITE_P(Traffic, FakeWorld, ::testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name; });
@@ -186,8 +158,8 @@ Axes fake_axes(const Case& c, const Layout& layout, const std::shared_ptr<Traffi
   });
 }
 
-// A step: its micro-steps (of which only the last one's gradients go over the replicas), the sum of the loss, the norm;
-// and, apart from it, an evaluation.
+// A step: its micro-steps (of which only the last one's gradients go over the replicas), the sum of the loss, the norm,
+// what ranks tell each other at its end; and, apart from it, an evaluation.
 TEST_P(FakeWorld, sends_what_was_planned) {
   const Case& c = GetParam();
   const auto count = std::make_shared<TrafficCount>();
@@ -202,6 +174,7 @@ TEST_P(FakeWorld, sends_what_was_planned) {
     choices_LE = engine.forward_backward->train(batch, {m == 0, last, 0.01, 1.0}).balance.count_LE;
   }
   axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();  // TrainStep's sum of the loss
+  axes.world().all_reduce(at::zeros({testing::numbers_of_step_exchange}, at::kDouble)).wait();
   Optimizer optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units());
   TrafficByOperation of_step = count->reset();
   optimizer.gradient_squares(axes.world(), at::kCPU);
@@ -271,6 +244,7 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
         engine.forward_backward->train(batch_of(job, c.rank), {m == 0, last, 0.01, 1.0});
       }
       axes.world().all_reduce(at::zeros({1}, at::kDouble)).wait();
+      axes.world().all_reduce(at::zeros({testing::numbers_of_step_exchange}, at::kDouble)).wait();
       Optimizer(make_optimizer_rule({}), 1.0, engine.model.optimizer_units()).gradient_squares(axes.world(), at::kCPU);
       const TrafficByOperation of_step = count->reset();
       expect_equal(of_step, plan_step(planned).traffic);

@@ -9,11 +9,11 @@
 
 #include "checkpoint/checkpoint_reader.h"
 #include "checkpoint/checkpoint_writer.h"
-#include "model/parameters.h"
 #include "fake_communicator.h"
+#include "mixtral_shape.h"
+#include "model/parameters.h"
 #include "step/parallel_model.h"
 #include "unit/checkpoint/thread_world.h"
-#include "mixtral_shape.h"
 
 namespace conclave {
 namespace {

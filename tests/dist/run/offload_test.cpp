@@ -6,8 +6,8 @@
 
 #include "dist/world.h"
 #include "memory/memory_category.h"
-#include "step/forward_backward.h"
 #include "mixtral_shape.h"
+#include "step/forward_backward.h"
 
 namespace conclave {
 namespace {

@@ -51,8 +51,8 @@ TEST(JobDifference, what_changes_none_does_not) {
   is.run.output_dir = "there";
   is.model.config = "there";
   is.model.init_from = "there";
-  is.data.train = "there";
-  is.data.validation = "there";
+  is.data.train.sets = {{"there", "there", 1}};
+  is.data.validation = ValidationData{{{"there", "there", 1}}};
   is.parallel.expert_parallel_degree = 4;
   is.parallel.hybrid_shard_degree = 2;
   is.parallel.elastic = true;

@@ -156,8 +156,8 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.run.stop_after, Duration{3 * 3600 + 30 * 60});
   EXPECT_EQ(job.model.config, "models/small");
   EXPECT_EQ(job.model.init_from, "weights");
-  EXPECT_EQ(job.data.train, "tokens/train");
-  EXPECT_EQ(job.data.validation, "tokens/held back");
+  EXPECT_EQ(prefixes_of(job.data.train.sets), "tokens/train");
+  EXPECT_EQ(prefixes_of(job.data.validation->sets), "tokens/held back");
   EXPECT_EQ(job.data.sequence_length, 33);
   EXPECT_EQ(job.data.micro_batch_size, 3);
   EXPECT_EQ(job.data.global_batch_size, 12);
@@ -281,7 +281,7 @@ TEST(JobFile, overrides_win_and_the_last_one_counts) {
   const Job job = read_job(file.path(), {"run.steps=6", "run.steps=7", "run.name=a=b.c", "data.train='x y'"});
   EXPECT_EQ(job.run.steps, 7);
   EXPECT_EQ(job.run.name, "a=b.c");
-  EXPECT_EQ(job.data.train, "x y");
+  EXPECT_EQ(prefixes_of(job.data.train.sets), "x y");
   EXPECT_EQ(job.origins.of("run.steps"), "--set run.steps=7");
   EXPECT_EQ(job.origins.of("run.seed"), "");
 }
@@ -311,13 +311,13 @@ TEST(JobFile, text_reads_back_whatever_it_holds) {
     job.run.name = text;
     job.run.output_dir = text;
     job.model.config = "b";
-    job.data.validation = text;
+    job.data.validation = ValidationData{{{"", text, 1}}};
     const TemporaryFile file("job.yaml", print_job(job));
     const Job again = read_job(file.path());
     EXPECT_EQ(again.run.name, text);
     // A tilde at the beginning is written with ./ before it.
     EXPECT_EQ(again.run.output_dir.lexically_normal(), text);
-    EXPECT_EQ(again.data.validation->lexically_normal(), text);
+    EXPECT_EQ(again.data.validation->sets.at(0).prefix.lexically_normal(), text);
   }
 }
 

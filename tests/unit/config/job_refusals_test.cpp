@@ -68,12 +68,14 @@ TEST(JobRefusal, wrong_types) {
             "optimizer.lr is 1e999, but it must be a number of double precision.   (job.yaml, line 3)");
   EXPECT_EQ(refusal_of_job("metrics: {tensorboard: yes}\n"),
             "metrics.tensorboard is yes, but it must be true or false.   (job.yaml, line 3)");
-  EXPECT_EQ(refusal_of_job("data: {train: [a, b]}\n"),
-            "data.train is a list, but it must be a path.   (job.yaml, line 3)");
+  EXPECT_EQ(
+      refusal_of_job("data: {train: {a: b}}\n"),
+      "data.train is a group of keys, but it must be a path, or a list of {path, weight, name}.   (job.yaml, line "
+      "3)");
   EXPECT_EQ(refusal_of_job("data: {train: ''}\n"),
             "data.train is \"\", but it must be a path that is not empty.   (job.yaml, line 3)");
-  EXPECT_EQ(refusal_of_job("data: {validation: {a: b}}\n"),
-            "data.validation is a group of keys, but it must be a path.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_job("model: {config: {a: b}}\n", {}, "run: {output_dir: out}\n"),
+            "model.config is a group of keys, but it must be a path.   (job.yaml, line 2)");
   EXPECT_EQ(refusal_of_job("schedule: 3\n"), "schedule is 3, but it must be a group of keys.   (job.yaml, line 3)");
   EXPECT_EQ(refusal_of_overrides({"run.name="}), "run.name is null, but it must be text.   (--set run.name=)");
   EXPECT_EQ(refusal_of_overrides({"run.name=''"}),
@@ -195,7 +197,8 @@ TEST(JobRefusal, missing) {
       "exports.\n       Add it to the section run, or give --set run.output_dir=...   (job.yaml)");
   EXPECT_EQ(refusal_of_job("", {"run.output_dir=a", "model.config=b"}, ""), "accepted");
   EXPECT_EQ(refusal_of([] { require(Job(), "data.train"); }),
-            "data.train is missing, and this command needs it: prefix of a .bin/.idx pair.\n"
+            "data.train is missing, and this command needs it: prefix of a .bin/.idx pair, or a list of {path, weight, "
+            "name}: a blend of several.\n"
             "       Add it to the job file, or give --set data.train=...");
   EXPECT_NE(refusal_of([] { require(Job(), "data.validation"); }), "accepted");
   EXPECT_EQ(refusal_of([] {
@@ -232,10 +235,10 @@ TEST(JobRefusal, values_that_do_not_fit_each_other) {
   EXPECT_EQ(refusal_of_job("moe: {moe_load_balancing: bias, aux_loss_layers: each}\n"),
             "moe.aux_loss_layers is each, but moe.moe_load_balancing is bias, which does not use it.\n"
             "       Set moe.aux_loss_layers to null, or moe.moe_load_balancing to aux_loss.   (job.yaml, line 3)");
-  EXPECT_EQ(
-      refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
-      "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
-      "       Give init_from a folder of the same model, or upcycle_from one of a dense model.   (--set model.upcycle_from=b)");
+  EXPECT_EQ(refusal_of_overrides({"model.init_from=a", "model.upcycle_from=b"}),
+            "model.init_from is a and model.upcycle_from is b, but a run starts from one of them.\n"
+            "       Give init_from a folder of the same model, or upcycle_from one of a dense model.   (--set "
+            "model.upcycle_from=b)");
   EXPECT_EQ(refusal_of_overrides({"model.upcycle_noise=0.1"}),
             "model.upcycle_noise is 0.1, but there is no model.upcycle_from, and without it nothing uses it.\n"
             "       Give model.upcycle_from, or set model.upcycle_noise to 0.   (--set model.upcycle_noise=0.1)");

@@ -110,7 +110,7 @@ TEST(KernelShapes, rotary_at_rows_of_whole_packs_and_not) {
   for (const at::ScalarType dtype : dtypes)
     for (const int64_t head_dim : {16, 64, 128})
       for (const int64_t behind : {0, 3, 16}) {
-        const RotaryTable table = rotary_table(5, head_dim, 1e4, at::kCPU);
+        const RotaryTable table = rotary_table(5, {.dims = head_dim}, at::kCPU);
         const at::Tensor qkv = random_tensor({10, 4 * head_dim + behind}, dtype);
         at::Tensor turned = qkv.clone();
         rotary_forward_(turned, 4, head_dim, table);

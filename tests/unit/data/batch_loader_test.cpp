@@ -20,6 +20,10 @@ std::shared_ptr<const SampleStream> stream_of(const ScratchFolder& folder, int64
   return std::make_shared<SampleStream>(std::move(set), length, 5, order);
 }
 
+std::shared_ptr<const Blend> blend_of(std::shared_ptr<const SampleStream> stream) {
+  return std::make_shared<const Blend>(std::move(stream));
+}
+
 // Row `row` of a batch must be sample `index` of the stream, read directly.
 void expect_row(const SampleStream& stream, const LoadedBatch& batch, int64_t row, int64_t index) {
   std::vector<int64_t> sample(length + 1);
@@ -39,7 +43,7 @@ TEST(BatchLoader, equals_direct_reads_for_every_rank_through_epochs) {
   for (const int64_t world : {1, 2, 3}) {
     for (int64_t rank = 0; rank < world; ++rank) {
       for (const int64_t rows : {1, 2}) {
-        BatchLoader loader(stream, {rows, world, rank}, 3);
+        BatchLoader loader(blend_of(stream), {rows, world, rank}, 3);
         for (int64_t micro_step = 0; micro_step < 16; ++micro_step) {
           const LoadedBatch& batch = loader.next();
           const int64_t first = 3 + (micro_step * world + rank) * rows;
@@ -61,7 +65,7 @@ TEST(BatchLoader, another_shape_goes_on_where_the_one_before_ended) {
   for (const auto& [rows, world] : {std::pair<int64_t, int64_t>{3, 2}, {1, 1}, {2, 4}, {5, 1}}) {
     std::vector<std::unique_ptr<BatchLoader>> ranks;
     for (int64_t rank = 0; rank < world; ++rank)
-      ranks.push_back(std::make_unique<BatchLoader>(stream, BatchShape{rows, world, rank}, next));
+      ranks.push_back(std::make_unique<BatchLoader>(blend_of(stream), BatchShape{rows, world, rank}, next));
     for (int micro_step = 0; micro_step < 3; ++micro_step) {
       for (const auto& loader : ranks) {
         const LoadedBatch& batch = loader->next();
@@ -75,8 +79,8 @@ TEST(BatchLoader, another_shape_goes_on_where_the_one_before_ended) {
 TEST(BatchLoader, the_split_over_ranks_does_not_change_a_micro_step) {
   const ScratchFolder folder;
   const auto stream = stream_of(folder, 300, Order::shuffled);
-  BatchLoader alone(stream, {4, 1, 0});
-  BatchLoader half_a(stream, {2, 2, 0}), half_b(stream, {2, 2, 1});
+  BatchLoader alone(blend_of(stream), {4, 1, 0});
+  BatchLoader half_a(blend_of(stream), {2, 2, 0}), half_b(blend_of(stream), {2, 2, 1});
   for (int step = 0; step < 20; ++step) {
     const LoadedBatch& whole = alone.next();
     std::vector<int64_t> joined = half_a.next().inputs_BS;
@@ -90,7 +94,7 @@ TEST(BatchLoader, the_split_over_ranks_does_not_change_a_micro_step) {
 TEST(BatchLoader, rows_behind_the_last_sample_are_ignored) {
   const ScratchFolder folder;
   const auto stream = stream_of(folder, 7 * length + 1, Order::in_order);
-  BatchLoader loader(stream, {2, 2, 1}, 0, stream->samples_per_epoch());
+  BatchLoader loader(blend_of(stream), {2, 2, 1}, 0, stream->samples_per_epoch());
   EXPECT_EQ(loader.next().samples, 2);
   const LoadedBatch& partial = loader.next();
   EXPECT_EQ(partial.samples, 1);
@@ -107,7 +111,7 @@ TEST(BatchLoader, rows_behind_the_last_sample_are_ignored) {
 // Token 23 is outside the vocabulary. It is in sample 4 (tokens 20 to 25), hence in the third batch of two rows.
 TEST(BatchLoader, a_bad_token_surfaces_at_the_batch_that_holds_it_and_stays) {
   const ScratchFolder folder;
-  BatchLoader loader(stream_of(folder, 100, Order::in_order, 23), {2, 1, 0});
+  BatchLoader loader(blend_of(stream_of(folder, 100, Order::in_order, 23)), {2, 1, 0});
   loader.next();
   loader.next();
   EXPECT_THROW(loader.next(), UserError);
@@ -119,7 +123,7 @@ TEST(BatchLoader, can_be_dropped_at_any_moment) {
   const auto stream = stream_of(folder, 100, Order::shuffled);
   for (int used = 0; used < 4; ++used) {
     for (int repeat = 0; repeat < 20; ++repeat) {
-      BatchLoader loader(stream, {2, 1, 0});
+      BatchLoader loader(blend_of(stream), {2, 1, 0});
       for (int j = 0; j < used; ++j) EXPECT_EQ(loader.next().first_sample, 2 * j);
     }
   }

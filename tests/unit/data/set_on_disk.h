@@ -4,9 +4,11 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +34,16 @@ class ScratchFolder {
 // The least significant `bytes` bytes of value, lowest first.
 inline void append_little_endian(std::string& text, uint64_t value, int bytes) {
   for (int j = 0; j < bytes; ++j) text.push_back(static_cast<char>((value >> (8 * j)) & 0xff));
+}
+
+// CRC-32 by its definition (RFC 1952, section 8): a division of polynomials, bit by bit.
+inline uint64_t crc32_bit_by_bit(const std::string& text) {
+  uint32_t rest = 0xffffffff;
+  for (const char letter : text) {
+    rest ^= static_cast<uint8_t>(letter);
+    for (int bit = 0; bit < 8; ++bit) rest = (rest >> 1) ^ ((rest & 1) != 0 ? 0xedb88320 : 0);
+  }
+  return rest ^ 0xffffffff;
 }
 
 // What goes into the two files. The defaults are a well-formed set; a test changes one field to break one rule.
@@ -82,6 +94,26 @@ struct SetOnDisk {
     std::string text;
     for (const int64_t token : tokens) append_little_endian(text, static_cast<uint64_t>(token), token_bytes);
     return text + behind_bin;
+  }
+
+  // The mask of one byte a token (0 or 1) with its header; `checksum` replaces that of the pair.
+  std::string mask_file(const std::vector<uint8_t>& mask, std::optional<uint64_t> checksum = std::nullopt) const {
+    std::string text = "CNCLMASK";
+    append_little_endian(text, 1, 8);
+    append_little_endian(text, tokens.size(), 8);
+    append_little_endian(text, static_cast<uint64_t>(std::count(mask.begin(), mask.end(), 1)), 8);
+    std::string pair = index();
+    append_little_endian(pair, bin().size(), 8);
+    append_little_endian(text, checksum.value_or(crc32_bit_by_bit(pair + bin())), 8);
+    for (const uint8_t byte : mask) text.push_back(static_cast<char>(byte));
+    return text;
+  }
+
+  // Of small sets, whose .bin is one block.
+  std::filesystem::path write_masked(const std::filesystem::path& prefix, const std::vector<uint8_t>& mask) {
+    version = 2;
+    std::ofstream(prefix.string() + ".mask", std::ios::binary) << mask_file(mask);
+    return write(prefix);
   }
 
   // Returns the prefix.

@@ -80,7 +80,7 @@ TEST_P(PaperKernels, give_what_the_others_give) {
   const at::Tensor logits = at::randn({9, 20}), targets = at::randint(20, {9}, at::kLong);
   expect_alike("loss", cross_entropy_sum(on_paper(logits), on_paper(targets)), cross_entropy_sum(logits, targets));
   expect_alike("squares", sum_of_squares_tensor(on_paper(at::ones({30}))), sum_of_squares_tensor(at::ones({30})));
-  const RotaryTable table = rotary_table(6, 8, 1e4, at::kCPU), paper = rotary_table(6, 8, 1e4, at::kMeta);
+  const RotaryTable table = rotary_table(6, {.dims = 8}, at::kCPU), paper = rotary_table(6, {.dims = 8}, at::kMeta);
   expect_alike("cosines", paper.cos_SD, table.cos_SD);
   expect_alike("sines", paper.sin_SD, table.sin_SD);
   const at::Tensor wanted = at::rand({5, 8}, at::kDouble);

@@ -11,6 +11,11 @@
 namespace conclave {
 namespace {
 
+// Each head has keys and values of its own.
+bool has_latent_attention(const Family& family) {
+  return family.model_type.starts_with("deepseek");
+}
+
 // What a file of any family may say; each reads what it knows.
 nlohmann::json config_of(const Family& family) {
   return {{"model_type", family.model_type},
@@ -21,7 +26,8 @@ nlohmann::json config_of(const Family& family) {
           {"shared_expert_intermediate_size", 40},
           {"num_hidden_layers", 3},
           {"num_attention_heads", 4},
-          {"num_key_value_heads", 2},
+          {"num_key_value_heads", has_latent_attention(family) ? 4 : 2},
+          {"first_k_dense_replace", 3},
           {"head_dim", 8},
           {"num_local_experts", 8},
           {"num_experts_per_tok", 2}};

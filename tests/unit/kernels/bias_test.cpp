@@ -65,6 +65,19 @@ TEST_P(Bias, is_added_to_its_rows) {
   });
 }
 
+// Oracle: the same rows side by side.
+TEST_P(Bias, is_added_to_rows_that_lie_apart) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor room = random_tensor({9, 41}, dtype), bias = random_tensor({1, 33}, dtype);
+    at::Tensor apart = room.clone(), together = room.narrow(1, 5, 33).contiguous();
+    add_bias(apart.narrow(1, 5, 33), bias);
+    add_bias(together, bias);
+    expect_identical("rows", apart.narrow(1, 5, 33).contiguous(), together);
+    expect_identical("before", apart.narrow(1, 0, 5), room.narrow(1, 0, 5));
+    expect_identical("behind", apart.narrow(1, 38, 3), room.narrow(1, 38, 3));
+  }
+}
+
 // Oracle: sums in double by at::index_add. Tolerance: R roundings of terms up to 5.
 TEST_P(Bias, gradient_is_the_sum_over_its_rows) {
   for_all_cases([](const Case& c) {

@@ -103,6 +103,20 @@ TEST(MetricsLog, damage_ends_the_part_that_is_kept) {
   }
 }
 
+// A bit that flipped in a line costs that line: the records after it stay.
+TEST(MetricsLog, damage_between_records_takes_no_other_with_it) {
+  const std::string before = "{\"step\":1}\n", after = "{\"step\":3}\n{\"step\":4}\n";
+  for (const std::string& damage :
+       {std::string("{\"step\":2,\"lo\n"), std::string("{\"step\":700000}\n"), std::string("{\"step\":-2}\n"),
+        std::string("\n"), std::string("{\"step\":1}\n"), std::string(16, '\0') + "\n"}) {
+    TemporaryFolder folder;
+    const auto file = folder / "metrics.jsonl";
+    put(file, before + damage + after + "{\"step\":5}\n{\"step\":2}\n{\"step\":6}\n");
+    MetricsLog log(file, 4);
+    EXPECT_EQ(content(file), before + damage + after) << "damage: " << damage;
+  }
+}
+
 TEST(MetricsLog, a_full_disk_costs_records_but_never_a_line_cut_short) {
   TemporaryFolder folder;
   const auto file = folder / "metrics.jsonl";

@@ -101,6 +101,28 @@ TEST(Experts, oracle_backward_is_the_derivative_of_its_forward) {
   EXPECT_NEAR(difference, derivative, 1e-6 * std::abs(derivative));
 }
 
+// Of frozen experts nobody wants the weights' gradients: those of rows and routing weights are the same bits without.
+TEST(Experts, weight_gradients_that_nobody_wants_are_left_out) {
+  for (const Shape& shape : shapes()) {
+    const Problem p = make_problem(shape);
+    LocalDispatcher dispatcher(p.gate_up_EJH.size(0));
+    const ExpertWeights weights{p.gate_up_EJH, p.down_EHI};
+    const DispatchPlan plan = dispatcher.plan(p.expert_TK);
+    std::vector<DispatchGradient> results;
+    for (const bool wanted : {true, false}) {
+      ExpertRows rows = dispatcher.dispatch(plan, p.token_TH, p.weight_TK);
+      ExpertOutput output = experts_forward(rows, plan.rows_per_expert, weights, PreActivation::kept);
+      ExpertGradients gradients;
+      if (wanted) gradients = {{at::empty_like(p.gate_up_EJH)}, {at::empty_like(p.down_EHI)}};
+      const ExpertRows grad = experts_backward(dispatcher.combine_backward(plan, p.grad_TH), std::move(rows),
+                                               output.gate_up_RJ, plan.rows_per_expert, weights, gradients);
+      results.push_back(dispatcher.dispatch_backward(plan, grad));
+    }
+    EXPECT_TRUE(at::equal(results[0].token_TH, results[1].token_TH));
+    EXPECT_TRUE(at::equal(results[0].weight_TK, results[1].weight_TK));
+  }
+}
+
 // Gradients of a second micro-step are added to those of the first. Twice the same is twice: exact.
 TEST(Experts, weight_gradients_accumulate) {
   const Problem p = make_problem({9, 4, 2, 8, 6});

@@ -26,8 +26,8 @@ CheckedJob job_of(int world, int64_t shard, int64_t expert, int64_t prefetch = 1
 // Everything but what a test sets takes no time.
 DeviceDescription instant() {
   DeviceDescription device;
-  device.compute = {1e30, 1e30, 1e30, 1};
-  device.memory = {1e12, 0, 1e30, 1e30};
+  device.compute = {1e30, 1e30, 1e30, 1, 1};
+  device.memory = {1e12, 0, 1e30, 1e30, 1e30};
   device.network = {1 << 20, 0, 1e30, 0, 1e30};
   return device;
 }
@@ -37,8 +37,8 @@ PlannedTime time_of(const CheckedJob& job, const DeviceDescription& device) {
 }
 
 double sum_of_parts(const PlannedTime& time) {
-  return time.products + time.memory_passes + time.optimizer + time.dispatch + time.gather_wait + time.reduce_wait +
-         time.offload_wait;
+  return time.products + time.attention + time.memory_passes + time.optimizer + time.dispatch + time.gather_wait +
+         time.reduce_wait + time.offload_wait;
 }
 
 double busy_of(const PlannedTime& time) {
@@ -49,7 +49,7 @@ double busy_of(const PlannedTime& time) {
 
 TEST(StepTime, of_products_alone_is_the_models_arithmetic) {
   DeviceDescription device = instant();
-  device.compute = {2e12, 1e30, 1e30, 0.5};  // 1e12 reached
+  device.compute = {2e12, 1e30, 1e30, 0.5, 0.5};  // 1e12 reached
   const CheckedJob job = job_of(1, 1, 1);
   const PlannedTime time = time_of(job, device);
   const ForwardFlops flops = forward_flops_per_token(job.model, 1024);

@@ -23,7 +23,9 @@ struct Set {
     std::iota(document.begin(), document.end(), 0);
     tokens = std::make_shared<IndexedTokens>(SetOnDisk::of({document}).write(folder / "set"), 60000);
   }
-  SampleStream stream(int64_t length) const { return SampleStream(tokens, length, seed, Order::shuffled); }
+  Blend blend(int64_t length) const {
+    return Blend(std::make_shared<const SampleStream>(tokens, length, seed, Order::shuffled));
+  }
   ScratchFolder folder;
   std::shared_ptr<const IndexedTokens> tokens;
 };
@@ -39,7 +41,7 @@ CheckpointState stopped_at(const Set& set, int64_t samples, int64_t length) {
 
 TEST(DataPosition, of_the_same_samples_is_their_number) {
   const Set set(8 * 20 + 1);
-  const DataPosition position = position_in_data(stopped_at(set, 57, 8), set.stream(8), fingerprint(*set.tokens), seed);
+  const DataPosition position = position_in_data(stopped_at(set, 57, 8), set.blend(8), fingerprint(*set.tokens), seed);
   EXPECT_EQ(position.sample, 57);
   EXPECT_EQ(position.said, "");
 }
@@ -48,9 +50,9 @@ TEST(DataPosition, of_the_same_samples_is_their_number) {
 TEST(DataPosition, of_another_length_is_exact_between_epochs) {
   const Set set(8 * 20 + 1);
   for (const int64_t length : {4, 16, 5, 7}) {
-    const SampleStream stream = set.stream(length);
-    const DataPosition position = position_in_data(stopped_at(set, 3 * 20, 8), stream, fingerprint(*set.tokens), seed);
-    EXPECT_EQ(position.sample, 3 * stream.samples_per_epoch()) << length;
+    const Blend blend = set.blend(length);
+    const DataPosition position = position_in_data(stopped_at(set, 3 * 20, 8), blend, fingerprint(*set.tokens), seed);
+    EXPECT_EQ(position.sample, 3 * blend.stream(0).samples_per_epoch()) << length;
     EXPECT_EQ(position.said, "") << length;
   }
 }
@@ -59,7 +61,7 @@ TEST(DataPosition, of_another_length_is_exact_between_epochs) {
 TEST(DataPosition, of_another_length_within_an_epoch_is_in_tokens) {
   const Set set(8 * 20 + 1);
   const auto within = [&](int64_t samples, int64_t length) {
-    return position_in_data(stopped_at(set, samples, 8), set.stream(length), fingerprint(*set.tokens), seed);
+    return position_in_data(stopped_at(set, samples, 8), set.blend(length), fingerprint(*set.tokens), seed);
   };
   EXPECT_EQ(within(20 + 5, 4).sample, 40 + 10);
   EXPECT_EQ(within(20 + 5, 16).sample, 10 + 3);  // 40 tokens are two samples and a half: the half counts as read
@@ -71,7 +73,7 @@ TEST(DataPosition, of_another_length_within_an_epoch_is_in_tokens) {
 TEST(DataPosition, of_another_seed_keeps_its_place_and_says_so) {
   const Set set(8 * 20 + 1);
   const DataPosition position =
-      position_in_data(stopped_at(set, 30, 8), set.stream(8), fingerprint(*set.tokens), seed + 1);
+      position_in_data(stopped_at(set, 30, 8), set.blend(8), fingerprint(*set.tokens), seed + 1);
   EXPECT_EQ(position.sample, 30);
   EXPECT_THAT(position.said, AllOf(HasSubstr("run.seed"), HasSubstr("epoch 2"), HasSubstr("50.0 %")));
 }
@@ -79,14 +81,31 @@ TEST(DataPosition, of_another_seed_keeps_its_place_and_says_so) {
 TEST(DataPosition, of_other_data_is_its_beginning) {
   const Set set(8 * 20 + 1), other(8 * 30 + 1);
   const DataPosition position =
-      position_in_data(stopped_at(set, 30, 8), other.stream(8), fingerprint(*other.tokens), seed);
+      position_in_data(stopped_at(set, 30, 8), other.blend(8), fingerprint(*other.tokens), seed);
   EXPECT_EQ(position.sample, 0);
   EXPECT_THAT(position.said, HasSubstr("from its beginning"));
 }
 
+// Of several sources, whose epochs end at different times, as many tokens count as read.
+TEST(DataPosition, of_a_blend_is_in_tokens) {
+  const Set set(8 * 20 + 1), other(8 * 30 + 1);
+  const auto blend = [&](int64_t length) {
+    return Blend({{"set", 3, std::make_shared<const SampleStream>(set.tokens, length, seed, Order::shuffled)},
+                  {"other", 1, std::make_shared<const SampleStream>(other.tokens, length, seed, Order::shuffled)}});
+  };
+  CheckpointState state = stopped_at(set, 101, 8);
+  state.data_fingerprint = fingerprint(blend(8));
+  EXPECT_NE(state.data_fingerprint, fingerprint(*set.tokens));
+  EXPECT_EQ(position_in_data(state, blend(8), state.data_fingerprint, seed).sample, 101);
+  EXPECT_EQ(position_in_data(state, blend(8), state.data_fingerprint, seed).said, "");
+  const DataPosition position = position_in_data(state, blend(16), state.data_fingerprint, seed);
+  EXPECT_EQ(position.sample, 51);
+  EXPECT_THAT(position.said, AllOf(HasSubstr("data.sequence_length"), HasSubstr("every source")));
+}
+
 TEST(DataPosition, of_an_imported_model_is_the_beginning) {
   const Set set(8 * 20 + 1);
-  const DataPosition position = position_in_data(CheckpointState{}, set.stream(8), fingerprint(*set.tokens), seed);
+  const DataPosition position = position_in_data(CheckpointState{}, set.blend(8), fingerprint(*set.tokens), seed);
   EXPECT_EQ(position.sample, 0);
   EXPECT_EQ(position.said, "");
 }

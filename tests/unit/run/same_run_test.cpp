@@ -8,8 +8,8 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
-#include "unit/checkpoint/thread_world.h"
 #include "mixtral_shape.h"
+#include "unit/checkpoint/thread_world.h"
 
 namespace conclave {
 namespace {
@@ -33,7 +33,7 @@ ModelConfig small_model() {
 
 CheckedJob job_of(const std::function<void(Job&)>& edit = [](Job&) {}) {
   Job job;
-  job.data.train = "tokens";
+  job.data.train.sets = {{"tokens", "tokens", 1}};
   job.data.sequence_length = 16;
   job.schedule.min_lr = 1e-5;
   job.optimizer.lr = 1e-3;

@@ -1,0 +1,9 @@
+#pragma once
+
+#include "families/family.h"
+
+namespace conclave {
+
+extern const Family olmoe_family;
+
+}  // namespace conclave

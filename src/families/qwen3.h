@@ -1,0 +1,9 @@
+#pragma once
+
+#include "families/family.h"
+
+namespace conclave {
+
+extern const Family qwen3_family;
+
+}  // namespace conclave
