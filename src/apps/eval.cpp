@@ -93,6 +93,7 @@ void add_eval(CLI::App& app, int& exit_code) {
       whole.validation.samples = 0;
       Evaluated evaluated{open_validation(whole, job.model_config().vocab_size), {}, {}};
       ForwardBackward forward_backward(job.model(), job.settings());
+      forward_backward.take_parameters();
       restore(forward_backward.selection(), values);
       for (const NamedSet& set : evaluated.sets)
         evaluated.results.push_back(evaluate(job, forward_backward, set.stream, 0));

@@ -23,6 +23,7 @@ struct ParameterDeclaration {
       0.0f;  // initial values are normal(init_mean, init_std), a pure function of (seed, name, element index)
   float init_std = 0.0f;  // 0: every element is init_mean
   bool decay = true;      // whether AdamW's weight decay applies
+  bool trained = true;    // false: no gradient reaches it, it is carried along (a router's selection bias)
 
   int64_t numel() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
 };

@@ -25,16 +25,22 @@ bool is_written_by_an_export(std::string_view file) {
          file == generation_config_file_name || is_tokenizer_file(file);
 }
 
+StoredDtype dtype_of(const DiskTensor& tensor, StoredDtype of_others, std::span<const std::string> in_fp32) {
+  const bool is_among = std::find(in_fp32.begin(), in_fp32.end(), tensor.name) != in_fp32.end();
+  return is_among ? StoredDtype::F32 : of_others;
+}
+
 }  // namespace
 
 std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> names, StoredDtype dtype,
-                                                 uint64_t max_shard_bytes) {
+                                                 uint64_t max_shard_bytes, std::span<const std::string> in_fp32) {
   std::vector<std::vector<DiskTensor>> shards;
   std::vector<DiskTensor> current;
   uint64_t current_bytes = 0;
   for (const DiskNames& parameter : names) {
     for (const DiskTensor& part : parameter.parts) {
-      const uint64_t bytes = static_cast<uint64_t>(checked_numel(part.shape).value()) * bits_of(dtype) / 8;
+      const uint64_t bits = bits_of(dtype_of(part, dtype, in_fp32));
+      const uint64_t bytes = static_cast<uint64_t>(checked_numel(part.shape).value()) * bits / 8;
       if (bytes > max_shard_bytes) {
         shards.push_back({part});
         continue;
@@ -81,13 +87,14 @@ void HuggingFaceExport::plan(std::span<const DiskNames> names) {
                     "parameter {} is listed once", parameter.parameter);
     elements_total_ += checked_numel(parameter.shape).value();
   }
-  const std::vector<std::vector<DiskTensor>> shards = plan_shards(names, dtype, options_.max_shard_bytes);
+  const std::vector<std::vector<DiskTensor>> shards =
+      plan_shards(names, dtype, options_.max_shard_bytes, options_.in_fp32);
   for (size_t i = 0; i < shards.size(); ++i) {
     file_names_.push_back(shards.size() == 1 ? single_file_name
                                              : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size()));
     std::vector<SafetensorsHeader::Entry> entries;
     for (const DiskTensor& tensor : shards[i]) {
-      entries.push_back({tensor.name, dtype, tensor.shape});
+      entries.push_back({tensor.name, dtype_of(tensor, dtype, options_.in_fp32), tensor.shape});
       check_invariant(file_of_tensor_.emplace(tensor.name, i).second, "tensor {} is listed once", tensor.name);
     }
     headers_.push_back(SafetensorsHeader::plan(std::move(entries)));

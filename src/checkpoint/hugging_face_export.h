@@ -28,6 +28,7 @@ namespace conclave {
 
 struct HuggingFaceExportOptions {
   at::ScalarType dtype = at::kFloat;         // on disk: fp32, bf16 or fp16
+  std::vector<std::string> in_fp32 = {};     // tensors that are fp32 all the same
   uint64_t max_shard_bytes = 5'000'000'000;  // of data in a file; a larger tensor gets a file of its own
   std::string config_json;                   // the text of config.json
   std::string generation_config_json;        // empty: none is written
@@ -45,7 +46,7 @@ struct HuggingFaceExportOptions {
 // The tensors of each file: in order, a new file begun when the next tensor would exceed `max_shard_bytes`, as
 // Transformers does.
 std::vector<std::vector<DiskTensor>> plan_shards(std::span<const DiskNames> names, StoredDtype dtype,
-                                                 uint64_t max_shard_bytes);
+                                                 uint64_t max_shard_bytes, std::span<const std::string> in_fp32 = {});
 
 class HuggingFaceExport {
  public:

@@ -57,7 +57,8 @@ std::span<const DiskTensor> form_of(const DiskNames& names, const HuggingFaceFil
   return names.parts;
 }
 
-HuggingFaceReader::HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names)
+HuggingFaceReader::HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names,
+                                     const std::string& left_out)
     : files_(folder) {
   std::set<std::string> claimed;
   for (const DiskNames& parameter : names) {
@@ -74,6 +75,7 @@ HuggingFaceReader::HuggingFaceReader(const std::filesystem::path& folder, std::s
   }
   for (const auto& [file, tensor] : files_.all()) {
     if (claimed.contains(tensor->name) || tensor->name.ends_with(".rotary_emb.inv_freq")) continue;
+    if (!left_out.empty() && tensor->name.starts_with(left_out)) continue;
     if (is_the_same_under_another_name({file, tensor}, names)) continue;
     user_error(
         "{} holds tensor \"{}\" of shape {}, which this model has no parameter for. Is this the model that config.json "

@@ -21,9 +21,10 @@ class HuggingFaceReader {
   //
   // UserError, before any parameter is read, naming tensor and file: a missing tensor, another shape, a type that is
   // not a float, a tensor that no parameter claims, a parameter of one tensor that is stored under both its names with
-  // different values (a head that should be tied). Ignored: `*.rotary_emb.inv_freq` (computed anew). It depends on the
-  // files alone, so all ranks refuse alike.
-  HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names);
+  // different values (a head that should be tied). Ignored: `*.rotary_emb.inv_freq` (computed anew), and names that
+  // begin with `left_out` unless that is empty. It depends on the files alone, so all ranks refuse alike.
+  HuggingFaceReader(const std::filesystem::path& folder, std::span<const DiskNames> names,
+                    const std::string& left_out = {});
 
   // Fills a slice (fp32) of a parameter, of any float type on disk or quantized (quantized_tensor.h). Every rank reads
   // alone, only the byte ranges that it needs, in bounded blocks.

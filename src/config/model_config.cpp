@@ -6,20 +6,7 @@
 #include <cmath>
 
 namespace conclave {
-namespace {
-
-void look_at(const MixtureConfig& mixture, std::vector<std::string>& found) {
-  if (mixture.scores == MixtureConfig::Scores::softmax_of_chosen)
-    found.emplace_back("a softmax over the chosen experts");
-  if (mixture.groups > 1 && mixture.group_score != MixtureConfig::GroupScore::sum_of_two_best)
-    found.emplace_back("groups of experts that are as good as their best");
-  if (mixture.selection_bias) found.emplace_back("a selection bias that is part of the model");
-  if (mixture.router_bias) found.emplace_back("a bias of the router");
-  if (mixture.expert_biases) found.emplace_back("biases of the experts");
-  if (mixture.input_major) found.emplace_back("experts whose matrices lie by rows of inputs");
-  if (mixture.activation != MixtureConfig::Activation::swiglu) found.emplace_back("experts with a clamped activation");
-  if (mixture.shared) found.emplace_back("shared experts");
-}
+namespace {}
 
 }  // namespace
 
@@ -57,7 +44,6 @@ std::vector<std::string> unit_names(const ModelConfig& config) {
 std::vector<std::string> not_computed(const ModelConfig& config) {
   std::vector<std::string> found;
   for (const LayerConfig& layer : config.layers) {
-    if (layer.mixture() != nullptr) look_at(*layer.mixture(), found);
     if (layer.mixture() != nullptr && *layer.mixture() != *config.mixture())
       found.emplace_back("mixtures that differ from layer to layer");
   }

@@ -1,53 +1,53 @@
-// DeepSeek-V2 (arXiv 2405.04434): latent attention, dense layers first, then mixtures with softmax scores that are not
-// renormalized.
+// DeepSeek-V2 (arXiv 2405.04434): latent attention, and mixtures whose softmax router chooses within groups of experts
+// that are as good as their best.
 #include "families/deepseek_v2.h"
 
 #include <nlohmann/json.hpp>
 
 #include "families/decoder_keys.h"
-#include "families/deepseek_mixture_keys.h"
 #include "families/latent_keys.h"
+#include "families/mixture_keys.h"
 #include "families/parameter_names.h"
 
 namespace conclave {
 namespace {
 
-// Transformers looks at the groups only with this method, and renormalizes with none.
-void read_choice(HuggingFaceKeys& keys, ModelConfig& config) {
-  const bool grouped = !keys.missing("topk_method") && keys.at("topk_method") == "group_limited_greedy";
-  if (!grouped)
-    keys.only("topk_method", "greedy", true, "this version chooses the best experts, or those of the best groups");
-  if (grouped) return;
-  for (LayerConfig& layer : config.layers)
-    if (auto* mixture = std::get_if<MixtureConfig>(&layer.mlp)) mixture->groups = mixture->chosen_groups = 1;
+// Transformers does not renormalize, whatever norm_topk_prob says.
+MixtureConfig read_router(HuggingFaceKeys& keys) {
+  MixtureConfig mixture;
+  mixture.renormalize = false;
+  mixture.group_score = MixtureConfig::GroupScore::best;
+  keys.only("norm_topk_prob", false, true, "Transformers does not renormalize this family's weights");
+  keys.only("scoring_func", "softmax", true, "this family's router has softmax scores");
+  return mixture;
+}
+
+// "greedy" chooses among all experts, whatever n_group says.
+bool chooses_by_groups(HuggingFaceKeys& keys) {
+  if (keys.missing("topk_method") || keys.at("topk_method") == "greedy") return false;
+  keys.only("topk_method", "group_limited_greedy", true,
+            "this family chooses greedily, among all experts or by groups");
+  return true;
 }
 
 ModelConfig read(HuggingFaceKeys& keys) {
   ModelConfig config = read_decoder(keys, {.max_position_embeddings = 2048, .bos_token_id = 1, .eos_token_ids = {2}});
   config.rotary.interleaved = true;
-  MixtureConfig mixture{.scores = MixtureConfig::Scores::softmax, .renormalize = false};
-  mixture.group_score = MixtureConfig::GroupScore::best;
-  keys.only("mlp_bias", false, true, "no block computes biases of dense MLPs");
+  keys.only("mlp_bias", false, true, "this version has MLPs without biases");
   read_latent_attention(keys, config);
-  read_deepseek_mixture(keys,
-                        {.experts = 64,
-                         .top_k = 2,
-                         .intermediate = 1407,
-                         .dense_intermediate = 11008,
-                         .dense_layers = 0,
-                         .shared_experts = 2},
-                        mixture, config);
-  read_choice(keys, config);
-  keys.finish();
+  const bool by_groups = chooses_by_groups(keys);
+  read_deepseek_mixture(keys, config, read_router(keys), {.shared_experts = 2});
+  if (by_groups) return config;
+  for (LayerConfig& layer : config.layers)
+    if (auto* mixture = std::get_if<MixtureConfig>(&layer.mlp)) mixture->groups = mixture->chosen_groups = 1;
   return config;
 }
 
 void write(const ModelConfig& config, nlohmann::json& written) {
   write_latent_attention(config, written);
   write_deepseek_mixture(config, written);
-  const bool grouped = config.mixture() != nullptr && config.mixture()->groups > 1;
-  written["norm_topk_prob"] = false;
-  written["topk_method"] = grouped ? "group_limited_greedy" : "greedy";
+  written["mlp_bias"] = false;
+  written["topk_method"] = config.mixture()->groups > 1 ? "group_limited_greedy" : "greedy";
 }
 
 std::vector<DiskNames> names(const ModelConfig& config) {

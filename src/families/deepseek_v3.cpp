@@ -1,12 +1,11 @@
-// DeepSeek-V3 (arXiv 2412.19437): latent attention, dense layers first, then mixtures with sigmoid scores and a
-// selection bias.
+// DeepSeek-V3 (arXiv 2412.19437): latent attention, and mixtures whose sigmoid router has a selection bias.
 #include "families/deepseek_v3.h"
 
 #include <nlohmann/json.hpp>
 
 #include "families/decoder_keys.h"
-#include "families/deepseek_mixture_keys.h"
 #include "families/latent_keys.h"
+#include "families/mixture_keys.h"
 #include "families/parameter_names.h"
 
 namespace conclave {
@@ -16,27 +15,15 @@ ModelConfig read(HuggingFaceKeys& keys) {
   ModelConfig config = read_decoder(keys, {.max_position_embeddings = 4096, .bos_token_id = 0, .eos_token_ids = {1}});
   config.rotary.interleaved = true;
   keys.read_flag("rope_interleave", config.rotary.interleaved);
-  MixtureConfig mixture{.scores = MixtureConfig::Scores::sigmoid, .selection_bias = true};
-  keys.read_flag("norm_topk_prob", mixture.renormalize);
   read_latent_attention(keys, config);
-  read_deepseek_mixture(keys,
-                        {.experts = 256,
-                         .top_k = 8,
-                         .intermediate = 2048,
-                         .dense_intermediate = 18432,
-                         .dense_layers = 3,
-                         .groups = 8,
-                         .chosen_groups = 4,
-                         .scaling_factor = 2.5},
-                        mixture, config);
-  keys.finish();
+  read_deepseek_mixture(keys, config, read_sigmoid_router(keys),
+                        {.groups = 8, .chosen_groups = 4, .dense_layers = 3, .scaling_factor = 2.5});
   return config;
 }
 
 void write(const ModelConfig& config, nlohmann::json& written) {
   write_latent_attention(config, written);
   write_deepseek_mixture(config, written);
-  written["norm_topk_prob"] = config.mixture() == nullptr || config.mixture()->renormalize;
   written["rope_interleave"] = config.rotary.interleaved;
 }
 
@@ -46,6 +33,12 @@ std::vector<DiskNames> names(const ModelConfig& config) {
 
 }  // namespace
 
-const Family deepseek_v3_family = {"deepseek_v3", "DeepSeek-V3", "DeepseekV3ForCausalLM", read, write, names};
+const Family deepseek_v3_family = {"deepseek_v3",
+                                   "DeepSeek-V3",
+                                   "DeepseekV3ForCausalLM",
+                                   read,
+                                   write,
+                                   names,
+                                   /*has_prediction_modules=*/true};
 
 }  // namespace conclave

@@ -12,6 +12,7 @@
 #include "families/deepseek_v2.h"
 #include "families/deepseek_v3.h"
 #include "families/glm4_moe.h"
+#include "families/gpt_oss.h"
 #include "families/llama.h"
 #include "families/mistral.h"
 #include "families/mixtral.h"
@@ -36,7 +37,7 @@ void check_computed(HuggingFaceKeys& keys, const ModelConfig& config) {
 const std::vector<const Family*>& families() {
   static const std::vector<const Family*> all = {
       &mixtral_family, &qwen3_moe_family,   &olmoe_family,       &llama_family,    &mistral_family,
-      &qwen3_family,   &deepseek_v2_family, &deepseek_v3_family, &glm4_moe_family,
+      &qwen3_family,   &deepseek_v2_family, &deepseek_v3_family, &glm4_moe_family, &gpt_oss_family,
   };
   return all;
 }
@@ -77,6 +78,7 @@ ModelConfig parse_model_config(HuggingFaceKeys& keys) {
                                : fmt::format("model_type is {}, which this version does not train.", type.dump()),
                 fmt::format("Use {}.", a_model_in_words()));
   check_supported(keys);
+  if (family == nullptr || !family->has_prediction_modules) refuse_prediction_modules(keys);
   keys.finish();  // of another architecture nothing else means what it says
   ModelConfig config = family->read(keys);
   keys.finish();
@@ -116,6 +118,11 @@ std::string hugging_face_generation_config_json(const ModelConfig& config) {
   json written;
   for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) written[key] = all[key];
   return written.dump(2) + "\n";
+}
+
+std::string left_out_weights(const ModelConfig& config) {
+  if (!family_of(config).has_prediction_modules) return {};
+  return fmt::format("model.layers.{}.", config.layer_count());
 }
 
 std::vector<DiskNames> disk_names(const ModelConfig& config) {

@@ -24,6 +24,9 @@ struct Family {
   // Adds the keys that only some families have (families/decoder_keys.h writes the others).
   void (*write)(const ModelConfig& config, nlohmann::json& written);
   std::vector<DiskNames> (*disk_names)(const ModelConfig& config);
+  // Files may hold modules that predict further tokens, as layers behind the last one. Transformers' forward pass does
+  // not compute them, and neither are they read here.
+  bool has_prediction_modules = false;
 };
 
 // All of them; of one model_type, null: there is none.
@@ -55,6 +58,8 @@ std::string hugging_face_config_json(const ModelConfig& config, std::string_view
 // The generation_config.json of an export: the special tokens that generation needs to know.
 std::string hugging_face_generation_config_json(const ModelConfig& config);
 
+// What the names of tensors begin with that are in the family's files, but not in its model; empty: there are none.
+std::string left_out_weights(const ModelConfig& config);
 // What the parameters are called in a Hugging Face folder: the names that Transformers writes, and others accepted.
 std::vector<DiskNames> disk_names(const ModelConfig& config);
 

@@ -8,7 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "families/decoder_keys.h"
-#include "families/deepseek_mixture_keys.h"
+#include "families/mixture_keys.h"
 #include "families/parameter_names.h"
 
 namespace conclave {
@@ -25,12 +25,7 @@ ModelConfig read(HuggingFaceKeys& keys) {
     layer.attention.qkv_bias = biased;
     layer.attention.qk_norm = normed ? AttentionConfig::QkNorm::per_head : AttentionConfig::QkNorm::none;
   }
-  MixtureConfig mixture{.scores = MixtureConfig::Scores::sigmoid, .selection_bias = true};
-  keys.read_flag("norm_topk_prob", mixture.renormalize);
-  read_deepseek_mixture(
-      keys, {.experts = 128, .top_k = 8, .intermediate = 1408, .dense_intermediate = 10944, .dense_layers = 1}, mixture,
-      config);
-  keys.finish();
+  read_deepseek_mixture(keys, config, read_sigmoid_router(keys), {.dense_layers = 1});
   check_heads(keys, config);
   if (config.rotary.dims % 2 != 0 || config.rotary.dims == 0)
     keys.refuse(fmt::format("partial_rotary_factor leaves {} elements of each head to turn, but they turn in pairs.",
@@ -51,7 +46,6 @@ void write(const ModelConfig& config, nlohmann::json& written) {
   write_deepseek_mixture(config, written);
   written["rope_parameters"]["partial_rotary_factor"] = partial_rotary_factor(config);
   written.update({{"attention_bias", attention.qkv_bias},
-                  {"norm_topk_prob", config.mixture() == nullptr || config.mixture()->renormalize},
                   {"partial_rotary_factor", partial_rotary_factor(config)},
                   {"use_qk_norm", attention.qk_norm != AttentionConfig::QkNorm::none}});
 }
@@ -62,6 +56,12 @@ std::vector<DiskNames> names(const ModelConfig& config) {
 
 }  // namespace
 
-const Family glm4_moe_family = {"glm4_moe", "GLM-4-MoE", "Glm4MoeForCausalLM", read, write, names};
+const Family glm4_moe_family = {"glm4_moe",
+                                "GLM-4-MoE",
+                                "Glm4MoeForCausalLM",
+                                read,
+                                write,
+                                names,
+                                /*has_prediction_modules=*/true};
 
 }  // namespace conclave

@@ -46,6 +46,14 @@ class LayerNaming {
     if (part == "attention.qkv" || part == "attention.qkv_bias") return name_qkv(names);
     if (part == "mlp.gate_up") return name_halves(names, "mlp.gate_proj.weight", "mlp.up_proj.weight");
     if (part == "router") return name_router(names);
+    if (part == "router_bias") return add(names, mixture_.router + ".bias", names.shape);
+    if (part == "selection_bias") return add(names, mixture_.router + ".e_score_correction_bias", names.shape);
+    if (part == "experts.gate_up_bias") return add(names, mixture_.experts + ".gate_up_proj_bias", names.shape);
+    if (part == "experts.down_bias") return add(names, mixture_.experts + ".down_proj_bias", names.shape);
+    if (part == "shared.gate_up")
+      return name_halves(names, mixture_.shared + ".gate_proj.weight", mixture_.shared + ".up_proj.weight");
+    if (part == "shared.down") return add(names, mixture_.shared + ".down_proj.weight", names.shape);
+    if (part == "shared.gate") return add(names, mixture_.shared_gate + ".weight", names.shape);
     if (part == "experts.gate_up") return name_gate_up(names);
     if (part == "experts.down") return name_down(names);
     check_invariant(false, "{} has no name on disk", names.parameter);
@@ -80,6 +88,7 @@ class LayerNaming {
     add_alternative(names, "mlp.gate.weight");
   }
   void name_gate_up(DiskNames& names) const {
+    if (mixture_.fused) return add(names, mixture_.experts + ".gate_up_proj", names.shape);
     const std::vector<int64_t> matrix = {layer_.mixture()->intermediate, hidden_};
     for (int64_t expert = 0; expert < layer_.mixture()->experts; ++expert) {
       add(names, fmt::format("{}.{}.{}.weight", mixture_.experts, expert, mixture_.gate), matrix);
@@ -88,6 +97,7 @@ class LayerNaming {
     add_alternative(names, "mlp.experts.gate_up_proj");
   }
   void name_down(DiskNames& names) const {
+    if (mixture_.fused) return add(names, mixture_.experts + ".down_proj", names.shape);
     const std::vector<int64_t> matrix = {hidden_, layer_.mixture()->intermediate};
     for (int64_t expert = 0; expert < layer_.mixture()->experts; ++expert)
       add(names, fmt::format("{}.{}.{}.weight", mixture_.experts, expert, mixture_.down), matrix);
@@ -130,30 +140,6 @@ std::vector<DiskNames> parameter_names(const ModelConfig& config, const MixtureN
     }
   }
   return all;
-}
-
-std::vector<DiskNames> dense_source_names(const ModelConfig& config) {
-  std::vector<DiskNames> names = disk_names(config);
-  std::erase_if(names, [](const DiskNames& each) { return each.parameter.ends_with(".router"); });
-  for (DiskNames& each : names) {
-    const size_t experts = each.parameter.find(".experts.");
-    if (experts == std::string::npos) continue;
-    const std::string mlp = fmt::format("model.{}.mlp", each.parameter.substr(0, experts));
-    const int64_t intermediate = config.mixture()->intermediate;
-    const std::vector<int64_t> up = {intermediate, config.hidden_size};
-    const std::vector<int64_t> down = {config.hidden_size, intermediate};
-    each.parts.clear();
-    each.alternative.clear();
-    for (int64_t expert = 0; expert < config.experts(); ++expert) {
-      if (each.parameter.ends_with(".down")) {
-        each.parts.push_back({mlp + ".down_proj.weight", down});
-      } else {
-        each.parts.push_back({mlp + ".gate_proj.weight", up});
-        each.parts.push_back({mlp + ".up_proj.weight", up});
-      }
-    }
-  }
-  return names;
 }
 
 }  // namespace conclave

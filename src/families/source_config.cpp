@@ -42,9 +42,39 @@ json shared_facts_of(const ModelConfig& config) {
     if (all.contains(key)) facts[key] = all[key];
   const LayerConfig& layer = config.layers.front();
   facts["sliding_window"] = or_null(layer.attention.sliding_window);
-  facts["intermediate_size"] =
-      config.mixture() != nullptr ? config.mixture()->intermediate : std::get<DenseMlpConfig>(layer.mlp).intermediate;
   return facts;
+}
+
+// Experts that are copies of an MLP of `units` units, or pieces of it.
+void check_experts_are_cut_from(HuggingFaceKeys& keys, int64_t units, const ModelConfig& model) {
+  const MixtureConfig& mixture = *model.mixture();
+  if (units % mixture.intermediate != 0) {
+    keys.refuse(fmt::format("intermediate_size is {}, but that of model.config's experts is {} and must divide it.",
+                            units, mixture.intermediate),
+                "Use experts of as many units, or of a part of them.");
+    return;
+  }
+  const int64_t pieces = units / mixture.intermediate;
+  if (mixture.experts % pieces != 0 || mixture.top_k % pieces != 0)
+    keys.refuse(
+        fmt::format("intermediate_size is {}, of which an expert of model.config has one of {} parts, but {} experts "
+                    "and {} choices are no whole copies.",
+                    units, pieces, mixture.experts, mixture.top_k),
+        fmt::format("Use multiples of {} for both.", pieces));
+  const bool sums_to_one = mixture.scores != MixtureConfig::Scores::sigmoid && mixture.scaling_factor == 1 &&
+                           (mixture.renormalize || mixture.scores == MixtureConfig::Scores::softmax_of_chosen);
+  if (!sums_to_one)
+    keys.refuse(
+        "the weights of a token's experts do not sum to 1 in model.config: the model would not begin as the dense one.",
+        "Use a softmax router whose weights are renormalized (norm_topk_prob), without a scaling factor.");
+  if (mixture.shared || mixture.expert_biases || mixture.activation != MixtureConfig::Activation::swiglu)
+    keys.refuse("model.config has shared experts, or experts that are no SwiGLU without biases.",
+                "Upcycle to a family whose experts are.");
+  for (const LayerConfig& layer : model.layers)
+    if (const auto* dense = std::get_if<DenseMlpConfig>(&layer.mlp); dense != nullptr && dense->intermediate != units)
+      keys.refuse(fmt::format("intermediate_size is {}, but that of a dense layer of model.config is {}.", units,
+                              dense->intermediate),
+                  fmt::format("Set it to {}.", units));
 }
 
 void compare(HuggingFaceKeys& keys, const json& has, const json& wanted) {
@@ -65,6 +95,7 @@ void compare_dense_source(HuggingFaceKeys& keys, const ModelConfig& source, cons
                 "Start from the dense model's weights with model.init_from.");
   } else {
     compare(keys, shared_facts_of(source), shared_facts_of(model));
+    check_experts_are_cut_from(keys, std::get<DenseMlpConfig>(source.layers.front().mlp).intermediate, model);
     keys.finish();
     for (int64_t layer = 0; layer < model.layer_count(); ++layer)
       if (source.layers[layer].attention != model.layers[layer].attention)

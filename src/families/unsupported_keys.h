@@ -8,5 +8,7 @@ namespace conclave {
 
 // Keys that change what is computed, or from which files, whatever the model's sizes.
 void check_supported(HuggingFaceKeys& keys);
+// Of families that do not have them.
+void refuse_prediction_modules(HuggingFaceKeys& keys);
 
 }  // namespace conclave

@@ -78,6 +78,28 @@ void check_experts_exist(const Job& job, const ModelConfig& model) {
   refuse_if_any(mistakes);
 }
 
+// What a router's kind of scores leaves without meaning.
+void check_router(const Job& job, const ModelConfig& model) {
+  const MixtureConfig* mixture = model.mixture();
+  if (mixture == nullptr) return;
+  std::vector<std::string> mistakes;
+  const bool sigmoid = mixture->scores == MixtureConfig::Scores::sigmoid;
+  const auto refuse_if = [&](bool given, const char* key, const char* reason, const char* remedy) {
+    if (given)
+      mistakes.push_back(
+          mistake(fmt::format("{} is {}, but {}.", key, values_of(job).at(key), reason), remedy, job.origins.of(key)));
+  };
+  const MoeConfig& moe = job.moe;
+  refuse_if(moe.moe_z_loss_coeff > 0 && sigmoid, "moe.moe_z_loss_coeff",
+            "the model's router has sigmoid scores, which no logsumexp normalizes", "Set it to 0.");
+  refuse_if(
+      moe.moe_load_balancing == LoadBalancing::sinkhorn && (sigmoid || mixture->groups > 1 || mixture->selection_bias),
+      "moe.moe_load_balancing",
+      "the model's router has sigmoid scores, groups of experts or a selection bias, which this rule does not know",
+      "Use bias, aux_loss or none.");
+  refuse_if_any(mistakes);
+}
+
 // The largest micro-batch of at most the job's whose micro-steps fit into a step; the job's own where none does.
 int64_t fitting_micro_batch(const Job& job, int world_size) {
   for (int64_t size = job.data.micro_batch_size; size >= 1; --size)
@@ -148,6 +170,7 @@ CheckedJob check_job(Job job, const ModelConfig& model, int world_size) {
   const int64_t experts = std::max<int64_t>(model.experts(), 1);  // of a dense model, none are divided
   if (job.parallel.elastic) fitted = fit_to_world(job, world_size, experts);
   check_experts_exist(job, model);
+  check_router(job, model);
   Layout layout(world_size, job.parallel, experts, job.origins);
   const int64_t micro_steps = micro_steps_per_step(job, world_size);
   if (job.data.sequence_length > model.max_position_embeddings)

@@ -44,8 +44,8 @@ DecoderLayer::DecoderLayer(const ModelConfig& config, const Mixture::Place& plac
       input_norm_(config, Names(unit).input_norm, unit),
       attention_(attention_of(config, place.layer, unit)),
       post_attention_norm_(config, Names(unit).post_attention_norm, unit) {
-  if (config.layers[place.layer].mixture() != nullptr)
-    mixture_.emplace(place, unit, options);
+  if (const MixtureConfig* mixture = config.layers[place.layer].mixture())
+    mixture_.emplace(*mixture, place, unit, options);
   else
     dense_mlp_.emplace(Names(unit).dense_mlp, unit);
 }

@@ -28,7 +28,13 @@ ExpertWeights DenseMlp::as_expert(const UnitWeights& weights) const {
 
 at::Tensor DenseMlp::forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
                              PreActivation pre_activation, DenseMlpState& state) const {
-  ExpertOutput output = experts_forward(all_tokens(normed_TH), {normed_TH.size(0)}, as_expert(weights), pre_activation);
+  return forward_weighed(weights, all_tokens(normed_TH), residual_TH, pre_activation, state);
+}
+
+at::Tensor DenseMlp::forward_weighed(const UnitWeights& weights, const ExpertRows& tokens,
+                                     const at::Tensor& residual_TH, PreActivation pre_activation,
+                                     DenseMlpState& state) const {
+  ExpertOutput output = experts_forward(tokens, {tokens.row_RH.size(0)}, as_expert(weights), pre_activation);
   state.gate_up_TJ = std::move(output.gate_up_RJ);
   MemoryScope scope(MemoryCategory::activations);
   return residual_TH + output.row_RH;
@@ -36,14 +42,18 @@ at::Tensor DenseMlp::forward(const UnitWeights& weights, const at::Tensor& norme
 
 at::Tensor DenseMlp::backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                               at::Tensor normed_TH, DenseMlpState state) const {
+  return backward_weighed(weights, gradients, grad_TH, all_tokens(std::move(normed_TH)), std::move(state)).row_RH;
+}
+
+ExpertRows DenseMlp::backward_weighed(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
+                                      ExpertRows tokens, DenseMlpState state) const {
   const Gradient& gate_up = gate_up_JH_(gradients);
   const Gradient& down = down_HI_(gradients);
   ExpertGradients as_experts{{gate_up.tensor.unsqueeze(0), gate_up.accumulate},
                              {down.tensor.unsqueeze(0), down.accumulate}};
-  const int64_t tokens = normed_TH.size(0);
-  return experts_backward(grad_TH, all_tokens(std::move(normed_TH)), std::move(state.gate_up_TJ), {tokens},
-                          as_expert(weights), as_experts)
-      .row_RH;
+  const int64_t count = tokens.row_RH.size(0);
+  return experts_backward(grad_TH, std::move(tokens), std::move(state.gate_up_TJ), {count}, as_expert(weights),
+                          as_experts);
 }
 
 }  // namespace conclave

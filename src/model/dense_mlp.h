@@ -22,9 +22,14 @@ class DenseMlp {
   // residual [T,H] + what the MLP makes of a normalized input.
   at::Tensor forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
                      PreActivation pre_activation, DenseMlpState& state) const;
+  // The same where each token's output has a weight.
+  at::Tensor forward_weighed(const UnitWeights& weights, const ExpertRows& tokens, const at::Tensor& residual_TH,
+                             PreActivation pre_activation, DenseMlpState& state) const;
   // grad [T,H] with respect to the output; returns the gradient with respect to the normalized input, in its memory.
   at::Tensor backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                       at::Tensor normed_TH, DenseMlpState state) const;
+  ExpertRows backward_weighed(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
+                              ExpertRows tokens, DenseMlpState state) const;
 
  private:
   ExpertWeights as_expert(const UnitWeights& weights) const;

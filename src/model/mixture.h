@@ -7,6 +7,7 @@
 #include "config/model_config.h"
 #include "kernels/router.h"
 #include "model/micro_batch.h"
+#include "model/shared_expert.h"
 #include "model/unit_tensors.h"
 #include "moe/capacity.h"
 #include "moe/expert_selection.h"
@@ -20,6 +21,7 @@ struct MixtureState {
   Routing routing;
   at::Tensor dispatched_choice_TK;  // the routing's choices, or with a capacity those that are not dropped
   RoutedExperts::Parts parts;
+  DenseMlpState shared;  // of the shared expert
 
   MixtureState choices_alone() const;
 };
@@ -46,9 +48,11 @@ enum class Mode { training, evaluation };  // evaluation: without jitter, and no
 class Mixture {
  public:
   // The normalized input, made anew at each call, to the same bits.
-  using Input = std::function<at::Tensor()>;
+  using Input = SharedExpert::Input;
 
-  // Parameters are called `layer`.router, `layer`.experts.gate_up, `layer`.experts.down.
+  // Parameters are called `layer`.router, `layer`.experts.gate_up, `layer`.experts.down; where the mixture has them,
+  // `layer`.router_bias, `layer`.selection_bias (which no gradient reaches: step/selection_bias.h),
+  // `layer`.experts.gate_up_bias, `layer`.experts.down_bias and those of a shared expert.
   static void declare(const ModelConfig& config, const MixtureConfig& mixture, const std::string& layer,
                       UnitDeclaration& unit);
   // `place`: of the layer among all, and of the mixture among the mixtures.
@@ -56,7 +60,7 @@ class Mixture {
     int64_t layer = 0;
     int64_t mixture = 0;
   };
-  Mixture(const Place& place, const UnitDeclaration& unit, const MixtureOptions& options);
+  Mixture(const MixtureConfig& mixture, const Place& place, const UnitDeclaration& unit, const MixtureOptions& options);
 
   // residual [T,H] + the experts' outputs.
   at::Tensor forward(Mode mode, const UnitWeights& weights, at::Tensor normed_TH, const at::Tensor& residual_TH,
@@ -71,21 +75,25 @@ class Mixture {
   // The operands of the router's products: rounded to the compute dtype already, so that fp32 only keeps from rounding
   // what they give.
   at::Tensor in_router_precision(const at::Tensor& operand) const;
-  at::Tensor router_logits(const at::Tensor& normed_TH, const at::Tensor& router_EH) const;
+  at::Tensor router_logits(const UnitWeights& weights, const at::Tensor& normed_TH) const;
   // Adds the input's gradient to grad_TH.
-  void router_backward(const at::Tensor& grad_logits_TE, const at::Tensor& input_TH, const at::Tensor& router_EH,
-                       const Gradient& gradient_EH, at::Tensor grad_TH) const;
+  void router_backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_logits_TE,
+                       const at::Tensor& input_TH, at::Tensor grad_TH) const;
   void compute_routing(Mode mode, const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
                        MixtureState& state) const;
   Choices choices_of(const MixtureState& state) const;
   void apply_jitter(at::Tensor normed_TH, const MicroBatch& batch) const;
   ExpertWeights expert_weights(const UnitWeights& weights) const;
+  ExpertGradients expert_gradients(UnitGradients& gradients) const;
 
   Place place_;
   MixtureOptions options_;
   ParameterSlot router_EH_;
   ParameterSlot gate_up_LJH_;  // J = 2 I
   ParameterSlot down_LHI_;
+  ExpertForm form_;
+  std::optional<ParameterSlot> router_bias_E_, selection_bias_E_, gate_up_bias_LJ_, down_bias_LH_;
+  std::optional<SharedExpert> shared_;
 };
 
 }  // namespace conclave

@@ -18,7 +18,8 @@ std::vector<UnitDeclaration> declare_model(const ModelConfig& config) {
 int64_t count_parameters(const std::vector<UnitDeclaration>& units) {
   int64_t sum = 0;
   for (const UnitDeclaration& unit : units)
-    for (const ParameterDeclaration& parameter : unit.parameters) sum += parameter.numel();
+    for (const ParameterDeclaration& parameter : unit.parameters)
+      if (parameter.trained) sum += parameter.numel();
   return sum;
 }
 
@@ -26,8 +27,9 @@ int64_t count_parameters_per_token(const std::vector<UnitDeclaration>& units, co
   int64_t sum = 0;
   for (const UnitDeclaration& unit : units)
     for (const ParameterDeclaration& parameter : unit.parameters)
-      sum += parameter.kind == ParameterKind::dense ? parameter.numel()
-                                                    : parameter.numel() / config.experts() * config.top_k();
+      if (parameter.trained)
+        sum += parameter.kind == ParameterKind::dense ? parameter.numel()
+                                                      : parameter.numel() / config.experts() * config.top_k();
   return sum;
 }
 

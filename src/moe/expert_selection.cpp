@@ -6,16 +6,21 @@
 
 namespace conclave {
 
-Routing ExpertSelection::route_in_evaluation(int64_t, const at::Tensor& logits_TE) const {
-  return route(logits_TE, options_);
+Routing ExpertSelection::route_in_evaluation(int64_t layer, const at::Tensor& logits_TE) const {
+  return route(logits_TE, options_, bias_of(layer));
+}
+
+void ExpertSelection::use_bias_of_model(at::Tensor bias_LE) {
+  bias_LE_ = std::move(bias_LE);
+  bias_is_of_model_ = true;
 }
 
 void ExpertSelection::restore(const at::Tensor&) {
   check_invariant(false, "this balancing rule has no state to restore");
 }
 
-Routing TopKSelection::route_in_training(int64_t, const at::Tensor& logits_TE, const TokenNumbers&) {
-  return route(logits_TE, options());
+Routing TopKSelection::route_in_training(int64_t layer, const at::Tensor& logits_TE, const TokenNumbers&) {
+  return route(logits_TE, options(), bias_of(layer));
 }
 
 Routing RoundRobinSelection::route_in_training(int64_t, const at::Tensor& logits_TE, const TokenNumbers& tokens) {
@@ -33,16 +38,12 @@ Routing RoundRobinSelection::route_in_training(int64_t, const at::Tensor& logits
 
 BiasedSelection::BiasedSelection(const RouterOptions& options, double rate, int64_t layers, int64_t experts,
                                  at::Device device)
-    : ExpertSelection(options),
-      rate_(rate),
-      bias_LE_(at::zeros({layers, experts}, at::device(device).dtype(at::kFloat))) {}
-
-Routing BiasedSelection::route_in_training(int64_t layer, const at::Tensor& logits_TE, const TokenNumbers&) {
-  return route(logits_TE, options(), bias_LE_[layer]);
+    : ExpertSelection(options), rate_(rate) {
+  bias_LE_ = at::zeros({layers, experts}, at::device(device).dtype(at::kFloat));
 }
 
-Routing BiasedSelection::route_in_evaluation(int64_t layer, const at::Tensor& logits_TE) const {
-  return route(logits_TE, options(), bias_LE_[layer]);
+Routing BiasedSelection::route_in_training(int64_t layer, const at::Tensor& logits_TE, const TokenNumbers&) {
+  return route(logits_TE, options(), bias_of(layer));
 }
 
 void BiasedSelection::finish_step(const at::Tensor& count_LE) {

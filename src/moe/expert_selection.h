@@ -29,7 +29,7 @@ class ExpertSelection {
   // the same layers in the same order, also with no token. Not called again when a layer is recomputed: choices are
   // kept.
   virtual Routing route_in_training(int64_t layer, const at::Tensor& logits_TE, const TokenNumbers& tokens) = 0;
-  // The same in evaluation: never collective; plain top-k unless the rule is part of the model.
+  // The same in evaluation: never collective; plain top-k, with the selection bias if there is one.
   virtual Routing route_in_evaluation(int64_t layer, const at::Tensor& logits_TE) const;
 
   // After a step that changed the weights: count [L,E] double, CPU, the choices that fell on each expert over the step
@@ -40,14 +40,25 @@ class ExpertSelection {
   // Takes a state back. Only of a rule that has one.
   virtual void restore(const at::Tensor& state_LE);
 
+  // Added to the scores for choosing, not for weighing: [L,E] fp32; undefined: none.
+  const at::Tensor& bias_LE() const { return bias_LE_; }
+  // One that is part of the model, and kept with its parameters, whatever the rule does to it.
+  void use_bias_of_model(at::Tensor bias_LE);
+
  protected:
   explicit ExpertSelection(const RouterOptions& options) : options_(options) {}
 
+  at::Tensor bias_of(int64_t layer) const { return bias_LE_.defined() ? bias_LE_[layer] : at::Tensor(); }
+  bool bias_is_of_model() const { return bias_is_of_model_; }
+
+  at::Tensor bias_LE_;
+
  private:
   RouterOptions options_;
+  bool bias_is_of_model_ = false;
 };
 
-// The k experts with the highest scores.
+// The k experts with the highest scores, or with the highest scores and bias where the model has one.
 class TopKSelection final : public ExpertSelection {
  public:
   explicit TopKSelection(const RouterOptions& options) : ExpertSelection(options) {}
@@ -69,14 +80,12 @@ class BiasedSelection final : public ExpertSelection {
  public:
   BiasedSelection(const RouterOptions& options, double rate, int64_t layers, int64_t experts, at::Device device);
   Routing route_in_training(int64_t layer, const at::Tensor& logits_TE, const TokenNumbers& tokens) override;
-  Routing route_in_evaluation(int64_t layer, const at::Tensor& logits_TE) const override;
   void finish_step(const at::Tensor& count_LE) override;
-  at::Tensor state_LE() const override { return bias_LE_; }
+  at::Tensor state_LE() const override { return bias_is_of_model() ? at::Tensor() : bias_LE_; }
   void restore(const at::Tensor& state_LE) override { bias_LE_.copy_(state_LE); }
 
  private:
   double rate_;
-  at::Tensor bias_LE_;
 };
 
 }  // namespace conclave

@@ -50,8 +50,8 @@ void check_model_source(const CheckedJob& job) {
   const std::filesystem::path* folder = folder_of(source);
   if (folder == nullptr || goes_on_from_a_checkpoint(job.job)) return;
   const ModelConfig stored = with_vocabulary(job.model, check_source_config(source, job.model));
-  const std::vector<DiskNames> names = source.init_from ? disk_names(stored) : dense_source_names(stored);
-  const HuggingFaceReader reader(*folder, names);
+  const std::vector<DiskNames> names = disk_names(source.init_from ? stored : read_model_config(*folder));
+  const HuggingFaceReader reader(*folder, names, left_out_weights(stored));
   check_tokenizer(*folder, job.model.vocab_size);
 }
 
@@ -61,7 +61,7 @@ void load_hugging_face(ParallelJob& job, const std::filesystem::path& folder) {
   source.upcycle_from.reset();
   const int64_t vocabulary = check_source_config(source, job.model_config());
   const std::vector<DiskNames> names = disk_names(with_vocabulary(job.model_config(), vocabulary));
-  const HuggingFaceReader reader(folder, names);
+  const HuggingFaceReader reader(folder, names, left_out_weights(job.model_config()));
   for (const TensorSlice& slice : job.model().slices(kind_parameter, ParallelModel::Replicas::all))
     load_slice(reader, slice, vocabulary, static_cast<uint64_t>(job.job().run.seed));
 }

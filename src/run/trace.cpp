@@ -64,6 +64,13 @@ at::Tensor whole_of_parts(Communicator& world, int64_t numel, at::Device device,
   return whole.to(at::kCPU);
 }
 
+bool is_trained(const ParallelModel& model, const std::string& parameter) {
+  for (const UnitDeclaration& unit : model.declarations())
+    for (const ParameterDeclaration& declared : unit.parameters)
+      if (declared.name == parameter) return declared.trained;
+  return false;
+}
+
 }  // namespace
 
 void trace(ParallelJob& job, const TraceRequest& request) {
@@ -74,6 +81,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   load_hugging_face(job, request.model);
   ForwardBackward forward_backward(model, job.settings());
 
+  forward_backward.take_parameters();
   std::vector<std::pair<std::string, at::Tensor>> tensors;
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
   const int64_t vocabulary = job.model_config().vocab_size;
@@ -95,6 +103,7 @@ void trace(ParallelJob& job, const TraceRequest& request) {
     forward_backward.train(batch.of_rank, {true, true, 1.0 / static_cast<double>(batch.targets), 1.0});
     const std::vector<TensorSlice> slices = model.slices(ParallelModel::gradient, ParallelModel::Replicas::once);
     for (const DiskNames& names : disk_names(job.model_config())) {
+      if (!is_trained(model, names.parameter)) continue;
       int64_t numel = 1;
       for (int64_t size : names.shape) numel *= size;
       const at::Tensor whole = whole_of_parts(world, numel, job.device(), [&](at::Tensor& gradient) {

@@ -72,6 +72,7 @@ void Trainer::start() {
     position_.data_fingerprint = fingerprint(*training_);
     start_parameters(job_);
   }
+  forward_backward_.take_parameters();
   first_step_ = position_.step + 1;
 
   spdlog::info("{} parameters, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",

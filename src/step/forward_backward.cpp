@@ -5,6 +5,7 @@
 
 #include "device/device.h"
 #include "model/rotary_options.h"
+#include "step/selection_bias.h"
 
 namespace conclave {
 namespace {
@@ -17,10 +18,12 @@ RouterOptions router_options(const ModelConfig& config) {
   if (mixture == nullptr) return options;
   options.top_k = mixture->top_k;
   options.scores = mixture->scores == MixtureConfig::Scores::sigmoid ? RouterScores::sigmoid : RouterScores::softmax;
-  options.renormalize = mixture->renormalize;
+  // A softmax over the chosen is the softmax over all, divided by the sum of the chosen.
+  options.renormalize = mixture->renormalize || mixture->scores == MixtureConfig::Scores::softmax_of_chosen;
   options.scale = mixture->scaling_factor;
   options.groups = mixture->groups;
   options.top_groups = mixture->chosen_groups;
+  options.best_of_group = mixture->group_score == MixtureConfig::GroupScore::best ? 1 : 2;
   return options;
 }
 
@@ -68,6 +71,15 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& setti
     offloaded_ = std::make_unique<ActivationStore>(
         device_of(model.options().device).make_offload_medium(settings.offload_folder), config.layer_count(),
         settings.loading_horizon, clock_);
+}
+
+void ForwardBackward::take_parameters() {
+  read_selection_bias(model_, *selection_);
+}
+
+void ForwardBackward::finish_step(const at::Tensor& count_LE) {
+  selection_->finish_step(count_LE);
+  write_selection_bias(model_, *selection_);
 }
 
 void ForwardBackward::reserve_offload(int64_t tokens) {

@@ -57,6 +57,11 @@ class ForwardBackward {
   // Null without activation_offloading.
   const ActivationStore* offloaded() const { return offloaded_.get(); }
 
+  // Collective, after the parameters were filled, before they are used.
+  void take_parameters();
+  // After a step that changed the weights: count [L,E] double, CPU, the choices that fell on each expert.
+  void finish_step(const at::Tensor& count_LE);
+
   // The balancing rule's part in the choice of experts, and what it carries from step to step.
   ExpertSelection& selection() { return *selection_; }
 

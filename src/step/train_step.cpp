@@ -114,7 +114,7 @@ void TrainStep::update_unless_not_finite(StepReport& report, int64_t update, dou
   } else {
     before_update();
     optimizer_.update(lr, update, report.gradient_norm);
-    if (!report.load.is_empty()) forward_backward_.selection().finish_step(report.load.count_LE());
+    if (!report.load.is_empty()) forward_backward_.finish_step(report.load.count_LE());
   }
 }
 

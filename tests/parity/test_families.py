@@ -129,8 +129,9 @@ def tokens_of(vocabulary: int) -> torch.Tensor:
 
 def train_with_transformers(model, tokens: torch.Tensor) -> list[tuple[float, float]]:
     """Trains `model` in place; the loss and the gradient norm of each step."""
-    decaying = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    decays = {name: parameter.dim() > 1 and not name.endswith("_bias") for name, parameter in model.named_parameters()}  # experts' biases are matrices
+    decaying = [parameter for name, parameter in model.named_parameters() if decays[name]]
+    others = [parameter for name, parameter in model.named_parameters() if not decays[name]]
     optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=RATE, betas=(0.9, 0.95),
                                   eps=1e-8)
     order = SampleOrder((len(tokens) - 1) // SEQUENCE, SEED)
@@ -224,6 +225,28 @@ def test_recomputation_changes_no_bit(trained, keys, tmp_path):
     job = variant(trained, tmp_path, keys)
     job.must_run(2)
     assert numbers(job.metrics()) == numbers(trained.metrics)
+
+
+@pytest.mark.parametrize("ranks, keys", [(1, {"parallel.expert_parallel_degree": 1, "data.micro_batch_size": ROWS}), (2, {})], ids=["1 rank", "2 ranks"])
+def test_the_bias_rule_moves_the_models_own_bias(trained, ranks, keys, tmp_path):
+    """By its rate in each step, up or down, and an export carries it; a resumed run goes on with it."""
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    initial = on_disk(trained.job.folder.parent / "initial")
+    if name not in initial:
+        pytest.skip("a family without a selection bias")
+    rate = 0.01
+    rule = {"moe.moe_load_balancing": "bias", "moe.bias_update_rate": rate, **keys}
+    job = variant(trained, tmp_path, rule)
+    job.must_run(ranks)
+    moved = on_disk(job.must_export(tmp_path / "exported"))[name]
+    steps = (moved - initial[name]) / rate
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and 0 < steps.round().abs().max() <= STEPS
+    assert not torch.equal(on_disk(trained.job.must_export(tmp_path / "fixed"))[name], moved)
+    checkpoint = str(job.output / "checkpoints" / f"step-{STEPS // 2:08d}")
+    resumed = variant(trained, tmp_path / "resumed", {**rule, "checkpoint.resume": checkpoint})
+    resumed.must_run(ranks)
+    assert numbers(resumed.metrics()) == numbers(job.metrics())[STEPS // 2 :]
+    assert torch.equal(on_disk(resumed.must_export(tmp_path / "resumed-export"))[name], moved)
 
 
 def object_in(ended) -> dict:

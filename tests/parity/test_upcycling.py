@@ -180,6 +180,33 @@ def test_fresh_units_are_a_fraction_of_each_expert_and_the_rest_is_copied(fracti
         assert values.std().item() == pytest.approx(1.0, rel=4 / (2 * values.numel()) ** 0.5), matrix
 
 
+# Pieces of the MLP; experts and choices are whole copies of it.
+@pytest.mark.parametrize("pieces, experts, choices", [(2, 8, 2), (2, 8, 4), (4, 8, 4), (3, 6, 3)])
+def test_pieces_of_the_mlp_compute_together_what_it_does(pieces, experts, choices, tmp_path):
+    case = Upcycling(tmp_path)
+    units = SHAPE["intermediate_size"] // pieces
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": units, "num_local_experts": experts, "num_experts_per_tok": choices}))
+    alone, divided = case.job("alone"), case.job("divided", **{"parallel.expert_parallel_degree": 2})
+    alone.must_run(1)
+    divided.must_run(2)
+    for job in (alone, divided):
+        assert job.metrics()[0]["lm_loss"] == pytest.approx(case.dense_loss(), rel=LOSS_TOLERANCE)
+    weights, of_divided = case.weights(alone), case.weights(divided)
+    assert all(torch.equal(weights[name], of_divided[name]) for name in weights)
+    for layer in range(SHAPE["num_hidden_layers"]):
+        dense = mlp(case.dense, layer)
+        router = weights[f"model.layers.{layer}.block_sparse_moe.gate.weight"]
+        assert torch.equal(router, router[::pieces].repeat_interleave(pieces, 0))  # a copy's pieces are chosen together
+        assert len(router.unique(dim=0)) == experts // pieces
+        for number in range(experts):
+            begin = number % pieces * units
+            cut = expert(weights, layer, number)
+            assert torch.equal(cut["gate_proj"], dense["gate_proj"][begin : begin + units])
+            assert torch.equal(cut["up_proj"], dense["up_proj"][begin : begin + units])
+            assert torch.equal(cut["down_proj"], dense["down_proj"][:, begin : begin + units] * pieces)
+
+
 def test_a_resumed_run_does_not_look_at_the_dense_model_again(tmp_path):
     case = Upcycling(tmp_path)
     job = case.job(**{"checkpoint.every": 1, "optimizer.lr": 1e-3, "run.steps": 2})
@@ -196,9 +223,10 @@ CONFIG_REFUSALS = [
     ({"mlp_bias": True}, ["mlp_bias is true", "no such biases"]),
     ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1000.0}}, ['rope_type is "llama3"']),
     ({"hidden_act": "gelu"}, ['hidden_act is "gelu"']),
-    ({"quantization_config": {"bits": 4}}, ["quantization_config is given"]),
+    ({"quantization_config": {"quant_method": "awq"}}, ['quant_method is "awq"', '"mxfp4" and "fp8"']),
     ({"hidden_size": 64, "head_dim": 8}, ["hidden_size is 64, but that of model.config is 32", "Set hidden_size to 64 in model.config"]),
-    ({"intermediate_size": 96}, ["intermediate_size is 96, but that of model.config is 48"]),
+    ({"intermediate_size": 100}, ["intermediate_size is 100, but that of model.config's experts is 48 and must divide it"]),
+    ({"intermediate_size": 144}, ["one of 3 parts", "8 experts and 2 choices are no whole copies", "multiples of 3"]),
     ({"sliding_window": 8}, ["sliding_window is 8, but that of model.config is 4096"]),
     ({"rms_norm_eps": 1e-3}, ["rms_norm_eps is 0.001, but that of model.config is 1e-06"]),
     ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, ["rope_theta is 500.0, but that of model.config is 1000.0"]),

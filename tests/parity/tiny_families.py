@@ -24,9 +24,11 @@ COMMON = {
 }
 # Of routers whose loss Transformers has.
 ROUTED = {"num_experts_per_tok": 2, "output_router_logits": True, "router_aux_loss_coef": 0.02}
-# Latent attention; all layers are dense.
-LATENT = {"num_key_value_heads": 4, "intermediate_size": 80, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8,
-          "v_head_dim": 10, "first_k_dense_replace": 2}
+# Of DeepSeek's mixtures: a dense layer, then one with groups of experts and shared ones.
+DEEPSEEK = {"intermediate_size": 48, "moe_intermediate_size": 24, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 2,
+            "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2}
+# Latent attention.
+LATENT = {"num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "beta_slow": 1.0}
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 48, "num_local_experts": 8, **ROUTED},
@@ -35,9 +37,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 80},
     "mistral": {"intermediate_size": 80, "head_dim": 12, "sliding_window": 7},
     "qwen3": {"intermediate_size": 80, "head_dim": 12},
-    "deepseek_v2": {**LATENT, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_shared_experts": 1},
-    "deepseek_v3": {**LATENT, "moe_intermediate_size": 24, "n_routed_experts": 8, "n_group": 2, "topk_group": 1},
-    "glm4_moe": {"intermediate_size": 80, "head_dim": 12, "attention_bias": True, "use_qk_norm": True, "first_k_dense_replace": 2},
+    "deepseek_v2": {**DEEPSEEK, **LATENT, "topk_method": "group_limited_greedy", "norm_topk_prob": False},
+    "deepseek_v3": {**DEEPSEEK, **LATENT, "routed_scaling_factor": 2.5},
+    "glm4_moe": {**DEEPSEEK, "head_dim": 12, "attention_bias": True, "use_qk_norm": True, "routed_scaling_factor": 1.5},
+    "gpt_oss": {"intermediate_size": 24, "num_local_experts": 8, "head_dim": 8, "sliding_window": 5, "rope_parameters": {**YARN, "truncate": False}, **ROUTED},
 }
 
 
@@ -94,10 +97,14 @@ CASES = [
     Case("deepseek_v3", "biases, yarn, halves", {"attention_bias": True, "rope_interleave": False,
                                                  "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 0.8}}, batch=1, sequence=19),
     Case("deepseek_v3", "values larger than keys", {"qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 14}),
-    Case("glm4_moe"),
+    Case("gpt_oss"),
+    Case("gpt_oss", "three choices of six, three layers", {"num_local_experts": 6, "num_experts_per_tok": 3, "num_hidden_layers": 3}, batch=3, sequence=13),
     Case("glm4_moe", "neither norms nor biases, a quarter turns", {"attention_bias": False, "use_qk_norm": False, "head_dim": 16,
                                                                    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0,
                                                                                        "partial_rotary_factor": 0.25}}),
+    Case("glm4_moe"),
+    Case("glm4_moe", "all experts sparse, one shared, three choices", {"first_k_dense_replace": 0, "n_shared_experts": 1, "num_experts_per_tok": 3}, batch=3, sequence=13),
+    Case("glm4_moe", "no groups, not renormalized", {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "num_hidden_layers": 3}, ignored=True),
 ]
 
 
@@ -111,6 +118,9 @@ def make_model(case: Case) -> PreTrainedModel:
                 parameter.uniform_(0.5, 1.5)
             elif parameter.dim() == 1:  # biases, sinks: else 0
                 parameter.normal_(0, 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # of the size of a score, so that it decides
+                buffer.normal_(0, 0.2)
     return model
 
 
@@ -168,4 +178,4 @@ def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, 
         for mine, theirs in zip(gradients.parameters(), model.parameters(), strict=True):
             mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
     gradients.save_pretrained(folder)
-    return Reference(values, on_disk(folder))
+    return Reference(values, {name: gradient for name, gradient in on_disk(folder).items() if not name.endswith("e_score_correction_bias")})

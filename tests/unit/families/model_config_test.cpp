@@ -179,7 +179,7 @@ TEST(ModelConfigRefusal, of_another_architecture) {
             "attention_dropout is 0.1, but this version has no attention dropout.\n"
             "       Use a model whose attention_dropout is 0.   (config.json)");
   EXPECT_EQ(refusal_with({{"quantization_config", {{"bits", 4}}}}),
-            "quantization_config is given, but this version does not read quantized models.\n"
+            "quantization_config.quant_method is null, but this version reads \"mxfp4\" and \"fp8\" only.\n"
             "       Use the model's unquantized form.   (config.json)");
 }
 

@@ -145,5 +145,27 @@ TEST(Biased, moves_each_bias_against_its_load) {
   EXPECT_TRUE(selection.route_in_evaluation(0, logits).expert_of_choice_TK.equal(first.expert_of_choice_TK));
 }
 
+// A bias that belongs to the model counts under every rule, in training and evaluation; only its own rule moves it, and
+// no rule carries it as a state of its own.
+TEST(BiasOfModel, decides_under_every_rule) {
+  const RouterOptions router{.top_k = 1};
+  const at::Tensor logits = at::tensor({0.4f, 0.3f, 0.3f}).log().view({1, 3});
+  const at::Tensor bias = at::tensor({0.0f, 0.0f, 0.0f, 0.0f, 0.5f, 0.0f}).view({2, 3});
+  TopKSelection plain(router);
+  BiasedSelection biased(router, 0.25, 2, 3, at::kCPU);
+  for (ExpertSelection* selection : std::initializer_list<ExpertSelection*>{&plain, &biased}) {
+    selection->use_bias_of_model(bias.clone());
+    for (const int64_t layer : {0, 1}) {
+      EXPECT_EQ(selection->route_in_training(layer, logits, {}).expert_of_choice_TK.item<int>(), layer);
+      EXPECT_EQ(selection->route_in_evaluation(layer, logits).expert_of_choice_TK.item<int>(), layer);
+    }
+    EXPECT_FALSE(selection->state_LE().defined());
+    selection->finish_step(at::tensor({6.0, 3.0, 0.0, 2.0, 2.0, 2.0}, at::kDouble).view({2, 3}));
+  }
+  EXPECT_TRUE(plain.bias_LE().equal(bias));
+  const at::Tensor moved = at::tensor({-0.25f, 0.0f, 0.25f, 0.0f, 0.5f, 0.0f}).view({2, 3});
+  EXPECT_TRUE(biased.bias_LE().equal(moved));
+}
+
 }  // namespace
 }  // namespace conclave

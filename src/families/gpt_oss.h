@@ -1,0 +1,9 @@
+#pragma once
+
+#include "families/family.h"
+
+namespace conclave {
+
+extern const Family gpt_oss_family;
+
+}  // namespace conclave
