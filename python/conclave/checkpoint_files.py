@@ -117,7 +117,7 @@ def sources_of(model: nn.Module, names: list[str]) -> dict[str, Source]:
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
     converters = [each for each in conversions if isinstance(each, WeightConverter)]
     converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    stored = dict.fromkeys(stored_tensors(model))
+    stored = stored_tensors(model)  # by which Transformers sees whether names lack the prefix of the base, or have it in excess
     sources: dict[str, Source] = {}
     for name in sorted(names, key=dot_natural_key):  # experts in the order of their numbers
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, stored)

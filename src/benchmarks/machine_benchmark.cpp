@@ -52,7 +52,7 @@ StepProfile profile(const CheckedJob& checked, World& world, int64_t steps) {
   };
   std::vector<int64_t> samples(static_cast<size_t>(batch));
   std::iota(samples.begin(), samples.end(), job.rank() * batch);
-  const MicroBatch micro_batch{tokens(), tokens(), batch, sequence, samples};
+  const MicroBatch micro_batch{tokens(), tokens(), batch, sequence, samples, {}};
   const std::vector<int64_t> targets = {batch * sequence * job.world().size() * job.micro_steps()};
   return profile_steps(job, {.steps = steps, .untimed = untimed_steps, .kernels = true},
                        {[&] { return micro_batch; }, [&](int64_t) { return targets; }});

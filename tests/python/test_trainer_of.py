@@ -88,7 +88,7 @@ def derived(folder: str) -> list[dict]:
 
 def test_a_derived_class_trains_as_its_stock_form_and_is_reported():
     with tempfile.TemporaryDirectory() as folder:
-        plain = run_torch_ranks(1, stock, folder, 2, initialize=False)[0]
+        plain = run_torch_ranks(1, stock, folder, 2)[0]
         found = run_torch_ranks(2, derived, folder)[0]
         for name in ("loss", "grad_norm", "eval_loss"):
             right = [line[name] for line in plain if name in line]
@@ -163,7 +163,7 @@ def _tokenizer():
 @pytest.mark.skipif(not (importlib.util.find_spec("trl") and importlib.util.find_spec("datasets")), reason="TRL is not installed")
 def test_sft_trainer_of_trl():
     with tempfile.TemporaryDirectory() as folder:
-        plain = run_torch_ranks(1, sft, folder, 2, False, initialize=False)[0]
+        plain = run_torch_ranks(1, sft, folder, 2, False)[0]
         found = run_torch_ranks(2, sft, folder, 1, True)[0]
         for name in ("loss", "grad_norm"):
             assert [line[name] for line in found if name in line] == pytest.approx([line[name] for line in plain if name in line], rel=1e-4), name

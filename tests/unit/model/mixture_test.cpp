@@ -10,7 +10,6 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "comm/local_communicator.h"
-#include "moe/local_dispatcher.h"
 
 namespace conclave {
 namespace {
@@ -26,7 +25,10 @@ struct Form {
 
 std::vector<Form> forms() {
   std::vector<Form> all;
-  const MixtureConfig plain{.experts = experts, .top_k = 2, .intermediate = 7};
+  MixtureConfig plain;
+  plain.experts = experts;
+  plain.top_k = 2;
+  plain.intermediate = 7;
   all.push_back({"softmax, renormalized", plain, {.top_k = 2}});
 
   MixtureConfig gated = plain;
@@ -156,8 +158,7 @@ void expect_answer(const Form& form, Kept kept) {
   const Case c(form);
   LocalCommunicator alone("expert");
   StepClock clock(0);
-  const auto dispatcher = make_dispatcher(alone, experts, clock);
-  RoutedExperts routed(*dispatcher, alone, experts, {}, clock);
+  RoutedExperts routed(alone, experts, {}, clock);
   TopKSelection selection(form.router);
   if (form.mixture.selection_bias) {
     at::Tensor bias_LE = at::zeros({5, experts});
