@@ -56,7 +56,9 @@ class FieldOf final : public Field {
     return std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, std::optional<std::filesystem::path>> ||
            std::is_same_v<T, TrainingData> || std::is_same_v<T, std::optional<ValidationData>>;
   }
-  bool may_be_null() const override { return IsOptional<T>::value || std::is_same_v<T, std::filesystem::path>; }
+  bool may_be_null() const override {
+    return IsOptional<T>::value || std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, TrainingData>;
+  }
   bool is_given() const override {
     if constexpr (IsOptional<T>::value) return value_.has_value();
     if constexpr (std::is_same_v<T, std::filesystem::path> || std::is_same_v<T, TrainingData>) return !value_.empty();

@@ -109,7 +109,7 @@ inline MicroBatch batch_of(const CheckedJob& job, int rank) {
   const auto tokens = [&] { return at::randint(job.model.vocab_size, {batch * sequence}, generator, at::kLong); };
   std::vector<int64_t> samples(static_cast<size_t>(batch));
   std::iota(samples.begin(), samples.end(), rank * batch);
-  return {tokens(), tokens(), batch, sequence, samples};
+  return {tokens(), tokens(), batch, sequence, samples, {}};
 }
 
 struct EngineRank {

@@ -60,7 +60,7 @@ class CountedWorld {
 // Sequence by sequence, the same on every layout.
 MicroBatch batch_of_samples(const CheckedJob& job, int rank) {
   const int64_t batch = job.job.data.micro_batch_size, sequence = job.job.data.sequence_length;
-  MicroBatch result{at::empty({0}, at::kLong), at::empty({0}, at::kLong), batch, sequence, {}};
+  MicroBatch result{at::empty({0}, at::kLong), at::empty({0}, at::kLong), batch, sequence, {}, {}};
   for (int64_t sample = rank * batch; sample < (rank + 1) * batch; ++sample) {
     at::Generator generator = at::detail::createCPUGenerator(77 + static_cast<uint64_t>(sample));
     for (at::Tensor* tokens : {&result.token_T, &result.target_T})
@@ -99,7 +99,8 @@ Ran run_steps(World& inner, const CheckedJob& checked, const std::filesystem::pa
     if (job.is_first()) out << routing_head(shape_of(checked.model));
     for (int step = 1; step <= steps; ++step) {
       const MicroBatch batch = batch_of_samples(checked, job.rank());
-      const StepReport report = train_step.run([&] { return batch; }, step, 0.05);
+      const std::vector<int64_t> targets = {job.tokens_per_step()};
+      const StepReport report = train_step.run([&] { return batch; }, targets, step, 0.05);
       highest_over_ranks(job, {});
       const RecordedRows rows = gather_rows(job, report);
       ran.of_step.push_back(counted.count().reset());

@@ -134,8 +134,8 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b);
   }
   {
-    const auto& [a, b] = job.metrics;
-    count.expect_described(a, b);
+    const auto& [a, b, c] = job.metrics;
+    count.expect_described(a, b, c);
   }
   // No section is forgotten either.
   [[maybe_unused]] const auto& [run, model, data, parallel, memory, moe, precision, optimizer, schedule, checkpoint,
