@@ -40,7 +40,7 @@ MicroBatch batch_of(int rank, int64_t m, int64_t sequences) {
   const int64_t batch = rank == 1 && m == 1 ? 0 : sequences;
   at::Generator generator = at::detail::createCPUGenerator(static_cast<uint64_t>(100 * m + rank));
   const auto tokens = [&] { return at::randint(101, {batch * sequence}, generator, at::kLong); };
-  MicroBatch micro_batch{tokens(), tokens(), batch, sequence, {}};
+  MicroBatch micro_batch{tokens(), tokens(), batch, sequence, {}, {}};
   for (int64_t b = 0; b < batch; ++b) micro_batch.sample_of_B.push_back(10 * rank + b);
   return micro_batch;
 }

@@ -46,7 +46,7 @@ ModelConfig small_model() {
 MicroBatch batch_of(int rank, int64_t step) {
   at::Generator generator = at::detail::createCPUGenerator(static_cast<uint64_t>(100 * step + rank));
   const auto tokens = [&] { return at::randint(37, {sequence}, generator, at::kLong); };
-  return {tokens(), tokens(), 1, sequence, {rank}};
+  return {tokens(), tokens(), 1, sequence, {rank}, {}};
 }
 
 StepSettings settings_of(const Job& job, const Layout& layout) {
