@@ -172,7 +172,8 @@ const std::vector<std::vector<int64_t>>& row_counts() {
   return values;
 }
 
-// Tolerance: sums of H + 3I terms and of the rows of an expert, each rounded once; what accumulates does so from 1.
+// Tolerance: sums of H + 3I terms and of the rows of an expert, each rounded once; what accumulates does so from 1. One
+// row alone has but one routing weight, whose gradient's terms, up to 56 each when clamped, may cancel: four times that.
 TEST(ExpertForms, equal_a_plain_loop_in_fp32) {
   for (const Form& form : forms())
     for (const auto& rows : row_counts())
@@ -180,7 +181,7 @@ TEST(ExpertForms, equal_a_plain_loop_in_fp32) {
         if (guests == static_cast<int64_t>(rows.size())) continue;
         const Case c = make_case(form, rows, /*hidden=*/13, /*intermediate=*/7, at::kFloat);
         SCOPED_TRACE(fmt::format("seed {}: {}, {} experts, {} guests", seed, print(form), rows.size(), guests));
-        expect_answer(c, experts_forward, experts_backward, guests, (64 + c.row_RH.size(0)) / 8388608.0);
+        expect_answer(c, experts_forward, experts_backward, guests, (256 + c.row_RH.size(0)) / 8388608.0);
       }
 }
 
