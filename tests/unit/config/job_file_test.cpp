@@ -52,7 +52,7 @@ schedule: {kind: linear, warmup_steps: 4, min_lr: 2e-5}
 checkpoint: {every: 6, every_minutes: 7.5, keep: 8, keep_every: 24, async: false, resume: never, verify: false, on_damage: stop, allow_changed: "optimizer.lr, run.steps",
   export_every: 11, export_keep: 12}
 validation: {every: 13, samples: 14}
-metrics: {tensorboard: false, log_every: 15}
+metrics: {tensorboard: false, log_every: 15, record_routing: true}
 )";
 
 struct Described {
@@ -207,6 +207,7 @@ TEST(JobFile, every_key_reaches_its_member) {
   EXPECT_EQ(job.validation.samples, 14);
   EXPECT_FALSE(job.metrics.tensorboard);
   EXPECT_EQ(job.metrics.log_every, 15);
+  EXPECT_TRUE(job.metrics.record_routing);
   EXPECT_EQ(job.origins.of("run.steps"), file.path().string() + ", line 2");
   EXPECT_EQ(job.origins.of("moe.moe_z_loss_coeff"), file.path().string() + ", line 20");
 }

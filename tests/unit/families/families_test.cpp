@@ -27,7 +27,8 @@ nlohmann::json config_of(const Family& family) {
           {"num_hidden_layers", 3},
           {"num_attention_heads", 4},
           {"num_key_value_heads", has_latent_attention(family) ? 4 : 2},
-          {"first_k_dense_replace", 3},
+          {"first_k_dense_replace", 1},
+          {"n_routed_experts", 8},
           {"head_dim", 8},
           {"num_local_experts", 8},
           {"num_experts_per_tok", 2}};
