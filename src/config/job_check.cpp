@@ -61,7 +61,7 @@ std::vector<std::string> mistakes_between_keys(const Job& job, const std::functi
 void require(Job job, std::string_view key) {
   const Fields fields = fields_of(job);
   const Field& field = fields.at(key);
-  check_invariant(field.may_be_null() || field.is_path(), "{} is a path or an optional key of the job", key);
+  check_invariant(field.may_be_null(), "{} is a path or an optional key of the job", key);
   if (field.is_given()) return;
   throw UserError(mistake(fmt::format("{} is missing, and this command needs it: {}.", key, field.help()),
                           fmt::format("Add it to the job file, or give --set {}=...", key), ""));
