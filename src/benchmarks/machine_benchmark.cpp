@@ -28,6 +28,7 @@ ModelConfig model_of_machine() {
   ModelConfig model;
   model.vocab_size = 8192;
   model.hidden_size = 512;
+  model.max_position_embeddings = 512;
   model.rotary.dims = 64;
   model.layers.assign(4, {attention, mixture});
   return model;
