@@ -153,8 +153,9 @@ void hold_against_record(World& world, unsigned seed) {
     EXPECT_EQ(on_paper.traffic, ran.of_step[step]) << "step " << step + 1;
     take_highest(memory, on_paper.memory);
   }
-  // Which of an expert's rows fall into which part of the tokens, a record does not say.
-  if (!c.moe.dispatch_chunks) testing::expect_planned(ran.memory, memory);
+  // Which of an expert's rows fall into which part of the tokens, a record does not say. Four ranks share two cores
+  // here: a rank that gets no core for a while reads late what others keep for it, and their peaks are then higher.
+  if (!c.moe.dispatch_chunks && world.size() <= 2) testing::expect_planned(ran.memory, memory);
 }
 
 void hold_many_against_their_records(int ranks, unsigned first, unsigned count) {
