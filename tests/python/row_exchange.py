@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import conclave
 from conclave._library import operators
-from conclave.experts import ExpertAxis, experts_forward
+from conclave.experts import ExpertAxis, LayerLoad, experts_forward
 
 HIDDEN, INTERMEDIATE, EXPERTS = 24, 16, 8
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -45,7 +45,7 @@ def axis_of(group: dist.ProcessGroup, **way) -> ExpertAxis:
 
 
 def axis_named(group: str, degree: int, **way) -> ExpertAxis:
-    return ExpertAxis(None, group, degree, EXPERTS, conclave.MoEConfig(**way))  # no mesh, which would keep groups: they are made by hand here
+    return ExpertAxis(None, group, degree, EXPERTS, conclave.MoEConfig(**way), LayerLoad(EXPERTS))  # no mesh, which would keep groups: they are made by hand here
 
 
 def compute(axis: ExpertAxis, tokens: int = 50, seed: int = 3) -> list[torch.Tensor]:
