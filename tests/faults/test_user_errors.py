@@ -167,7 +167,7 @@ def test_no_model_config(tmp_path):
 
 
 @pytest.mark.parametrize("change, facts", [
-    pytest.param({"model_type": "llama"}, ['model_type is "llama"', "mixtral"], id="model_type"),
+    pytest.param({"model_type": "gpt2"}, ['model_type is "gpt2"', "mixtral"], id="model_type"),
     pytest.param({"num_experts_per_tok": 9}, ["num_experts_per_tok is 9", "8 experts", "at most 8"], id="choices"),
     pytest.param({"num_key_value_heads": 3}, ["num_key_value_heads is 3", "num_attention_heads is 4"], id="heads"),
     pytest.param({"hidden_size": None}, ["hidden_size is missing"], id="missing"),

@@ -5,6 +5,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def axis_of(group: dist.ProcessGroup, **way) -> ExpertAxis:
 
 
 def axis_named(group: str, degree: int, **way) -> ExpertAxis:
-    return ExpertAxis(None, group, degree, EXPERTS, conclave.MoEConfig(**way), LayerLoad(EXPERTS))  # no mesh, which would keep groups: they are made by hand here
+    return ExpertAxis(SimpleNamespace(spans_hosts=False), group, degree, EXPERTS, conclave.MoEConfig(**{"overload": "none", **way}), LayerLoad(EXPERTS))  # a mesh would keep groups: they are made by hand here
 
 
 def compute(axis: ExpertAxis, tokens: int = 50, seed: int = 3) -> list[torch.Tensor]:

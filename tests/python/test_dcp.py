@@ -245,7 +245,7 @@ REFUSALS = {
     "another-shape": (lambda state: state["model"].update({"lm_head.weight": torch.ones(2, 2)}), ["lm_head.weight", "[2, 2]"]),
     "integers": (lambda state: state["model"].update({"lm_head.weight": state["model"]["lm_head.weight"].to(torch.uint8)}), ["lm_head.weight", "U8"]),
     "a-tensor-is-missing": (lambda state: state["model"].pop("lm_head.weight"), ['no tensor "model.lm_head.weight"']),
-    "no-model": (lambda state: state.update(model={"weight": torch.ones(2)}), ["holds no Mixtral"]),
+    "no-model": (lambda state: state.update(model={"weight": torch.ones(2)}), ["holds no model of Transformers"]),
     "two-models": (copy_of_the_model, ["more than one model", "ema.model.norm.weight"]),
     "steps-differ": (other_step, ["lm_head.weight.step", "is 3", "is 2"]),
     "no-steps": (no_steps, ["no tensor", ".step"]),
