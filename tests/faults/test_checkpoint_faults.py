@@ -104,10 +104,10 @@ def test_killed_while_saving(name, rank, operation, path, call, action, goes_on_
 # ---- SIGKILL in the parts of a step
 
 FUNCTIONS = {
-    "forward": "conclave::MixtralLayer::forward",
+    "forward": "conclave::DecoderLayer::forward",
     "all-to-all": "conclave::AllToAllDispatcher::begin_dispatch",
     "optimizer": "conclave::Optimizer::update",
-    "backward": "conclave::MixtralLayer::backward",
+    "backward": "conclave::DecoderLayer::backward",
 }
 
 
