@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from grid import Grid
 from ranks import run_ranks, succeed
 from safetensors.torch import load_file, save_file
 from sample_order import SampleOrder
@@ -23,18 +24,6 @@ from tiny_families import CASES, FAMILIES, Case, Reference, balancing_loss, comp
 from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A layout of the ranks."""
-
-    world: int
-    expert: int = 1  # expert_parallel_degree
-    shard: int = 0  # hybrid_shard_degree
-
-    def __str__(self) -> str:
-        return f"{self.world} ranks, expert {self.expert}, shard {self.shard}"
 
 
 GRIDS = [Grid(1), Grid(2, expert=2), Grid(4, expert=2), Grid(4, expert=2, shard=1)]

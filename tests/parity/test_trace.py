@@ -15,23 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from grid import Grid
 from mixtral import Case, Reference, as_transformers_names_it, compute_reference, make_batch, make_model, save_model
 from ranks import run_ranks, succeed
 from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A layout of the ranks."""
-
-    world: int
-    expert: int = 1  # expert_parallel_degree
-    shard: int = 0  # hybrid_shard_degree
-
-    def __str__(self) -> str:
-        return f"{self.world} ranks, expert {self.expert}, shard {self.shard}"
 
 
 GRIDS = [
