@@ -129,6 +129,7 @@ FORMS = [
     ({"rope_theta": 50.0, "rope_scaling": {"type": "linear", "factor": 4.0}}, [], None),
     ({"rope_theta": 50.0, "head_dim": 8, "rope_scaling": {**LINEAR, "rope_type": "yarn", "original_max_position_embeddings": 16}}, [], None),
     ({"rope_parameters": {"rope_theta": 5.0}, "rope_scaling": LINEAR}, [], None),
+    ({"rope_parameters": {"rope_theta": 5.0, "rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 4, "head_dim": 8}, [], "rope_type is \"dynamic\""),
     ({"is_causal": False}, [], "is_causal is false"),
     ({"num_experts": 8}, ["num_local_experts"], None),
     ({"num_experts": 8, "num_local_experts": 4}, [], None),
