@@ -23,6 +23,27 @@ std::vector<std::vector<double>> rows_of(const at::Tensor& tensor) {
 
 }  // namespace
 
+MetricsRecord record_of_step(const StepReport& report, const RankExtremes& highest, const StepCourse& course) {
+  return {{"loss", report.loss},
+          {"lm_loss", report.targets > 0 ? MetricValue(report.lm_loss) : MetricValue()},
+          {"aux_loss", report.aux_loss},
+          {"z_loss", report.z_loss},
+          {"grad_norm", report.gradient_norm},
+          {"lr", course.lr},
+          {"tokens", course.tokens},
+          {"targets", report.targets},
+          {"tokens_per_second", course.tokens_per_second},
+          {"step_seconds", course.seconds},
+          {"data_seconds", highest.data_seconds},
+          {"gather_wait_seconds", highest.gather_seconds},
+          {"reduce_wait_seconds", highest.reduce_seconds},
+          {"dispatch_wait_seconds", highest.dispatch_seconds},
+          {"offload_wait_seconds", highest.offload_seconds},
+          {"peak_memory_bytes", static_cast<int64_t>(highest.peak_memory_bytes)},
+          {"peak_resident_bytes", static_cast<int64_t>(highest.peak_resident_bytes)},
+          {"drop_rate", report.drop_rate}};
+}
+
 void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadExperts& dead_experts,
                  LoadDetail detail) {
   record.emplace_back("expert_imbalance", load.imbalance());

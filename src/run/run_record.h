@@ -1,5 +1,5 @@
-// The parts of a step's record (metrics/record.h) that say how the experts were loaded, and what a run was started
-// with.
+// The parts of a step's record (metrics/record.h): the step itself, how the experts were loaded, what came of each
+// source, and what a run was started with.
 #pragma once
 
 #include <string>
@@ -10,9 +10,19 @@
 #include "moe/dead_experts.h"
 #include "moe/load_statistics.h"
 #include "step/parallel_job.h"
-#include "step/train_step.h"
+#include "step/step_exchange.h"
 
 namespace conclave {
+
+// What is known of a step beside its report.
+struct StepCourse {
+  double lr = 0;
+  int64_t tokens = 0;  // of the run, this step's included
+  double tokens_per_second = 0;
+  double seconds = 0;
+};
+// `highest`: over the ranks.
+MetricsRecord record_of_step(const StepReport& report, const RankExtremes& highest, const StepCourse& course);
 
 enum class LoadDetail { brief, by_layer };
 

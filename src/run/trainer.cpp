@@ -241,24 +241,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   if (!job_.is_first()) return agreed;
 
   const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
-  MetricsRecord record = {{"loss", step_report.loss},
-                          {"lm_loss", step_report.targets > 0 ? MetricValue(step_report.lm_loss) : MetricValue()},
-                          {"aux_loss", step_report.aux_loss},
-                          {"z_loss", step_report.z_loss},
-                          {"grad_norm", step_report.gradient_norm},
-                          {"lr", lr},
-                          {"tokens", position_.tokens},
-                          {"targets", step_report.targets},
-                          {"tokens_per_second", tokens_per_second},
-                          {"step_seconds", seconds},
-                          {"data_seconds", highest.data_seconds},
-                          {"gather_wait_seconds", highest.gather_seconds},
-                          {"reduce_wait_seconds", highest.reduce_seconds},
-                          {"dispatch_wait_seconds", highest.dispatch_seconds},
-                          {"offload_wait_seconds", highest.offload_seconds},
-                          {"peak_memory_bytes", static_cast<int64_t>(highest.peak_memory_bytes)},
-                          {"peak_resident_bytes", static_cast<int64_t>(highest.peak_resident_bytes)},
-                          {"drop_rate", step_report.drop_rate}};
+  MetricsRecord record = record_of_step(step_report, highest, {lr, position_.tokens, tokens_per_second, seconds});
   const bool in_detail = step == 1 || step == job_.job().run.steps || step % job_.job().metrics.log_every == 0;
   if (!step_report.load.is_empty())
     append_load(record, step_report.load, dead_experts_, in_detail ? LoadDetail::by_layer : LoadDetail::brief);
