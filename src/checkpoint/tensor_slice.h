@@ -25,9 +25,9 @@ struct DiskTensor {
   std::vector<int64_t> shape;
 };
 
-// A parameter as Hugging Face files hold it: `parts`' row-major concatenation is the parameter. Mixtral's gate_up_proj
-// [E, 2I, H], for example, is w1, w3 of expert 0, w1, w3 of expert 1, ... (Transformers 4 files), or one fused tensor
-// (some Transformers 5 files).
+// A parameter as Hugging Face files hold it: `parts`' row-major concatenation is the parameter. The experts'
+// gate_up [E, 2I, H], for example, is w1, w3 of expert 0, w1, w3 of expert 1, ... (Transformers 4 files), or one fused
+// tensor (some Transformers 5 files).
 struct DiskNames {
   std::string parameter;
   std::vector<int64_t> shape;

@@ -1,6 +1,6 @@
-// Root mean square normalization (Zhang and Sennrich, 2019) as Transformers' Mixtral computes it: normalized in fp32,
-// cast to the dtype of x, times the weight. Of whole rows, or of each of the C heads in a row of C * H elements, which
-// then share the weight; rows may lie any distance apart.
+// Root mean square normalization (Zhang and Sennrich, 2019) as Transformers computes it: x is normalized in fp32, cast
+// back to its dtype, and multiplied by the weight. It normalizes whole rows, or each of the C heads in a row of C * H
+// elements, which then share the weight. Rows may lie any distance apart.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,5 +1,5 @@
 // The top-k router in fp32: a score of every expert for every token, the k best experts, their scores as routing
-// weights. Mixtral's is softmax scores renormalized over the chosen; the other options are what further families need.
+// weights. The defaults are softmax scores, renormalized over the chosen; families choose the other options.
 #pragma once
 
 #include <ATen/core/Tensor.h>
