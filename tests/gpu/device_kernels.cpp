@@ -32,7 +32,9 @@ class Moved {
     pairs_.emplace_back(host, on_device);
     return on_device;
   }
-  RotaryTable operator()(const RotaryTable& host) { return {(*this)(host.cos_SD), (*this)(host.sin_SD), host.interleaved}; }
+  RotaryTable operator()(const RotaryTable& host) {
+    return {(*this)(host.cos_SD), (*this)(host.sin_SD), host.interleaved};
+  }
   Routing operator()(const Routing& host) {
     return {(*this)(host.score_TE), (*this)(host.logsumexp_T), (*this)(host.expert_of_choice_TK),
             (*this)(host.weight_TK)};

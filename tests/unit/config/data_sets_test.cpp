@@ -44,7 +44,8 @@ TEST(DataSets, of_validation_are_a_prefix_names_or_a_list) {
 // The resolved job, and the values that a checkpoint keeps, are read back to the same job.
 TEST(DataSets, read_back_as_they_are_printed) {
   for (const std::string data :
-       {"{train: a/b, validation: v}", "{train: [a/b, {path: 'c d', weight: 0.1, name: c-d}], validation: {x: a, y: 'b c'}}",
+       {"{train: a/b, validation: v}",
+        "{train: [a/b, {path: 'c d', weight: 0.1, name: c-d}], validation: {x: a, y: 'b c'}}",
         "{train: [{path: a, weight: 7}], validation: {only: a}}", "{train: ['/$$x/y', {path: b, name: true}]}"}) {
     const Job job = job_with(data);
     const TemporaryFile file("job.yaml", print_job(job));

@@ -36,9 +36,9 @@ TEST(JobRefusal, unknown_names_get_the_nearest) {
   EXPECT_EQ(
       refusal_of_job("memory: {sm_activation_ofloading: true}\n"),
       "unknown key memory.sm_activation_ofloading. Did you mean memory.sm_activation_offloading?   (job.yaml, line 3)");
-  EXPECT_EQ(
-      refusal_of_job("metrics: {a_thing: 3}\n"),
-      "unknown key metrics.a_thing.\n       The keys of metrics are tensorboard, log_every, record_routing.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_job("metrics: {a_thing: 3}\n"),
+            "unknown key metrics.a_thing.\n       The keys of metrics are tensorboard, log_every, record_routing.   "
+            "(job.yaml, line 3)");
   EXPECT_EQ(
       refusal_of_job("zzzzzz: {a_thing: 3}\n"),
       "unknown section zzzzzz.\n       The sections are run, model, data, parallel, memory, moe, precision, optimizer, "
