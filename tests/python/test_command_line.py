@@ -184,7 +184,7 @@ def test_a_job_from_a_pipe_reaches_all_ranks(name, tmp_path):
 
 def test_a_job_that_a_shell_substitutes_reaches_all_ranks(tmp_path):
     job = SmallJob(tmp_path, {"parallel.expert_parallel_degree": 2, "run.steps": 5})
-    command = f"{PROGRAM} train <(sed 's/steps: 5/steps: 2/' {job.write()}) --ranks 2 --set data.sequence_length=8"
+    command = f"{PROGRAM} train <(sed 's/\"steps\": 5/\"steps\": 2/' {job.write()}) --ranks 2 --set data.sequence_length=8"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL)
     assert ended.returncode == 0 and len(job.metrics()) == 2, ended
 
