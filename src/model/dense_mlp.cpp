@@ -11,6 +11,10 @@ ExpertRows all_tokens(at::Tensor normed_TH) {
   return {std::move(normed_TH), std::move(weight_T)};
 }
 
+Gradient as_one_expert(const Gradient& gradient) {
+  return gradient.is_wanted() ? Gradient{gradient.tensor.unsqueeze(0), gradient.accumulate} : Gradient{};
+}
+
 }  // namespace
 
 void DenseMlp::declare(const ModelConfig& config, int64_t intermediate, const std::string& name,
@@ -47,10 +51,7 @@ at::Tensor DenseMlp::backward(const UnitWeights& weights, UnitGradients& gradien
 
 ExpertRows DenseMlp::backward_weighed(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                                       ExpertRows tokens, DenseMlpState state) const {
-  const Gradient& gate_up = gate_up_JH_(gradients);
-  const Gradient& down = down_HI_(gradients);
-  ExpertGradients as_experts{{gate_up.tensor.unsqueeze(0), gate_up.accumulate},
-                             {down.tensor.unsqueeze(0), down.accumulate}};
+  ExpertGradients as_experts{as_one_expert(gate_up_JH_(gradients)), as_one_expert(down_HI_(gradients))};
   const int64_t count = tokens.row_RH.size(0);
   return experts_backward(grad_TH, std::move(tokens), std::move(state.gate_up_TJ), {count}, as_expert(weights),
                           as_experts);

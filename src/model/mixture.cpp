@@ -103,10 +103,10 @@ at::Tensor Mixture::router_logits(const UnitWeights& weights, const at::Tensor& 
 void Mixture::router_backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_logits_TE,
                               const at::Tensor& input_TH, at::Tensor grad_TH) const {
   const Gradient& of_router = router_EH_(gradients);
-  linear_backward_weight(of_router.tensor, grad_logits_TE, input_TH, of_router.accumulate);
+  if (of_router.is_wanted()) linear_backward_weight(of_router.tensor, grad_logits_TE, input_TH, of_router.accumulate);
   if (router_bias_E_) {
     const Gradient& of_bias = (*router_bias_E_)(gradients);
-    bias_backward(of_bias.tensor.unsqueeze(0), grad_logits_TE, of_bias.accumulate);
+    if (of_bias.is_wanted()) bias_backward(of_bias.tensor.unsqueeze(0), grad_logits_TE, of_bias.accumulate);
   }
   if (selection_bias_E_) (*selection_bias_E_)(gradients).zeroed();  // choices are constants
   at::Tensor sum_TH = in_router_precision(grad_TH);

@@ -55,7 +55,7 @@ at::Tensor PackedAttention::backward(const UnitWeights& weights, UnitGradients& 
   at::Tensor grad_qkv_TM = at::empty_like(state.qkv_TM);
   attention_backward(grad_qkv_TM, grad_attention_TN, state.attention_TN, state.logsumexp_BNS, state.qkv_TM,
                      shape(batch));
-  if (sink_N_)
+  if (sink_N_ && (*sink_N_)(gradients).is_wanted())
     sink_backward((*sink_N_)(gradients).zeroed(), grad_attention_TN, state.attention_TN, state.logsumexp_BNS,
                   (*sink_N_)(weights));
   for (at::Tensor* used : {&state.qkv_TM, &state.attention_TN, &state.logsumexp_BNS}) used->reset();

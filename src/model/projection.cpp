@@ -39,10 +39,10 @@ void Projection::forward_onto(const UnitWeights& weights, const at::Tensor& y_RN
 void Projection::backward_parameters(UnitGradients& gradients, const at::Tensor& grad_y_RN,
                                      const at::Tensor& x_RM) const {
   const Gradient& weight_NM = weight_NM_(gradients);
-  linear_backward_weight(weight_NM.tensor, grad_y_RN, x_RM, weight_NM.accumulate);
+  if (weight_NM.is_wanted()) linear_backward_weight(weight_NM.tensor, grad_y_RN, x_RM, weight_NM.accumulate);
   if (!bias_N_) return;
   const Gradient& bias_N = (*bias_N_)(gradients);
-  bias_backward(bias_N.tensor.unsqueeze(0), grad_y_RN, bias_N.accumulate);
+  if (bias_N.is_wanted()) bias_backward(bias_N.tensor.unsqueeze(0), grad_y_RN, bias_N.accumulate);
 }
 
 void Projection::backward_input(const UnitWeights& weights, const at::Tensor& grad_x_RM,

@@ -24,7 +24,7 @@ class Projection {
   // y = residual + x w^T + b.
   void forward_onto(const UnitWeights& weights, const at::Tensor& y_RN, const at::Tensor& residual_RN,
                     const at::Tensor& x_RM) const;
-  // The gradients of weight and bias.
+  // The gradients of weight and bias, if they are wanted.
   void backward_parameters(UnitGradients& gradients, const at::Tensor& grad_y_RN, const at::Tensor& x_RM) const;
   // grad_x = grad_y w, or +=.
   void backward_input(const UnitWeights& weights, const at::Tensor& grad_x_RM, const at::Tensor& grad_y_RN) const;

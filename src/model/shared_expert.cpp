@@ -54,7 +54,7 @@ void SharedExpert::backward_add(const UnitWeights& weights, UnitGradients& gradi
   const at::Tensor grad_logit_T1 = at::empty(gated.score_TE.sizes(), again_TH.options());
   route_backward(grad_logit_T1, gated, of_gate, grad.weight_R.view({-1, 1}), {}, 0);
   const Gradient& gradient = (*gate_1H_)(gradients);
-  linear_backward_weight(gradient.tensor, grad_logit_T1, again_TH, gradient.accumulate);
+  if (gradient.is_wanted()) linear_backward_weight(gradient.tensor, grad_logit_T1, again_TH, gradient.accumulate);
   linear_backward_input_add(grad_normed_TH, grad_logit_T1, (*gate_1H_)(weights));
 }
 

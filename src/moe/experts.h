@@ -41,7 +41,7 @@ struct ExpertWeights {
   int64_t intermediate() const { return down_LHI.size(is_input_major() ? 1 : 2); }
 };
 
-// Those of biases are there where the biases are.
+// Those of biases are there where the biases are; of what is frozen there is no tensor.
 struct ExpertGradients {
   Gradient gate_up_LJH;
   Gradient down_LHI;
@@ -52,6 +52,9 @@ struct ExpertGradients {
   Gradient guest_gate_up_bias_GJ = {};
   Gradient guest_down_bias_GH = {};
 
+  bool is_wanted() const {
+    return gate_up_LJH.is_wanted() || down_LHI.is_wanted() || gate_up_bias_LJ.is_wanted() || down_bias_LH.is_wanted();
+  }
   // From now on more is added to what is there.
   void accumulate() {
     for (Gradient* gradient : {&gate_up_LJH, &down_LHI, &gate_up_bias_LJ, &down_bias_LH}) gradient->accumulate = true;

@@ -38,7 +38,7 @@ at::Tensor pre_activations(const at::Tensor& row_RH, const ExpertWeights& weight
 // too small to fill a GPU to its end, so they overlap.
 void add_weight_gradients(const Gradient& gradient, const at::Tensor& a_RN, const at::Tensor& b_RM,
                           const std::vector<int64_t>& rows_per_expert) {
-  if (!gradient.tensor.defined()) return;  // of frozen experts
+  if (!gradient.is_wanted()) return;  // of frozen experts
   std::vector<int64_t> begin(rows_per_expert.size(), 0);
   std::exclusive_scan(rows_per_expert.begin(), rows_per_expert.end(), begin.begin(), int64_t{0});
   const auto add = [&](int64_t expert) {

@@ -26,7 +26,8 @@ class GuestWeights {
 // Room for the gradients of this rank's guests, zero rows of it if there are none.
 class GuestGradients {
  public:
-  GuestGradients(const SpillPlan& spill, const ExpertWeights& own, Communicator& expert, StepClock& clock);
+  // `own`: one of them is wanted at least.
+  GuestGradients(const SpillPlan& spill, ExpertGradients own, Communicator& expert, StepClock& clock);
   // `own` with places for the guests' gradients, to be written.
   ExpertGradients with_guests(const ExpertGradients& own) const;
   // Starts them on their way home.

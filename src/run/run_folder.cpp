@@ -21,6 +21,8 @@
 namespace conclave {
 namespace {
 
+constexpr const char* key_freeze = "train.freeze";
+
 void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, std::string_view kind,
                    ParallelModel::Replicas replicas) {
   for (TensorSlice& slice : job.model().slices(kind, replicas)) {
@@ -31,6 +33,22 @@ void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, std::string_
 
 RunIdentity identity_of(const ParallelJob& job, const std::string& data_fingerprint) {
   return identity_of(job.checked(), precision_name(job.compute()), data_fingerprint);
+}
+
+// What resuming loads of a checkpoint: all that the run keeps. Parameters that were frozen when it was written have no
+// optimizer state there: theirs begins as zeros.
+std::vector<TensorSlice> slices_to_resume(ParallelJob& job, const CheckpointReader& checkpoint,
+                                          const RunIdentity& identity, std::vector<std::string>& said) {
+  std::vector<TensorSlice> slices;
+  for (const std::string& kind : job.model().kept()) append_slices(slices, job, kind, ParallelModel::Replicas::all);
+  const auto was = checkpoint.state().job.find(key_freeze);
+  if (was == checkpoint.state().job.end() || was->second == identity.values.at(key_freeze)) return slices;
+  const std::string of_parameters = state_tensor_name(kind_parameter, "");
+  const size_t begun_anew = std::erase_if(slices, [&](const TensorSlice& slice) {
+    return !slice.name.starts_with(of_parameters) && !checkpoint.manifest().tensors.contains(slice.name);
+  });
+  if (begun_anew > 0) said.push_back("the optimizer's state of parameters that were frozen begins as zeros");
+  return slices;
 }
 
 TrainingPosition position_of(const CheckpointState& state) {
@@ -112,10 +130,7 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) 
                          hashes, [&](const CheckpointReader& checkpoint) {
                            said = check_same_run(job.checked(), identity, checkpoint.state(), checkpoint.path());
                            origin = origin_after(job.job(), checkpoint.path(), checkpoint.manifest());
-                           std::vector<TensorSlice> slices;
-                           for (const std::string& kind : job.model().kept())
-                             append_slices(slices, job, kind, ParallelModel::Replicas::all);
-                           return slices;
+                           return slices_to_resume(job, checkpoint, identity, said);
                          });
   } catch (const DamagedCheckpoint& damage) {
     user_error("{}\n       {}", damage.what(),

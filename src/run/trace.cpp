@@ -67,7 +67,7 @@ at::Tensor whole_of_parts(Communicator& world, int64_t numel, at::Device device,
 bool is_trained(const ParallelModel& model, const std::string& parameter) {
   for (const UnitDeclaration& unit : model.declarations())
     for (const ParameterDeclaration& declared : unit.parameters)
-      if (declared.name == parameter) return declared.trained;
+      if (declared.name == parameter) return declared.trained && !declared.frozen;
   return false;
 }
 

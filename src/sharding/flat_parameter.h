@@ -42,6 +42,8 @@ class FlatParameter {
 
   const std::vector<ParameterDeclaration>& parameters() const { return parameters_; }
   const FlatParameterOptions& options() const { return options_; }
+  // All parameters of a group are frozen, or none. A frozen group has neither gradients nor optimizer state.
+  bool is_frozen() const { return parameters_.front().frozen; }
   const FlatLayout& layout() const { return layout_; }
   Communicator& shard_axis() const { return shard_; }
   Communicator& replica_axis() const { return replica_; }
@@ -65,7 +67,7 @@ class FlatParameter {
   const std::vector<at::Tensor>& weights() const;
 
   // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding
-  // is zero) to be written, later calls what was written, to be added to.
+  // is zero) to be written, later calls what was written, to be added to. Of a frozen group they have no tensors.
   std::vector<Gradient> gradients();
   // Starts to sum the unsharded gradients over the shard axis; adds to gradient_shard unless `first` (the step's first
   // micro-step).

@@ -92,6 +92,7 @@ class ForwardBackward {
   Embedding embedding_;
   std::vector<DecoderLayer> layers_;
   Head head_;
+  size_t first_backward_;  // layers below it, and the embedding, are frozen
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

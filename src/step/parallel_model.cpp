@@ -86,6 +86,7 @@ std::vector<TensorSlice> ParallelModel::slices(std::string_view name, Replicas r
   std::vector<TensorSlice> slices;
   for (Unit& unit : units_) {
     for (FlatParameter& group : unit.groups()) {
+      if (group.is_frozen() && name != kind_parameter) continue;
       if (replicas == Replicas::once && group.replica_axis().rank() != 0) continue;
       const at::Tensor& shard = shard_of(group, name);
       std::vector<TensorSlice> of_group;
@@ -107,6 +108,7 @@ std::vector<OptimizerUnit> ParallelModel::optimizer_units() {
   for (Unit& unit : units_) {
     OptimizerUnit& optimizer_unit = units.emplace_back();
     for (FlatParameter& group : unit.groups()) {
+      if (group.is_frozen()) continue;
       for (OptimizerRange& range : ranges_of(group)) optimizer_unit.ranges.push_back(std::move(range));
       if (group.replica_axis().rank() == 0) optimizer_unit.counted_gradients.push_back(group.gradient_shard);
     }
