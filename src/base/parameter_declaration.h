@@ -31,10 +31,18 @@ struct ParameterDeclaration {
   int64_t numel() const { return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>()); }
 };
 
+// How the adapters of a unit compute (kernels/low_rank.h).
+struct AdapterRule {
+  double scale = 1;
+  double dropout = 0;
+  uint64_t seed = 0;  // of dropout
+};
+
 // What is gathered and freed together: the embedding, one decoder layer, or the head.
 struct UnitDeclaration {
   std::string name;
   std::vector<ParameterDeclaration> parameters;
+  AdapterRule adapter = {};
 };
 
 }  // namespace conclave

@@ -7,43 +7,17 @@
 namespace conclave {
 namespace {
 
-// What an expert has of one kind (a matrix or a bias), of a rank's own experts and of its guests.
-template <class Stack>
-struct Stacks {
-  Stack* own;
-  Stack* guests;
-};
-
-// Those that there are.
-std::vector<Stacks<at::Tensor>> stacks_of(ExpertWeights& weights) {
-  std::vector<Stacks<at::Tensor>> stacks = {{&weights.gate_up_LJH, &weights.guest_gate_up_GJH},
-                                            {&weights.down_LHI, &weights.guest_down_GHI},
-                                            {&weights.gate_up_bias_LJ, &weights.guest_gate_up_bias_GJ},
-                                            {&weights.down_bias_LH, &weights.guest_down_bias_GH}};
-  std::erase_if(stacks, [](const auto& stack) { return !stack.own->defined(); });
+// An expert's parameters, each with those of all experts.
+std::vector<at::Tensor> stacks_of(ExpertWeights& weights) {
+  std::vector<at::Tensor> stacks;
+  for (const auto& part : weights.parts()) stacks.push_back(*part.own);
   return stacks;
 }
 
-// Those that are wanted.
-std::vector<Stacks<Gradient>> stacks_of(ExpertGradients& gradients) {
-  std::vector<Stacks<Gradient>> stacks = {{&gradients.gate_up_LJH, &gradients.guest_gate_up_GJH},
-                                          {&gradients.down_LHI, &gradients.guest_down_GHI},
-                                          {&gradients.gate_up_bias_LJ, &gradients.guest_gate_up_bias_GJ},
-                                          {&gradients.down_bias_LH, &gradients.guest_down_bias_GH}};
-  std::erase_if(stacks, [](const auto& stack) { return !stack.own->is_wanted(); });
+std::vector<at::Tensor> stacks_of(ExpertGradients& gradients) {
+  std::vector<at::Tensor> stacks;
+  for (const auto& gradient : gradients.wanted()) stacks.push_back(gradient.own->tensor);
   return stacks;
-}
-
-std::vector<at::Tensor> own_of(const std::vector<Stacks<at::Tensor>>& stacks) {
-  std::vector<at::Tensor> own;
-  for (const auto& stack : stacks) own.push_back(*stack.own);
-  return own;
-}
-
-std::vector<at::Tensor> own_of(const std::vector<Stacks<Gradient>>& stacks) {
-  std::vector<at::Tensor> own;
-  for (const auto& stack : stacks) own.push_back(stack.own->tensor);
-  return own;
 }
 
 int64_t elements_of_one(const at::Tensor& stack) {
@@ -92,7 +66,7 @@ RowsInFlight send_weights(const SpillPlan& spill, ExpertWeights own, at::ScalarT
                           StepClock& clock) {
   MemoryScope scope(MemoryCategory::dispatch);
   const Splits splits = splits_of(spill, expert);
-  const std::vector<at::Tensor> from = own_of(stacks_of(own));
+  const std::vector<at::Tensor> from = stacks_of(own);
   at::Tensor lent = at::empty({sum(splits.lent), elements_of_expert(from)}, own.down_LHI.options().dtype(dtype));
   const std::vector<at::Tensor> to = in_message(lent, from);
   int64_t place = 0;
@@ -113,9 +87,9 @@ GuestWeights::GuestWeights(const SpillPlan& spill, const ExpertWeights& own, at:
     : own_(own), in_flight_(send_weights(spill, own, dtype, expert, clock)) {}
 
 ExpertWeights GuestWeights::finish() {
-  const std::vector<Stacks<at::Tensor>> stacks = stacks_of(own_);
-  const std::vector<at::Tensor> guests = in_message(in_flight_.take(), own_of(stacks));
-  for (size_t i = 0; i < stacks.size(); ++i) *stacks[i].guests = guests[i];
+  const std::vector<ExpertWeights::OwnAndGuests> parts = own_.parts();
+  const std::vector<at::Tensor> guests = in_message(in_flight_.take(), stacks_of(own_));
+  for (size_t i = 0; i < parts.size(); ++i) *parts[i].guests = guests[i];
   return std::move(own_);
 }
 
@@ -123,15 +97,15 @@ GuestGradients::GuestGradients(const SpillPlan& spill, ExpertGradients own, Comm
     : spill_(spill), expert_(expert), clock_(clock) {
   MemoryScope scope(MemoryCategory::dispatch);
   const auto guests = static_cast<int64_t>(spill.guests_of(expert.rank()).size());
-  const std::vector<at::Tensor> like = own_of(stacks_of(own));
+  const std::vector<at::Tensor> like = stacks_of(own);
   guest_GN_ = at::empty({guests, elements_of_expert(like)}, like.front().options().dtype(at::kFloat));
 }
 
 ExpertGradients GuestGradients::with_guests(const ExpertGradients& own) const {
   ExpertGradients gradients = own;
-  const std::vector<Stacks<Gradient>> stacks = stacks_of(gradients);
-  const std::vector<at::Tensor> guests = in_message(guest_GN_, own_of(stacks));
-  for (size_t i = 0; i < stacks.size(); ++i) *stacks[i].guests = {guests[i]};
+  const std::vector<ExpertGradients::OwnAndGuests> wanted = gradients.wanted();
+  const std::vector<at::Tensor> guests = in_message(guest_GN_, stacks_of(gradients));
+  for (size_t i = 0; i < wanted.size(); ++i) *wanted[i].guests = {guests[i]};
   return gradients;
 }
 
@@ -144,7 +118,7 @@ void GuestGradients::send() {
 }
 
 void GuestGradients::add_to(ExpertGradients& own) {
-  const std::vector<at::Tensor> to = own_of(stacks_of(own)), home = in_message(in_flight_->take(), to);
+  const std::vector<at::Tensor> to = stacks_of(own), home = in_message(in_flight_->take(), to);
   int64_t place = 0;
   for (const SpillPlan::Loan& loan : spill_.loans_of(expert_.rank(), expert_.size())) {
     const int64_t local = loan.expert % spill_.experts_per_rank;

@@ -1,6 +1,6 @@
 // What lending experts costs: their weights travel to the helpers, and the gradients of the weights come home. One
-// message per lender and helper holds all experts lent, each as gate_up, down and, where it has them, their biases, one
-// behind the other.
+// message per lender and helper holds all experts lent, each as gate_up, down and, where it has them, biases and
+// adapters, one behind the other; of gradients those that are wanted.
 #pragma once
 
 #include "moe/experts.h"

@@ -4,6 +4,7 @@
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -14,6 +15,7 @@
 #include "families/family.h"
 #include "run/abandoned_history.h"
 #include "run/data_position.h"
+#include "run/model_source.h"
 #include "run/resume_choice.h"
 #include "run/same_run.h"
 #include "step/compute_precision.h"
@@ -25,7 +27,7 @@ constexpr const char* key_freeze = "train.freeze";
 
 void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, std::string_view kind,
                    ParallelModel::Replicas replicas) {
-  for (TensorSlice& slice : job.model().slices(kind, replicas)) {
+  for (TensorSlice& slice : job.model().slices(kind, replicas, ParallelModel::Which::kept)) {
     slice.name = state_tensor_name(kind, slice.name);
     out.push_back(std::move(slice));
   }
@@ -124,12 +126,14 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) 
   const bool may_fall_back = job.max_over_world({static_cast<double>(choice.may_fall_back)})[0] != 0;
   std::vector<std::string> said;
   std::string origin;
+  bool has_base = !job.job().adapter.exists();
   std::optional<LoadedCheckpoint> loaded;
   try {
     loaded = load_agreed(choice.candidates, job.host_world(), may_fall_back ? WhenDamaged::try_next : WhenDamaged::stop,
                          hashes, [&](const CheckpointReader& checkpoint) {
                            said = check_same_run(job.checked(), identity, checkpoint.state(), checkpoint.path());
                            origin = origin_after(job.job(), checkpoint.path(), checkpoint.manifest());
+                           if (!std::exchange(has_base, true)) start_base(job);
                            return slices_to_resume(job, checkpoint, identity, said);
                          });
   } catch (const DamagedCheckpoint& damage) {
@@ -149,7 +153,7 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) 
   if (!in_data.said.empty()) said.push_back(in_data.said);
   if (job.is_first())
     for (const std::string& line : said) spdlog::warn(line);
-  say_what_is_not_read(job.job().model, loaded->path);
+  if (!job.job().adapter.exists()) say_what_is_not_read(job.job().model, loaded->path);
   if (const auto path = path_to_resume(job.job()); path && loaded->path != *path)
     spdlog::info(
         "checkpoint.resume is {}, from which this run went on already: it goes on from its own newest checkpoint. To "
@@ -184,6 +188,7 @@ std::map<std::string, std::vector<double>> load_parameters(ParallelJob& job,
   const std::vector<std::filesystem::path> candidates =
       checkpoint ? std::vector{*checkpoint} : checkpoints_to_try(checkpoints_folder(job.job()));
   const HashCheck hashes = hash_check(job.job());
+  if (job.job().adapter.exists()) start_base(job);
   const auto loaded = load_agreed(candidates, job.host_world(), checkpoint ? WhenDamaged::stop : WhenDamaged::try_next,
                                   hashes, [&](const CheckpointReader&) {
                                     std::vector<TensorSlice> slices;

@@ -45,24 +45,31 @@ void FlatParameter::allocate_training_state() {
 }
 
 void FlatParameter::initialize(uint64_t seed) {
+  for (const FlatLayout::Slice& slice : layout_.slices(shard_.rank())) initialize(slice, seed);
+}
+
+void FlatParameter::initialize_adapters(uint64_t seed) {
+  for (const FlatLayout::Slice& slice : layout_.slices(shard_.rank()))
+    if (parameters_[slice.parameter].of_adapter) initialize(slice, seed);
+}
+
+void FlatParameter::initialize(const FlatLayout::Slice& slice, uint64_t seed) {
   constexpr int64_t block = int64_t{1} << 20;  // elements staged on the host when the shard is on a device
-  for (const FlatLayout::Slice& slice : layout_.slices(shard_.rank())) {
-    const ParameterDeclaration& parameter = parameters_[slice.parameter];
-    at::Tensor target = parameter_shard.narrow(0, slice.shard_offset, slice.numel);
-    if (parameter.init_std == 0.0f && parameter.init_bound == 0.0f) {
-      target.fill_(parameter.init_mean);
-      continue;
-    }
-    if (target.is_cpu()) {
-      draw({target.data_ptr<float>(), static_cast<size_t>(slice.numel)}, parameter, seed, slice.begin);
-      continue;
-    }
-    for (int64_t begin = 0; begin < slice.numel; begin += block) {
-      const int64_t count = std::min(block, slice.numel - begin);
-      at::Tensor host = at::empty({count}, at::kFloat);
-      draw({host.data_ptr<float>(), static_cast<size_t>(count)}, parameter, seed, slice.begin + begin);
-      target.narrow(0, begin, count).copy_(host);
-    }
+  const ParameterDeclaration& parameter = parameters_[slice.parameter];
+  at::Tensor target = parameter_shard.narrow(0, slice.shard_offset, slice.numel);
+  if (parameter.init_std == 0.0f && parameter.init_bound == 0.0f) {
+    target.fill_(parameter.init_mean);
+    return;
+  }
+  if (target.is_cpu()) {
+    draw({target.data_ptr<float>(), static_cast<size_t>(slice.numel)}, parameter, seed, slice.begin);
+    return;
+  }
+  for (int64_t begin = 0; begin < slice.numel; begin += block) {
+    const int64_t count = std::min(block, slice.numel - begin);
+    at::Tensor host = at::empty({count}, at::kFloat);
+    draw({host.data_ptr<float>(), static_cast<size_t>(count)}, parameter, seed, slice.begin + begin);
+    target.narrow(0, begin, count).copy_(host);
   }
 }
 

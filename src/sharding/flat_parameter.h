@@ -57,6 +57,7 @@ class FlatParameter {
   void allocate_training_state();
   // Fills the parameter shard by the declared initialization; the same values on any layout.
   void initialize(uint64_t seed);
+  void initialize_adapters(uint64_t seed);  // and nothing else
 
   ParameterState state() const { return state_; }
   void begin_unshard();
@@ -82,6 +83,7 @@ class FlatParameter {
   bool is_summing() const { return !reduce_.is_ready(); }
 
  private:
+  void initialize(const FlatLayout::Slice& slice, uint64_t seed);
   std::vector<at::Tensor> views(const at::Tensor& flat) const;
   bool shard_is_whole() const { return shard_.size() == 1; }
 

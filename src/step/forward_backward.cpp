@@ -156,7 +156,8 @@ std::vector<RouterLossGradient> ForwardBackward::router_losses(const Balance& ba
   return losses;
 }
 
-MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep& micro_step) {
+MicroStepResult ForwardBackward::train(MicroBatch batch, const MicroStep& micro_step) {
+  batch.trains = true;
   reserve_offload(batch.tokens());
   begin_rotary(batch);
   schedule_.start(visits(/*with_backward=*/true));

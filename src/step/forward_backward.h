@@ -39,7 +39,7 @@ class ForwardBackward {
   ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed = nullptr);
 
   // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like evaluate and trace.
-  MicroStepResult train(const MicroBatch& batch, const MicroStep& micro_step);
+  MicroStepResult train(MicroBatch batch, const MicroStep& micro_step);
 
   // Losses without gradients.
   MicroStepResult evaluate(const MicroBatch& batch);

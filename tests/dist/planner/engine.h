@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "device/device.h"
+#include "model/parameters.h"
 #include "planner/paper_step.h"
 #include "step/forward_backward.h"
 
@@ -96,6 +97,26 @@ inline std::vector<Case> cases_of_routing() {
        .expert = 4,
        .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1},
        .frozen = lower_part()},
+      {.name = "adapter",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = selective,
+       .adapter = AdapterShape{.rank = 8, .targets = {"attention.qkv.q", "attention.output"}, .experts = true}},
+      {.name = "adapter_with_dropout",
+       .world = 2,
+       .rank = 1,
+       .shard = 2,
+       .checkpointing = full,
+       .adapter = AdapterShape{.rank = 8, .dropout = 0.1, .targets = {"attention.qkv.v", "attention.output"}}},
+      {.name = "lent_experts_with_adapters",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1},
+       .adapter = AdapterShape{.rank = 8, .experts = true, .router = true}},
       {.name = "lent_experts",
        .world = 4,
        .rank = 1,
@@ -109,6 +130,9 @@ inline std::vector<Case> cases_of_routing() {
 inline CheckedJob check(const Case& c, ModelConfig model, int64_t sequence, int64_t loss_chunk_tokens) {
   model.tie_word_embeddings = c.tied;
   model.frozen = c.frozen;
+  if (c.adapter)
+    for (const UnitDeclaration& unit : declare_model(model))
+      for (const ParameterDeclaration& parameter : unit.parameters) model.frozen.insert(parameter.name);
   model.adapter = c.adapter;
   Job job;
   job.data.sequence_length = sequence;
