@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,10 @@ class StopWords:
         """What can be shown, now that `text` has come."""
         text = self._held + text
         self._held = ""
-        ends = [place for word in self._words if (place := text.find(word)) >= 0]
-        if ends:
+        found = [(place + len(word), place) for word in self._words if (place := text.find(word)) >= 0]
+        if found:  # the one that was there first, however many letters a token has
             self.found = True
-            return text[: min(ends)]
+            return text[: min(found)[1]]
         most = max((self._beginning_at_end(text, word) for word in self._words), default=0)
         self._held = text[len(text) - most :]
         return text[: len(text) - most]
@@ -156,6 +157,7 @@ def main() -> int:
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--stop", action="append", default=[])
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a user who ends an answer; this ends with its input
     try:
         service = TextService(options.tokenizer, options.stop)
         _say({})

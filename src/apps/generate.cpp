@@ -55,6 +55,7 @@ GenerationOptions options_for(const Options& options, const SpeakingSource& sour
 // What needs neither ranks nor Python to be refused.
 void check_options(const Options& options, const SpeakingSource& source, const ModelConfig& model) {
   options.prompts.check();
+  if (options.alternatives > 0 && !options.json) user_error("--alternatives is printed with --json alone. Add --json.");
   if (options.prompts.are_texts()) {
     source.tokenizer();
     source.generation(model);
@@ -62,7 +63,6 @@ void check_options(const Options& options, const SpeakingSource& source, const M
   }
   if (!options.speaking.stop_words.empty())
     user_error("--stop is text, which --prompt-ids does without. Give --prompt, or leave --stop out.");
-  if (options.alternatives > 0 && !options.json) user_error("--alternatives is printed with --json alone. Add --json.");
   options_for(options, source, model, token_prompts(options.prompts));
 }
 

@@ -18,8 +18,6 @@
 namespace conclave {
 namespace {
 
-constexpr int64_t usual_new_tokens = 128;
-
 bool has_tokenizer(const std::filesystem::path& folder) {
   if (!is_folder(folder)) return false;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
@@ -56,7 +54,9 @@ void SpeakingOptions::add_to(CLI::App& command) {
   command.add_option(
       "--tokenizer", tokenizer,
       "the folder of the tokenizer (default: the model's, or that of the model which the run began with)");
-  command.add_option("--max-new-tokens", max_new_tokens, "the longest text (default: 128, or up to the model's end)")
+  command
+      .add_option("--max-new-tokens", max_new_tokens,
+                  "the longest text (default: 128 tokens, in a chat 1024, or up to the model's end)")
       ->check(CLI::PositiveNumber);
   command
       .add_option("--temperature", temperature,
@@ -157,7 +157,8 @@ SpeakingModel::SpeakingModel(ParallelJob& job, const SpeakingSource& source, int
 }
 
 void fit_to_prompts(GenerationOptions& options, const ModelConfig& model,
-                    const std::vector<std::vector<int64_t>>& prompts, const std::optional<int64_t>& max_new_tokens) {
+                    const std::vector<std::vector<int64_t>>& prompts, const std::optional<int64_t>& max_new_tokens,
+                    int64_t usual) {
   int64_t longest = 0;
   for (size_t i = 0; i < prompts.size(); ++i) {
     const std::vector<int64_t>& prompt = prompts[i];
@@ -174,7 +175,7 @@ void fit_to_prompts(GenerationOptions& options, const ModelConfig& model,
                  max_new_tokens ? fmt::format(", and --max-new-tokens is {}", *max_new_tokens) : "",
                  model.max_position_embeddings);
   }
-  options.max_new_tokens = max_new_tokens.value_or(usual_new_tokens);
+  options.max_new_tokens = max_new_tokens.value_or(usual);
   options.most_positions = std::min(model.max_position_embeddings, longest + options.max_new_tokens);
 }
 

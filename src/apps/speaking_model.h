@@ -66,8 +66,9 @@ class SpeakingModel {
 };
 
 // What can be wrong with prompts: their tokens, and their lengths together with what is to follow. Fills in
-// max_new_tokens and most_positions. `what`: of prompt i, for messages.
+// max_new_tokens and most_positions. `usual`: new tokens where the user does not say how many.
 void fit_to_prompts(GenerationOptions& options, const ModelConfig& model,
-                    const std::vector<std::vector<int64_t>>& prompts, const std::optional<int64_t>& max_new_tokens);
+                    const std::vector<std::vector<int64_t>>& prompts, const std::optional<int64_t>& max_new_tokens,
+                    int64_t usual = 128);
 
 }  // namespace conclave

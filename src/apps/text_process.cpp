@@ -36,6 +36,13 @@ std::vector<std::vector<int64_t>> TextProcess::encode(const std::vector<std::str
   return ask({{"do", "encode"}, {"texts", texts}})["ids"].get<std::vector<std::vector<int64_t>>>();
 }
 
+std::string TextProcess::text_behind(const std::vector<int64_t>& prompt, const std::vector<int64_t>& tokens) {
+  begin_text(0, prompt);
+  std::string text;
+  for (const int64_t token : tokens) text += append({{0, token}}).text[0];
+  return text + end_text(0);
+}
+
 std::vector<int64_t> TextProcess::encode_chat(const std::vector<Message>& messages) {
   json written = json::array();
   for (const Message& message : messages) written.push_back({{"role", message.role}, {"content", message.content}});

@@ -11,16 +11,18 @@
 #include <vector>
 
 #include "apps/python_pipe.h"
+#include "generate/text_coder.h"
 
 namespace conclave {
 
-class TextProcess {
+class TextProcess final : public TextCoder {
  public:
   // `tokenizer`: a folder. `stop_words` end a text.
   TextProcess(const std::filesystem::path& tokenizer, const std::vector<std::string>& stop_words);
 
   // With the special tokens that the tokenizer puts around a text.
-  std::vector<std::vector<int64_t>> encode(const std::vector<std::string>& texts);
+  std::vector<std::vector<int64_t>> encode(const std::vector<std::string>& texts) override;
+  std::string text_behind(const std::vector<int64_t>& prompt, const std::vector<int64_t>& tokens) override;
   struct Message {
     std::string role, content;
   };

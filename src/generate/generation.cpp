@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <utility>
 
 #include "generate/growing_text.h"
 
@@ -13,12 +14,13 @@ namespace {
 class Generation {
  public:
   Generation(CachedModel& model, Communicator& ranks, const std::vector<std::vector<int64_t>>& prompts,
-             const GenerationOptions& options, const GenerationListener& listener)
+             const GenerationOptions& options, const GenerationListener& listener, KeptSequence* kept)
       : model_(model),
         ranks_(ranks),
         prompts_(prompts),
         options_(options),
         listener_(listener),
+        kept_(kept),
         texts_(prompts.size()) {}
 
   std::vector<GeneratedText> run() {
@@ -37,7 +39,9 @@ class Generation {
 
   void admit() {
     while (static_cast<int64_t>(growing_.size()) < options_.sequences && next_ < prompts_.size()) {
-      growing_.emplace_back(static_cast<int64_t>(next_), prompts_[next_], model_.new_cache());
+      KeptSequence kept{{}, model_.new_cache()};
+      if (kept_ != nullptr && !kept_->tokens.empty()) kept = std::exchange(*kept_, {});
+      growing_.emplace_back(static_cast<int64_t>(next_), prompts_[next_], std::move(kept));
       ++next_;
     }
   }
@@ -112,6 +116,7 @@ class Generation {
     if (is_ended) text->end(Finish::ended_by_listener);
     if (!is_finished && !is_ended) return;
     texts_[static_cast<size_t>(token.prompt)] = text->take();
+    if (kept_ != nullptr) *kept_ = text->keep();
     growing_.erase(text);
   }
 
@@ -120,6 +125,7 @@ class Generation {
   const std::vector<std::vector<int64_t>>& prompts_;
   const GenerationOptions& options_;
   const GenerationListener& listener_;
+  KeptSequence* kept_;  // null: nothing is kept
   std::vector<GeneratedText> texts_;
   std::deque<GrowingText> growing_;  // in the order of prompts
   size_t next_ = 0;                  // prompt
@@ -129,8 +135,8 @@ class Generation {
 
 std::vector<GeneratedText> generate(CachedModel& model, Communicator& ranks,
                                     const std::vector<std::vector<int64_t>>& prompts, const GenerationOptions& options,
-                                    const GenerationListener& listener) {
-  return Generation(model, ranks, prompts, options, listener).run();
+                                    const GenerationListener& listener, KeptSequence* kept) {
+  return Generation(model, ranks, prompts, options, listener, kept).run();
 }
 
 }  // namespace conclave

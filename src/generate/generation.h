@@ -46,10 +46,18 @@ struct GeneratedText {
 // their new token; rank 0's answer counts.
 using GenerationListener = std::function<std::vector<int64_t>(std::span<const GeneratedToken> tokens)>;
 
+// What a text leaves for the next one that begins alike, such as the next turn of a conversation: what was computed of
+// it, on the rank that did.
+struct KeptSequence {
+  std::vector<int64_t> tokens;
+  SequenceCache cache;
+};
+
 // The texts of all prompts, on all ranks. `prompts`: the same on all ranks, none empty, each shorter than
-// most_positions. `ranks`: the world, for tensors of the host. Collective.
+// most_positions. `ranks`: the world, for tensors of the host. `kept`: of the text before, then of this one; for one
+// prompt at a time. Collective.
 std::vector<GeneratedText> generate(CachedModel& model, Communicator& ranks,
                                     const std::vector<std::vector<int64_t>>& prompts, const GenerationOptions& options,
-                                    const GenerationListener& listener);
+                                    const GenerationListener& listener, KeptSequence* kept = nullptr);
 
 }  // namespace conclave

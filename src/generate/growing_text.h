@@ -8,11 +8,9 @@ namespace conclave {
 
 class GrowingText {
  public:
-  GrowingText(int64_t prompt, std::vector<int64_t> tokens, SequenceCache cache)
-      : prompt_(prompt),
-        of_prompt_(static_cast<int64_t>(tokens.size())),
-        tokens_(std::move(tokens)),
-        cache_(std::move(cache)) {}
+  // `kept`: of another text, whose computed tokens count as far as they are those of this prompt; else with an empty
+  // cache.
+  GrowingText(int64_t prompt, std::vector<int64_t> tokens, KeptSequence kept);
 
   int64_t prompt() const { return prompt_; }
   const std::vector<int64_t>& tokens() const { return tokens_; }
@@ -25,6 +23,7 @@ class GrowingText {
   bool grow(GeneratedToken token, const GenerationOptions& options);
   void end(Finish finish) { finished_.finish = finish; }
   GeneratedText take() { return std::move(finished_); }
+  KeptSequence keep();
 
  private:
   int64_t prompt_;

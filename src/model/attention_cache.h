@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cached_attention.h"
@@ -15,6 +16,8 @@ class AttentionCache {
  public:
   void append(const at::Tensor& row_TM);
   int64_t length() const { return length_; }
+  // Keeps the first rows alone; no more than there are.
+  void shorten(int64_t length) { length_ = std::min(length_, length); }
   // [length, count]: columns of all rows.
   at::Tensor columns(int64_t first, int64_t count) const;
 

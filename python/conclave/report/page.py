@@ -31,6 +31,7 @@ figure { margin: 0 0 16px; break-inside: avoid; background: #fff; border: 1px so
 figure h3 { margin: 0 0 2px; font-size: 15px; }
 figcaption { margin: 0 0 8px; color: #5f6b78; font-size: 13px; }
 figure svg { display: block; width: 100%; height: auto; }
+pre { margin: 6px 0; padding: 8px 12px; background: #f4f6f8; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
 table { border-collapse: collapse; background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 16px; text-align: left; border-bottom: 1px solid #eef1f4; }
 th { color: #5f6b78; font-weight: 500; font-size: 13px; }
@@ -152,6 +153,13 @@ def _job(run: Run) -> str:
     return f'<h2>Job</h2><div class="job">{"".join(sections)}</div>' if sections else ""
 
 
+def _samples(run: Run) -> str:
+    """What the model wrote, the newest first."""
+    shown = "".join(f'<figure><h3>Step {step:,}</h3>{"".join(f"<pre>{html.escape(text)}</pre>" for text in texts)}</figure>'
+                    for step, texts in reversed(run.samples))
+    return f"<h2>Texts</h2>{shown}" if shown else ""
+
+
 def _state(run: Run) -> str:
     steps, last = run.key("run", "steps"), int(run.steps[-1])
     if type(steps) is not int:
@@ -175,6 +183,7 @@ def page_of(run: Run) -> str:
 <p class="subtitle">{html.escape(printable(run.folder))} &middot; {_state(run)}{resumes}</p>
 {flaws}<div class="tiles">{tiles}</div>
 {_section("Training", _training(run))}
+{_samples(run)}
 {_section("Experts", _experts(run))}
 {_section("Machine", _machine(run))}
 <h2>Starts and versions</h2>{_starts(run)}
