@@ -160,8 +160,8 @@ def test_runs_and_checkpoints_generate_and_training_shows_texts(model, tmp_path)
     ids = tokenizer().encode("The cat sat on the mat. The dog sat on the log. " * 60)
     write_tokens(tmp_path / "tokens", [ids])
     job = SmallJob(tmp_path, {"model.init_from": str(folder), "run.steps": 4, "validation.every": 2, "data.validation": str(tmp_path / "tokens"),
-                              "validation.samples": 2, "validation.prompts": ["The cat", "def f"], "validation.temperature": 0, "validation.prompt_tokens": 10, "checkpoint.every": 2,
-                              "metrics.tensorboard": True, "parallel.expert_parallel_degree": 2})
+                              "validation.samples": 2, "validation.prompts": ["The cat", "def f"], "validation.temperature": 0,
+                              "validation.prompt_tokens": 10, "checkpoint.every": 2, "metrics.tensorboard": True, "parallel.expert_parallel_degree": 2})
     plain = job.with_keys({"validation.prompts": None, "run.output_dir": str(tmp_path / "plain")})
     job.must_run(2)
     plain.must_run(2)
