@@ -141,7 +141,7 @@ at::Tensor LatentAttention::absorbed_queries(const UnitWeights& weights, const a
     const at::Tensor from = query_TN.narrow(1, head * heads_.key_dim(), heads_.key_dim());
     const at::Tensor to = absorbed_TN.narrow(1, head * key_dim, key_dim);
     linear_backward_input(to.narrow(1, 0, rank_), from.narrow(1, 0, heads_.plain_dim),
-                          kv_b_.matrix(weights).narrow(0, head * of_head, heads_.plain_dim));
+                          kv_b_.weight(weights).narrow(0, head * of_head, heads_.plain_dim));
     copy_values(to.narrow(1, rank_, heads_.rotary_dim), from.narrow(1, heads_.plain_dim, heads_.rotary_dim));
   }
   return absorbed_TN;
@@ -152,7 +152,7 @@ at::Tensor LatentAttention::expanded_values(const UnitWeights& weights, const at
   const at::Tensor value_TN = at::empty({latent_TN.size(0), heads_.count * value_dim}, latent_TN.options());
   for (int64_t head = 0; head < heads_.count; ++head)
     linear_forward(value_TN.narrow(1, head * value_dim, value_dim), latent_TN.narrow(1, head * rank_, rank_),
-                   kv_b_.matrix(weights).narrow(0, head * of_head + heads_.plain_dim, value_dim));
+                   kv_b_.weight(weights).narrow(0, head * of_head + heads_.plain_dim, value_dim));
   return value_TN;
 }
 
