@@ -45,7 +45,7 @@ Trainer::Trainer(ParallelJob& job)
             signals_.tell_of_saved(saved.step);
           }),
       dead_experts_(job.model_config().mixtures(), job.model_config().experts()),
-      warnings_(job.job(), job.model_config().top_k()),
+      warnings_(job.job(), job.model_config().top_k(), job.model_config().mixture_layers()),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
   start();
@@ -244,7 +244,8 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   MetricsRecord record = record_of_step(step_report, highest, {lr, position_.tokens, tokens_per_second, seconds});
   const bool in_detail = step == 1 || step == job_.job().run.steps || step % job_.job().metrics.log_every == 0;
   if (!step_report.load.is_empty())
-    append_load(record, step_report.load, dead_experts_, in_detail ? LoadDetail::by_layer : LoadDetail::brief);
+    append_load(record, job_.model_config(), step_report.load, dead_experts_,
+                in_detail ? LoadDetail::by_layer : LoadDetail::brief);
   const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "build/conclave"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [("examples/quickstart/job.yaml", 2), ("examples/mixtral-8x7b.yaml", 64), ("examples/mixtral-8x22b.yaml", 64),
-            ("examples/olmoe-1b-7b.yaml", 8), ("examples/qwen3-30b-a3b.yaml", 64)]
+            ("examples/olmoe-1b-7b.yaml", 8), ("examples/qwen3-30b-a3b.yaml", 64),
+            ("examples/deepseek-v3.yaml", 256), ("examples/gpt-oss-20b.yaml", 16)]
 
 needs_program = pytest.mark.skipif(not PROGRAM.exists(), reason="build/conclave is not built")
 

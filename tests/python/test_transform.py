@@ -143,6 +143,7 @@ def on_two_ranks() -> None:
             compare_training("mixtral", degree, sharded, steps=20, aux_loss=True)
     compare_training("qwen3_moe", 2, True, steps=3, aux_loss=True)
     compare_training("olmoe", 2, False, steps=3, aux_loss=False)
+    compare_training("qwen2_moe", 2, True, steps=3, aux_loss=True)
     compare_training("mixtral", 2, "by hand", steps=3, aux_loss=True)
     compare_training("mixtral", 2, True, steps=20, aux_loss=True, checkpointing=True)
 

@@ -74,7 +74,7 @@ def _tiles(run: Run) -> list[Tile]:
         tiles.append(Tile("Expert imbalance", _fixed(run.last("expert_imbalance"), 2), "max / mean; 1 is even"))
     if "dead_experts" in run:
         layers = run.tables.get("expert_share_by_layer")
-        tiles.append(Tile("Dead experts", f"{run.last('dead_experts'):.0f}", f"of {layers.values[0].size:,}" if layers else ""))
+        tiles.append(Tile("Dead experts", f"{run.last('dead_experts'):.0f}", f"of {int(np.isfinite(layers.values).any(0).sum()):,}" if layers else ""))
     if run.most("drop_rate") > 0:
         tiles.append(Tile("Dropped choices", f"{100 * run.last('drop_rate'):.2f} %"))
     if skipped := int((run.finite("skipped") > 0).sum()):
