@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from test_transform import error_of, optimizer_of, whole
+from compared_steps import error_of, optimizer_of, whole
 from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM
