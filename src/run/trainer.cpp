@@ -276,7 +276,10 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   progress.lr = lr;
   progress.tokens_per_second = tokens_per_second;
   progress.step_seconds = seconds;
+  if (const double* loss = find_metric<double>(record, "validation_loss")) progress.validation_loss = *loss;
   progress.expert_imbalance = step_report.load.is_empty() ? 1 : step_report.load.imbalance();
+  if (const auto* by_layer = find_metric<std::vector<double>>(record, "expert_imbalance_by_layer"))
+    progress.imbalance_by_layer = *by_layer;
   progress.peak_memory_bytes = static_cast<int64_t>(highest.peak_memory_bytes);
   progress_->show(progress);
   return agreed;
