@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -19,5 +20,13 @@ using LayerRows = std::vector<std::optional<std::vector<double>>>;
 using MetricValue =
     std::variant<std::monostate, int64_t, double, std::string, std::vector<double>, LayerNumbers, LayerRows>;
 using MetricsRecord = std::vector<std::pair<std::string, MetricValue>>;
+
+// The value of that name as a T. Null: the record has none, or of another type.
+template <class T>
+const T* find_metric(const MetricsRecord& record, std::string_view name) {
+  for (const auto& [one, value] : record)
+    if (one == name) return std::get_if<T>(&value);
+  return nullptr;
+}
 
 }  // namespace conclave

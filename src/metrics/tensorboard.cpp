@@ -91,6 +91,41 @@ void add_metric(tensorboard::Summary& summary, const std::string& name, const Me
   }
 }
 
+// What a name says of its group, the first that fits. An empty part fits every name.
+struct TagRule {
+  std::string_view begins;
+  std::string_view ends;
+  std::string_view group;
+};
+constexpr TagRule tag_rules[] = {
+    {"validation_", "", "validation/"},  // instead of the beginning, which the group repeats
+    {"expert_", "", "experts/"},
+    {"load_entropy", "", "experts/"},
+    {"router_confidence", "", "experts/"},
+    {"dead_experts", "", "experts/"},
+    {"drop_rate", "", "experts/"},
+    {"", "_by_layer", "experts/"},
+    {"save", "", "checkpoints/"},
+    {"failed_saves", "", "checkpoints/"},
+    {"peak_", "_bytes", "memory/"},
+    {"", "_seconds", "speed/"},
+    {"tokens_per_second", "", "speed/"},
+    {"mfu", "", "speed/"},
+    {"ranks", "", "run/"},
+    {"started_after", "", "run/"},
+};
+
+// TensorBoard draws the tags that begin alike, up to the first slash, in one group.
+std::string tag_of(std::string_view name) {
+  if (name.find('/') != std::string_view::npos) return std::string(name);
+  for (const TagRule& rule : tag_rules) {
+    if (!name.starts_with(rule.begins) || !name.ends_with(rule.ends)) continue;
+    if (rule.group == "validation/") name.remove_prefix(rule.begins.size());
+    return std::string(rule.group) + std::string(name);
+  }
+  return "train/" + std::string(name);
+}
+
 }  // namespace
 
 uint32_t crc32c(std::string_view bytes) {
@@ -126,7 +161,7 @@ TensorBoardLog::TensorBoardLog(const std::filesystem::path& folder, int64_t resu
 
 void TensorBoardLog::write(int64_t step, const MetricsRecord& record) {
   tensorboard::Event event = event_at(step);
-  for (const auto& [name, value] : record) add_metric(*event.mutable_summary(), name, value);
+  for (const auto& [name, value] : record) add_metric(*event.mutable_summary(), tag_of(name), value);
   if (event.summary().value_size() > 0) file_.append(tfrecord(event.SerializeAsString()));
 }
 

@@ -88,7 +88,7 @@ void Trainer::start() {
   flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
   device_of(job_.device()).reset_peak_memory(job_.device());  // the peak is training's own
-  spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());
+  spdlog::info("ready; peak memory per rank so far: {:.1f} MiB", job_.most_resident_mebibytes());
   if (job_.is_first() && position_.step == 0) put_metrics_aside(job);
   routing_ = std::make_unique<RoutingRecorder>(job_, position_.step);
   if (!job_.is_first()) return;
@@ -277,7 +277,10 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   progress.lr = lr;
   progress.tokens_per_second = tokens_per_second;
   progress.step_seconds = seconds;
+  if (const double* loss = find_metric<double>(record, "validation_loss")) progress.validation_loss = *loss;
   progress.expert_imbalance = step_report.load.is_empty() ? 1 : step_report.load.imbalance();
+  if (const auto* by_layer = find_metric<std::vector<double>>(record, "expert_imbalance_by_layer"))
+    progress.imbalance_by_layer = *by_layer;
   progress.peak_memory_bytes = static_cast<int64_t>(highest.peak_memory_bytes);
   progress_->show(progress);
   return agreed;
