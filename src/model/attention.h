@@ -26,7 +26,8 @@ class Attention {
  private:
   const AttentionConfig& config() const { return packed_.config(); }
   // Before queries and keys are turned.
-  void project(const UnitWeights& weights, const at::Tensor& normed_TH, AttentionState& state) const;
+  void project(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+               AttentionState& state) const;
   int64_t turned_heads() const { return config().heads + config().key_value_heads; }
 
   Projection qkv_;

@@ -27,6 +27,7 @@ std::variant<Attention, LatentAttention> attention_of(const ModelConfig& config,
 
 void DecoderLayer::declare(const ModelConfig& config, int64_t layer, UnitDeclaration& unit) {
   const LayerConfig& of_layer = config.layers.at(layer);
+  if (config.adapter) unit.adapter = {config.adapter->scale, config.adapter->dropout, config.adapter->seed};
   const Names names(unit);
   Norm::declare(config, names.input_norm, unit);
   const auto declare_attention = of_layer.attention.latent ? LatentAttention::declare : Attention::declare;
@@ -84,7 +85,8 @@ at::Tensor DecoderLayer::run(Mode mode, const UnitWeights& weights, const MicroB
   if (!keep) state.attention = {};  // nobody reads it any more
   const PreActivation pre_activation = keep ? PreActivation::kept : PreActivation::repeated;
   at::Tensor normed_TH = normed_mlp_input(weights, state);
-  if (dense_mlp_) return dense_mlp_->forward(weights, normed_TH, state.hidden_TH, pre_activation, state.dense_mlp);
+  if (dense_mlp_)
+    return dense_mlp_->forward(weights, normed_TH, state.hidden_TH, batch, pre_activation, state.dense_mlp);
   at::Tensor output_TH =
       mixture_->forward(mode, weights, std::move(normed_TH), state.hidden_TH, batch, pre_activation, state.mixture);
   statistics = mixture_->statistics(state.mixture);
@@ -124,7 +126,7 @@ at::Tensor DecoderLayer::backward(const UnitWeights& weights, UnitGradients grad
   {
     const at::Tensor grad_normed_TH =
         dense_mlp_
-            ? dense_mlp_->backward(weights, gradients, grad_TH, mlp_input(), std::move(state.dense_mlp))
+            ? dense_mlp_->backward(weights, gradients, grad_TH, mlp_input(), batch, std::move(state.dense_mlp))
             : mixture_->backward(weights, gradients, grad_TH, mlp_input, batch, router_loss, std::move(state.mixture));
     post_attention_norm_.backward(weights, gradients, grad_TH, grad_normed_TH, state.hidden_rstd_T, state.hidden_TH);
   }

@@ -25,16 +25,17 @@ class LatentAttention {
                 AttentionState state) const;
 
  private:
-  void project_queries(const UnitWeights& weights, const at::Tensor& normed_TH, AttentionState& state) const;
+  void project_queries(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                       AttentionState& state) const;
   // Of state.key_value.x the latent stays, behind which the turned dims of the keys lie.
-  void project_keys_and_values(const UnitWeights& weights, const at::Tensor& normed_TH, const RotaryTable& rotary,
-                               AttentionState& state) const;
+  void project_keys_and_values(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                               const RotaryTable& rotary, AttentionState& state) const;
   // The gradient with respect to the queries' latent, which takes the memory of a new tensor.
   at::Tensor backward_queries(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_query_TN,
-                              const AttentionState& state) const;
+                              const MicroBatch& batch, const AttentionState& state) const;
   // The gradient with respect to what kv_a gives.
   at::Tensor backward_keys_and_values(const UnitWeights& weights, UnitGradients& gradients,
-                                      const at::Tensor& grad_qkv_TM, const RotaryTable& rotary,
+                                      const at::Tensor& grad_qkv_TM, const MicroBatch& batch, const RotaryTable& rotary,
                                       const AttentionState& state) const;
   // Views of the queries, of their dims that turn and of what lies between; of the columns of kv_a.
   at::Tensor queries_of(const at::Tensor& qkv_TM) const;

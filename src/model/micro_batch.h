@@ -16,6 +16,8 @@ struct MicroBatch {
   std::vector<int64_t> sample_of_B;  // global sample index of each sequence: names its random draws whatever the layout
   std::vector<int64_t> source_of_B;  // source of each sequence, if there are several: its loss is told apart
 
+  bool trains = false;  // adapters' dropout draws
+
   int64_t tokens() const { return batch * sequence; }
   // Rows at which the parts end whose losses are summed apart: each sequence, or all of them.
   std::vector<int64_t> part_ends() const {

@@ -43,19 +43,19 @@ at::Tensor PackedAttention::forward(const UnitWeights& weights, const at::Tensor
   attention_forward(state.attention_TN, state.logsumexp_BNS, state.qkv_TM, shape(batch));
   if (sink_N_) sink_forward_(state.attention_TN, state.logsumexp_BNS, (*sink_N_)(weights));
   at::Tensor output_TH = at::empty_like(residual_TH);
-  output_.forward_onto(weights, output_TH, residual_TH, state.attention_TN);
+  output_.forward_onto(weights, output_TH, residual_TH, state.attention_TN, batch);
   return output_TH;
 }
 
 at::Tensor PackedAttention::backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                                      const MicroBatch& batch, AttentionState& state) const {
   const at::Tensor grad_attention_TN = at::empty_like(state.attention_TN);
-  output_.backward_input(weights, grad_attention_TN, grad_TH);
-  output_.backward_parameters(gradients, grad_TH, state.attention_TN);
+  output_.backward_input(weights, grad_attention_TN, grad_TH, batch);
+  output_.backward_parameters(weights, gradients, grad_TH, state.attention_TN, batch);
   at::Tensor grad_qkv_TM = at::empty_like(state.qkv_TM);
   attention_backward(grad_qkv_TM, grad_attention_TN, state.attention_TN, state.logsumexp_BNS, state.qkv_TM,
                      shape(batch));
-  if (sink_N_)
+  if (sink_N_ && (*sink_N_)(gradients).is_wanted())
     sink_backward((*sink_N_)(gradients).zeroed(), grad_attention_TN, state.attention_TN, state.logsumexp_BNS,
                   (*sink_N_)(weights));
   for (at::Tensor* used : {&state.qkv_TM, &state.attention_TN, &state.logsumexp_BNS}) used->reset();

@@ -75,10 +75,12 @@ void Trainer::start() {
   forward_backward_.take_parameters();
   first_step_ = position_.step + 1;
 
-  spdlog::info("{} parameters, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",
-               count_parameters(job_.model().declarations()),
-               count_parameters_per_token(job_.model().declarations(), job_.model_config()), job_.tokens_per_step(),
-               job_.micro_steps(), precision_name(job_.compute()),
+  const std::vector<UnitDeclaration>& declared = job_.model().declarations();
+  const int64_t parameters = count_parameters(declared), trained = count_trained_parameters(declared);
+  spdlog::info("{} parameters{}, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",
+               parameters, trained < parameters ? fmt::format(", of which {} are trained", trained) : "",
+               count_parameters_per_token(declared, job_.model_config()), job_.tokens_per_step(), job_.micro_steps(),
+               precision_name(job_.compute()),
                job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "",
                job_.device().str());
   if (job_.is_first())

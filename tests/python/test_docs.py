@@ -120,7 +120,7 @@ def test_job_page_has_exactly_the_keys_there_are():
     assert keys_of(yaml.safe_load(block)) == described_keys()
 
 
-@pytest.mark.parametrize("job", [job for job, _ in EXAMPLES])
+@pytest.mark.parametrize("job", [*(job for job, _ in EXAMPLES), "examples/finetune/job.yaml"])
 def test_example_job_has_known_keys(job):
     assert keys_of(yaml.safe_load((ROOT / job).read_text())) <= described_keys()
 
