@@ -30,7 +30,7 @@
 
 namespace conclave {
 
-Trainer::Trainer(ParallelJob& job)
+Trainer::Trainer(ParallelJob& job, std::unique_ptr<TextCoder> coder)
     : job_(job),
       training_(open_training(job.job(), job.model_config().vocab_size)),
       validation_(open_validation(job.job(), job.model_config().vocab_size)),
@@ -48,10 +48,10 @@ Trainer::Trainer(ParallelJob& job)
       warnings_(job.job(), job.model_config().top_k(), job.model_config().mixture_layers()),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
-  start();
+  start(std::move(coder));
 }
 
-void Trainer::start() {
+void Trainer::start(std::unique_ptr<TextCoder> coder) {
   const Job& job = job_.job();
   together(job_.host_world(), [&] {
     if (!job_.is_first()) return;
@@ -60,6 +60,8 @@ void Trainer::start() {
     std::filesystem::create_directories(job.run.output_dir);
     lock_ = std::make_unique<RunLock>(job.run.output_dir);
   });
+  if (job.validation.prompts)
+    samples_ = std::make_unique<TrainingSamples>(job_, forward_backward_.selection(), std::move(coder));
   job_.model().allocate_parameters();
   job_.model().allocate_training_state();
   if (const auto position = resume(job_, *training_)) {
@@ -135,6 +137,7 @@ ExitCode Trainer::run() {
       dead_experts_.finish_step(step_report.load.count_LE());
 
     last_validation_.clear();
+    last_samples_.clear();
     if (!validation_.empty() && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
       validate(step);
     const Agreed agreed = report(step, step_report, lr, seconds);
@@ -201,6 +204,7 @@ void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
 void Trainer::validate(int64_t step) {
   if (progress_) progress_->end_line();
   last_validation_ = conclave::validate(job_, forward_backward_, validation_, step);
+  if (samples_) last_samples_ = samples_->write(step);
 }
 
 void Trainer::save(RunSaves::Kind kind) {
@@ -267,6 +271,7 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
   const auto& validation = job_.job().data.validation;
   append_validation(record, validation_, last_validation_, validation && validation->is_named());
+  append_samples(record, last_samples_);
   append_sources(record, *training_, position_.samples, step_report);
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);

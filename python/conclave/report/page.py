@@ -106,6 +106,13 @@ def _job(run: Run) -> str:
     return f'<h2>Job</h2><div class="job">{"".join(sections)}</div>' if sections else ""
 
 
+def _samples(run: Run) -> str:
+    """What the model wrote, the newest first."""
+    shown = "".join(f'<figure><h3>Step {step:,}</h3>{"".join(f"<pre>{html.escape(text)}</pre>" for text in texts)}</figure>'
+                    for step, texts in reversed(run.samples))
+    return f"<h2>Texts</h2>{shown}" if shown else ""
+
+
 def _state(run: Run) -> str:
     steps, last = run.key("run", "steps"), int(run.steps[-1])
     if type(steps) is not int:
@@ -123,6 +130,7 @@ def page_of(run: Run) -> str:
     return whole_page(name, f"{html.escape(printable(run.folder))} &middot; {_state(run)}{resumes}", f"""
 {flaws_of(run.flaws)}<div class="tiles">{tiles}</div>
 {section_of("Training", _training(run))}
+{_samples(run)}
 {section_of("Experts", _experts(run))}
 {section_of("Machine", _machine(run))}
 <h2>Starts and versions</h2>{_starts(run)}

@@ -18,6 +18,9 @@ MOST_CELLS = 1_000_000  # of a list by layer
 LARGEST_CELL = 1e9  # its numbers are shares, ratios, losses and counts
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as the log writes them
 _LONGEST_WORD = 60
+SAMPLE = "sample/"  # what the names of texts begin with
+MOST_SAMPLES = 50  # of a step
+_LONGEST_SAMPLE = 5000
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Record:
     scalars: dict[str, float] = field(default_factory=dict)
     tables: dict[str, np.ndarray] = field(default_factory=dict)  # [L] or [L, E] by the metric's name
     start: dict[str, Any] | None = None  # START_KEYS, if the program was started before this step
+    samples: list[str] = field(default_factory=list)  # texts of the model
     damaged_values: int = 0  # that were left out
 
 
@@ -42,6 +46,12 @@ def read_record(line: bytes) -> Record | None:
     record = Record(values["step"])
     for name, value in values.items():
         if name == "step" or name in START_KEYS:
+            continue
+        if name.startswith(SAMPLE):
+            if isinstance(value, str) and len(record.samples) < MOST_SAMPLES:
+                record.samples.append(value[:_LONGEST_SAMPLE])
+            else:
+                record.damaged_values += 1
             continue
         if name.endswith("_by_layer"):
             table = _table(value, 2 if name == "expert_share_by_layer" else 1)
