@@ -116,7 +116,7 @@ std::string memory_text(const Plan& plan) {
   if (most.step.memory.offloaded > 0)
     text +=
         fmt::format("  offloaded layer inputs: {} in {}\n", size_text(static_cast<double>(most.step.memory.offloaded)),
-                    plan.device.device.kind == DeviceKind::cuda ? "host memory" : "a scratch file");
+                    plan.device.device.kind == at::kCUDA ? "host memory" : "a scratch file");
   text += fmt::format("  a validation between two steps: {}\n",
                       size_text(static_cast<double>(plan.evaluation.peak_of.total)));
   return text;

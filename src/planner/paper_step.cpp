@@ -40,7 +40,7 @@ class CurrentRouting final : public AssumedChoices {
 PaperMachine machine_of(const PlannedRank& planned) {
   const DeviceDescription& device = planned.device;
   const double efficiency = device.compute.product_efficiency;
-  return {.is_gpu = device.device.kind == DeviceKind::cuda,
+  return {.is_gpu = device.device.kind == at::kCUDA,
           .has_bf16 = device.has_bf16(),
           .threads = planned.threads,
           .stages_sums = planned.stages_sums,
@@ -242,7 +242,7 @@ class PaperRank {
 
 PlannedRank plan_rank(const CheckedJob& job, int rank, const DeviceDescription& device,
                       std::shared_ptr<const AssumedChoices> routing) {
-  const bool by_gloo = device.device.kind == DeviceKind::cpu && job.layout.world_size() > 1;
+  const bool by_gloo = device.device.kind == at::kCPU && job.layout.world_size() > 1;
   return {.job = job, .rank = rank, .device = device, .routing = {std::move(routing)}, .stages_sums = by_gloo};
 }
 
