@@ -54,6 +54,9 @@ std::vector<std::string> assumptions_of(const Plan& plan) {
         "experts are lent in steps in which a rank has more than {} times the mean rows (moe.spill_threshold): memory "
         "counts a rank that computes one, time and traffic count lending where --imbalance is above that",
         plan.job.job.moe.spill_threshold));
+  if (plan.job.document_tokens)
+    lines.push_back(fmt::format("documents of {} tokens, of which none sees another one (data.document_mask)",
+                                *plan.job.document_tokens));
   if (moe.global_token_shuffle)
     lines.emplace_back("after the shuffle each rank of an expert group has an equal part of each expert's rows");
   return lines;
