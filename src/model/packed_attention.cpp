@@ -32,7 +32,8 @@ AttentionShape PackedAttention::shape(const MicroBatch& batch) const {
           .window = config_.sliding_window,
           .scale = config_.score_scale,
           .value_head_dim = config_.value_head_dim,
-          .sinks = config_.sinks};
+          .sinks = config_.sinks,
+          .documents = batch.documents.get()};
 }
 
 at::Tensor PackedAttention::forward(const UnitWeights& weights, const at::Tensor& residual_TH, const MicroBatch& batch,

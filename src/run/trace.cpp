@@ -1,5 +1,7 @@
 #include "run/trace.h"
 
+#include <set>
+
 #include "base/error.h"
 #include "checkpoint/disk_parts.h"
 #include "checkpoint/safetensors_reader.h"
@@ -28,6 +30,33 @@ at::Tensor read_tokens(const SafetensorsReader& file, const char* name) {
   return tensor;
 }
 
+// Of sequences [begin, end); null: the file says of no token which document it is of.
+std::shared_ptr<const Documents> read_documents(const SafetensorsReader& file, at::IntArrayRef shape, int64_t begin,
+                                                int64_t end, at::Device device) {
+  constexpr auto name = "segment_ids";
+  const auto path = file.file().path().string();
+  if (!file.find(name)) return nullptr;
+  const at::Tensor segment_BS = read_tokens(file, name).contiguous();
+  if (segment_BS.sizes() != shape) user_error("{}: input_ids and segment_ids must have one shape", path);
+  const int64_t sequence = shape[1];
+  std::vector<int64_t> ends;
+  for (int64_t b = 0; b < shape[0]; ++b) {
+    const int64_t* segment = segment_BS.const_data_ptr<int64_t>() + b * sequence;
+    std::set<int64_t> before;
+    for (int64_t s = 0; s < sequence; ++s) {
+      if (s + 1 < sequence && segment[s + 1] == segment[s]) continue;
+      if (!before.insert(segment[s]).second)
+        user_error(
+            "{}: segment_ids has the number {} in two places of sequence {}; a document's tokens lie side by side.\n   "
+            " "
+            "   Give each document of a sequence a number of its own.",
+            path, segment[s], b);
+      if (b >= begin && b < end) ends.push_back((b - begin) * sequence + s + 1);
+    }
+  }
+  return std::make_shared<const Documents>(documents_of(std::move(ends), sequence, device));
+}
+
 TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path, int world) {
   const SafetensorsReader file(path);
   const at::Tensor input_BS = read_tokens(file, "input_ids");
@@ -52,6 +81,7 @@ TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path
     return tensor.narrow(0, begin, end - begin).flatten().to(job.device());
   };
   traced.of_rank = {part(input_BS), part(label_BS), end - begin, traced.sequence, {}, {}};
+  traced.of_rank.documents = read_documents(file, input_BS.sizes(), begin, end, job.device());
   for (int64_t sample = begin; sample < end; ++sample) traced.of_rank.sample_of_B.push_back(sample);
   return traced;
 }

@@ -166,15 +166,30 @@ def on_disk(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
+def save_gradients(model: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """By the names that Transformers gives the model: in `folder`, a scratch one, they are saved as if they were it."""
+    gradients = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, theirs in zip(gradients.parameters(), model.parameters(), strict=True):
+            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    gradients.save_pretrained(folder)
+    return {name: gradient for name, gradient in on_disk(folder).items() if not name.endswith("e_score_correction_bias")}
+
+
 @dataclass
 class Reference:
     values: dict[str, torch.Tensor]  # logits [B,S,V], lm_loss, aux_loss
     gradients: dict[str, torch.Tensor]  # by the name on disk
 
 
+<<<<<<< HEAD
 def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, folder: Path,
                       closest: float = CLOSEST_CHOICE) -> Reference:
     """`folder`: a scratch one, where the gradients are saved as if they were the model: so they get the names that Transformers gives it."""
+=======
+def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, folder: Path) -> Reference:
+    """`folder`: as save_gradients takes it."""
+>>>>>>> documents
     model.zero_grad()
     out = model(input_ids=inputs)
     check_choices(case, model, out, closest)
@@ -183,9 +198,4 @@ def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, 
     values = {"logits": out.logits.detach(), "lm_loss": loss.detach()}
     if getattr(out, "aux_loss", None) is not None:
         values["aux_loss"] = out.aux_loss.detach()
-    gradients = copy.deepcopy(model)
-    with torch.no_grad():
-        for mine, theirs in zip(gradients.parameters(), model.parameters(), strict=True):
-            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
-    gradients.save_pretrained(folder)
-    return Reference(values, {name: gradient for name, gradient in on_disk(folder).items() if not name.endswith("e_score_correction_bias")})
+    return Reference(values, save_gradients(model, folder))
