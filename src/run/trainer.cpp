@@ -247,27 +247,22 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   if (job_.is_first()) {
     const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
     const StepCourse course{lr, position_.tokens, tokens_per_second, seconds};
-    write_record(step, step_report, highest, course, memory, saved);
-    show_progress(step, step_report, highest, course, memory);
+    const MetricsRecord record = write_record(step, step_report, highest, course, memory, saved);
+    show_progress(step, step_report, highest, course, memory, record);
   }
   return {static_cast<int>(highest.stop_signal), highest.deadline_is_near != 0, highest.save_is_due != 0,
           highest.saving_is_busy != 0};
 }
 
-void Trainer::write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest,
-                           const StepCourse& course, const MemoryReport& memory,
-                           const std::optional<FinishedSave>& saved) {
+MetricsRecord Trainer::write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest,
+                                    const StepCourse& course, const MemoryReport& memory,
+                                    const std::optional<FinishedSave>& saved) {
   MetricsRecord record = record_of_step(step_report, highest, course);
   const bool in_detail = step == 1 || step == job_.job().run.steps || step % job_.job().metrics.log_every == 0;
   if (!step_report.load.is_empty())
-<<<<<<< HEAD
     append_load(record, job_.model_config(), step_report.load, dead_experts_,
                 in_detail ? LoadDetail::by_layer : LoadDetail::brief);
-  const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
-=======
-    append_load(record, step_report.load, dead_experts_, in_detail ? LoadDetail::by_layer : LoadDetail::brief);
   const auto mfu = model_flops_utilization(flops_per_token_, course.tokens_per_second, peak_flops_per_second_);
->>>>>>> documents
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
   for (int category = 0; category < memory_categories; ++category)
@@ -288,10 +283,11 @@ void Trainer::write_record(int64_t step, const StepReport& step_report, const Ra
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
+  return record;
 }
 
 void Trainer::show_progress(int64_t step, const StepReport& step_report, const RankExtremes& highest,
-                            const StepCourse& course, const MemoryReport& memory) {
+                            const StepCourse& course, const MemoryReport& memory, const MetricsRecord& record) {
   Progress progress;
   for (int category = 0; category < memory_categories; ++category)
     progress.memory_of.emplace_back(name_of(static_cast<MemoryCategory>(category)), memory.at_peak.of[category]);
@@ -299,18 +295,12 @@ void Trainer::show_progress(int64_t step, const StepReport& step_report, const R
   progress.sources = losses_of(*training_, step_report);
   progress.loss = step_report.loss;
   progress.grad_norm = step_report.gradient_norm;
-<<<<<<< HEAD
-  progress.lr = lr;
-  progress.tokens_per_second = tokens_per_second;
-  progress.step_seconds = seconds;
-  if (const double* loss = find_metric<double>(record, "validation_loss")) progress.validation_loss = *loss;
-=======
   progress.lr = course.lr;
   progress.tokens_per_second = course.tokens_per_second;
   progress.step_seconds = course.seconds;
->>>>>>> documents
+  if (const double* loss = find_metric<double>(record, "validation_loss")) progress.validation_loss = *loss;
   progress.expert_imbalance = step_report.load.is_empty() ? 1 : step_report.load.imbalance();
-  if (const auto* by_layer = find_metric<std::vector<double>>(record, "expert_imbalance_by_layer"))
+  if (const auto* by_layer = find_metric<LayerNumbers>(record, "expert_imbalance_by_layer"))
     progress.imbalance_by_layer = *by_layer;
   progress.peak_memory_bytes = static_cast<int64_t>(highest.peak_memory_bytes);
   progress_->show(progress);

@@ -52,10 +52,11 @@ class Trainer {
   // Of the step, to the other ranks, and on rank 0 to metrics and terminal.
   Agreed report(int64_t step, const StepReport& step_report, double lr, double seconds);
   RankExtremes extremes_of(const StepReport& step_report);
-  void write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest, const StepCourse& course,
-                    const MemoryReport& memory, const std::optional<FinishedSave>& saved);
+  MetricsRecord write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest,
+                             const StepCourse& course, const MemoryReport& memory,
+                             const std::optional<FinishedSave>& saved);
   void show_progress(int64_t step, const StepReport& step_report, const RankExtremes& highest, const StepCourse& course,
-                     const MemoryReport& memory);
+                     const MemoryReport& memory, const MetricsRecord& record);
   void warn(int64_t step, const StepReport& step_report);
   void count_skipped(int64_t step, const StepReport& step_report);
   void validate(int64_t step);

@@ -153,7 +153,7 @@ def balancing_loss(model: PreTrainedModel, out: Any) -> torch.Tensor:
     return torch.zeros(()) if aux is None else model.config.router_aux_loss_coef * aux
 
 
-def check_choices(case: Case, model: PreTrainedModel, out: Any, closest: float) -> None:
+def check_choices(case: Case, model: PreTrainedModel, out: Any, closest: float = CLOSEST_CHOICE) -> None:
     for logits in getattr(out, "router_logits", None) or ():
         ordered = logits.detach().sort(dim=-1, descending=True).values
         chosen = model.config.num_experts_per_tok
@@ -182,14 +182,9 @@ class Reference:
     gradients: dict[str, torch.Tensor]  # by the name on disk
 
 
-<<<<<<< HEAD
 def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, folder: Path,
                       closest: float = CLOSEST_CHOICE) -> Reference:
-    """`folder`: a scratch one, where the gradients are saved as if they were the model: so they get the names that Transformers gives it."""
-=======
-def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, folder: Path) -> Reference:
     """`folder`: as save_gradients takes it."""
->>>>>>> documents
     model.zero_grad()
     out = model(input_ids=inputs)
     check_choices(case, model, out, closest)
