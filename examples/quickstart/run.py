@@ -10,6 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import check_export
@@ -30,8 +32,26 @@ class StageError(RuntimeError):
     """A stage did not do what it must; the message says what was seen."""
 
 
+NEXT = f"""
+Next:
+  look at the run         build/conclave report {TRAINING}
+  bring your own text     build/conclave data build TEXT --tokenizer {TOKENIZER}/tokenizer.json --output runs/mine/data --validation-fraction 0.05
+  write a job for it      build/conclave init --data runs/mine/data --output runs/mine/job.yaml
+  plan a large one        build/conclave plan examples/mixtral-8x7b.yaml --world 64 --device h100-80
+  start from a model      --set model.init_from=FOLDER, a Hugging Face checkpoint (docs/hugging_face.md)
+All of it step by step: docs/quickstart.md"""
+
+
 def announce(title: str) -> None:
     print(f"\n-- {title}", flush=True)
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Takes the time of a stage."""
+    begin = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - begin
 
 
 def run(*command: str, capture: bool = False) -> str:
@@ -68,9 +88,7 @@ def train(overrides: list[str]) -> None:
     checkpoints = sorted((ROOT / TRAINING / "checkpoints").glob("step-*"))
     if checkpoints:
         print(f"goes on from {checkpoints[-1].relative_to(ROOT)} (remove {TRAINING} to start over)")
-    begin = time.monotonic()
     run("build/conclave", "train", JOB, "--ranks", "2", *overrides)
-    print(f"training: {time.monotonic() - begin:.0f} s")
 
 
 def evaluate(overrides: list[str]) -> dict:
@@ -112,19 +130,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key of the job, for example run.steps=50")
     overrides = [part for value in parser.parse_args().set for part in ("--set", value)]
-    begin = time.monotonic()
+    seconds: dict[str, float] = {}
     try:
-        make_tokenizer()
-        make_data()
-        train(overrides)
-        losses = evaluate(overrides)
-        write_sample()
-        export()
-        check(losses["validation_loss"])
+        with stage("tokenizer", seconds):
+            make_tokenizer()
+        with stage("data", seconds):
+            make_data()
+        with stage("training", seconds):
+            train(overrides)
+        with stage("validation", seconds):
+            losses = evaluate(overrides)
+        with stage("sample", seconds):
+            write_sample()
+        with stage("export", seconds):
+            export()
+        with stage("check", seconds):
+            check(losses["validation_loss"])
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"\nquickstart: {time.monotonic() - begin:.0f} s. The run: {TRAINING}; the model for Transformers: {EXPORT}.")
+    print("\nquickstart: " + ", ".join(f"{name} {taken:.0f} s" for name, taken in seconds.items()))
+    print(f"The run: {TRAINING}. The model for Transformers: {EXPORT}.")
+    print(NEXT)
     return 0
 
 

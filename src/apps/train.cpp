@@ -3,6 +3,7 @@
 
 #include "apps/command.h"
 #include "apps/prompts.h"
+#include "apps/torchrun_word.h"
 #include "base/error.h"
 #include "config/job_check.h"
 #include "run/model_source.h"
@@ -66,7 +67,9 @@ void add_train(CLI::App& app, int& exit_code) {
           ended = trainer.run();
         },
         check_model_source);
-    if (exit_code == exit_success) exit_code = ended;
+    if (exit_code != exit_success || ended == exit_success) return;
+    exit_code = ended;
+    leave_word_for_torchrun("No failure: the run was asked to stop after a step. The same command goes on from there.");
   });
 }
 

@@ -54,6 +54,7 @@ void check_between_sections(const Job& job, KeyRules& rules) {
 std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known) {
   KeyRules rules(job.origins, known);
   check(job.model, rules);
+  check(job.adapter, rules);
   check(job.data, rules);
   check(job.memory, rules);
   check(job.moe, rules);

@@ -27,6 +27,7 @@ std::variant<Attention, LatentAttention> attention_of(const ModelConfig& config,
 
 void DecoderLayer::declare(const ModelConfig& config, int64_t layer, UnitDeclaration& unit) {
   const LayerConfig& of_layer = config.layers.at(layer);
+  if (config.adapter) unit.adapter = {config.adapter->scale, config.adapter->dropout, config.adapter->seed};
   const Names names(unit);
   Norm::declare(config, names.input_norm, unit);
   const auto declare_attention = of_layer.attention.latent ? LatentAttention::declare : Attention::declare;
@@ -90,7 +91,8 @@ at::Tensor DecoderLayer::run(Mode mode, const UnitWeights& weights, const MicroB
   if (!keep) state.attention = {};  // nobody reads it any more
   const PreActivation pre_activation = keep ? PreActivation::kept : PreActivation::repeated;
   at::Tensor normed_TH = normed_mlp_input(weights, state);
-  if (dense_mlp_) return dense_mlp_->forward(weights, normed_TH, state.hidden_TH, pre_activation, state.dense_mlp);
+  if (dense_mlp_)
+    return dense_mlp_->forward(weights, normed_TH, state.hidden_TH, batch, pre_activation, state.dense_mlp);
   at::Tensor output_TH =
       mixture_->forward(mode, weights, std::move(normed_TH), state.hidden_TH, batch, pre_activation, state.mixture);
   statistics = mixture_->statistics(state.mixture);
@@ -127,12 +129,12 @@ at::Tensor DecoderLayer::extend(const UnitWeights& weights, at::Tensor input_TH,
   state.input_TH = std::move(input_TH);
   const at::Tensor normed_TH = normed_attention_input(weights, state);
   state.hidden_TH = std::visit(
-      [&](const auto& attention) { return attention.extend(weights, normed_TH, state.input_TH, newest, rotary); },
+      [&](const auto& attention) { return attention.extend(weights, normed_TH, state.input_TH, rows, newest, rotary); },
       attention_);
   constexpr PreActivation pre_activation = PreActivation::repeated;
   at::Tensor normed_hidden_TH = normed_mlp_input(weights, state);
   if (dense_mlp_)
-    return dense_mlp_->forward(weights, normed_hidden_TH, state.hidden_TH, pre_activation, state.dense_mlp);
+    return dense_mlp_->forward(weights, normed_hidden_TH, state.hidden_TH, rows, pre_activation, state.dense_mlp);
   return mixture_->forward(Mode::evaluation, weights, std::move(normed_hidden_TH), state.hidden_TH, rows,
                            pre_activation, state.mixture);
 }
@@ -146,7 +148,7 @@ at::Tensor DecoderLayer::backward(const UnitWeights& weights, UnitGradients grad
   {
     const at::Tensor grad_normed_TH =
         dense_mlp_
-            ? dense_mlp_->backward(weights, gradients, grad_TH, mlp_input(), std::move(state.dense_mlp))
+            ? dense_mlp_->backward(weights, gradients, grad_TH, mlp_input(), batch, std::move(state.dense_mlp))
             : mixture_->backward(weights, gradients, grad_TH, mlp_input, batch, router_loss, std::move(state.mixture));
     post_attention_norm_.backward(weights, gradients, grad_TH, grad_normed_TH, state.hidden_rstd_T, state.hidden_TH);
   }

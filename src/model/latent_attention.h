@@ -23,32 +23,33 @@ class LatentAttention {
   at::Tensor forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
                      const MicroBatch& batch, const RotaryTable& rotary, AttentionState& state) const;
   at::Tensor extend(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
-                    const NewestTokens& newest, const RotaryTable& rotary) const;
+                    const MicroBatch& rows, const NewestTokens& newest, const RotaryTable& rotary) const;
   void backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                 const at::Tensor& normed_TH, const MicroBatch& batch, const RotaryTable& rotary,
                 AttentionState state) const;
 
  private:
-  void project_queries(const UnitWeights& weights, const at::Tensor& normed_TH, AttentionState& state) const;
+  void project_queries(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                       AttentionState& state) const;
   // Of state.key_value.x the latent stays, behind which the turned dims of the keys lie.
-  void project_keys_and_values(const UnitWeights& weights, const at::Tensor& normed_TH, const RotaryTable& rotary,
-                               AttentionState& state) const;
+  void project_keys_and_values(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                               const RotaryTable& rotary, AttentionState& state) const;
   // The latent [T,N], normed, and beside it what kv_a gave; its turned dims are turned.
   struct Latent {
     at::Tensor normed_TN, kv_a_TX;
   };
-  Latent project_latent(const UnitWeights& weights, const at::Tensor& normed_TH, const RotaryTable& rotary,
-                        NormedLatent& state) const;
+  Latent project_latent(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+                        const RotaryTable& rotary, NormedLatent& state) const;
   // Queries of all heads as the latent sees them, [T, heads * (rank + turned dims)], and back from sums of latents, [T,
   // heads * rank], to the heads' values.
   at::Tensor absorbed_queries(const UnitWeights& weights, const at::Tensor& query_TN) const;
   at::Tensor expanded_values(const UnitWeights& weights, const at::Tensor& latent_TN) const;
   // The gradient with respect to the queries' latent, which takes the memory of a new tensor.
   at::Tensor backward_queries(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_query_TN,
-                              const AttentionState& state) const;
+                              const MicroBatch& batch, const AttentionState& state) const;
   // The gradient with respect to what kv_a gives.
   at::Tensor backward_keys_and_values(const UnitWeights& weights, UnitGradients& gradients,
-                                      const at::Tensor& grad_qkv_TM, const RotaryTable& rotary,
+                                      const at::Tensor& grad_qkv_TM, const MicroBatch& batch, const RotaryTable& rotary,
                                       const AttentionState& state) const;
   // Views of the queries, of their dims that turn and of what lies between; of the columns of kv_a.
   at::Tensor queries_of(const at::Tensor& qkv_TM) const;

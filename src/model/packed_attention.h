@@ -40,9 +40,10 @@ class PackedAttention {
   // The same of the newest tokens of sequences whose caches have their keys and values already, keys in front; query
   // [T,N] is normed and rotated.
   at::Tensor extend(const UnitWeights& weights, const at::Tensor& residual_TH, const at::Tensor& query_TN,
-                    const NewestTokens& newest) const;
+                    const MicroBatch& rows, const NewestTokens& newest) const;
   // residual [T,H] + the projection of what attention gave.
-  at::Tensor project(const UnitWeights& weights, const at::Tensor& residual_TH, const at::Tensor& attention_TN) const;
+  at::Tensor project(const UnitWeights& weights, const at::Tensor& residual_TH, const at::Tensor& attention_TN,
+                     const MicroBatch& batch) const;
   // grad [T,H] with respect to the output; returns the gradient with respect to qkv and gives up the state's tensors.
   at::Tensor backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                       const MicroBatch& batch, AttentionState& state) const;

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "memory/memory_category.h"
 #include "metrics/metrics_log.h"
 #include "metrics/progress_line.h"
 #include "metrics/tensorboard.h"
@@ -13,6 +14,7 @@
 #include "run/run_clock.h"
 #include "run/run_folder.h"
 #include "run/run_lock.h"
+#include "run/run_record.h"
 #include "run/run_saves.h"
 #include "run/run_signals.h"
 #include "run/run_warnings.h"
@@ -47,7 +49,14 @@ class Trainer {
   };
 
   void start(std::unique_ptr<TextCoder> coder);
+  // Of the step, to the other ranks, and on rank 0 to metrics and terminal.
   Agreed report(int64_t step, const StepReport& step_report, double lr, double seconds);
+  RankExtremes extremes_of(const StepReport& step_report);
+  MetricsRecord write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest,
+                             const StepCourse& course, const MemoryReport& memory,
+                             const std::optional<FinishedSave>& saved);
+  void show_progress(int64_t step, const StepReport& step_report, const RankExtremes& highest, const StepCourse& course,
+                     const MemoryReport& memory, const MetricsRecord& record);
   void warn(int64_t step, const StepReport& step_report);
   void count_skipped(int64_t step, const StepReport& step_report);
   void validate(int64_t step);

@@ -90,18 +90,21 @@ def _number(value: Any) -> float | None:
 
 
 def _table(value: Any, dims: int) -> np.ndarray | None:
-    """A list of numbers, or of lists of the same length; None for anything else."""
-    rows = value if dims == 2 else [value]
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+    """A list of numbers, or of lists of the same length, by layer. A layer without experts (null) is NaN. None for anything else."""
+    if not isinstance(value, list) or all(layer is None for layer in value):
         return None
-    if len(rows) * len(rows[0]) > MOST_CELLS or any(len(row) != len(rows[0]) for row in rows):
+    without_experts = [layer is None for layer in value]
+    rows = value if dims == 2 else [[layer] for layer in value]
+    width = len(rows[without_experts.index(False)]) if isinstance(rows[without_experts.index(False)], list) else 0
+    rows = [[math.nan] * width if absent else row for row, absent in zip(rows, without_experts)]
+    if not all(isinstance(row, list) and row and len(row) == width for row in rows) or len(rows) * width > MOST_CELLS:
         return None
     numbers = [[_number(cell) for cell in row] for row in rows]
     if any(cell is None for row in numbers for cell in row):
         return None
     table = np.array(numbers, dtype=np.float64)
     table[~(np.abs(table) <= LARGEST_CELL)] = np.nan
-    return table if dims == 2 else table[0]
+    return table if dims == 2 else table[:, 0]
 
 
 def _start_value(key: str, value: Any) -> Any:
