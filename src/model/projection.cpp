@@ -1,5 +1,7 @@
 #include "model/projection.h"
 
+#include <ATen/ATen.h>
+
 #include "kernels/bias.h"
 #include "kernels/linear.h"
 #include "kernels/values.h"
@@ -42,6 +44,20 @@ Projection::Projection(const std::string& name, bool has_bias, const UnitDeclara
   for_each_part(name, 0, parts, [&](const std::string& part, int64_t first, int64_t) {
     if (has_adapter(unit, part)) adapters_.emplace_back(part, first, unit);
   });
+}
+
+at::Tensor Projection::whole_weight(const UnitWeights& weights) const {
+  const at::Tensor& weight_NM = weight_NM_(weights);
+  if (adapters_.empty()) return weight_NM;
+  const at::Tensor whole_NM = at::empty_like(weight_NM);
+  copy_values(whole_NM, weight_NM);
+  for (const LowRankAdapter& adapter : adapters_) {
+    const LowRank low_rank = adapter.matrices(weights);
+    const at::Tensor b_NP = low_rank.b_NP.to(weight_NM.scalar_type()) * low_rank.scale;
+    linear_backward_input_add(whole_NM.narrow(0, adapter.first(), b_NP.size(0)), b_NP,
+                              low_rank.a_PM.to(weight_NM.scalar_type()));
+  }
+  return whole_NM;
 }
 
 void Projection::forward(const UnitWeights& weights, const at::Tensor& y_RN, const at::Tensor& x_RM,

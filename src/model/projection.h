@@ -21,7 +21,8 @@ class Projection {
 
   int64_t outputs(const UnitWeights& weights) const { return weight_NM_(weights).size(0); }
 
-  const at::Tensor& weight(const UnitWeights& weights) const { return weight_NM_(weights); }
+  // [N,M]: the matrix, with what adapters add to it.
+  at::Tensor whole_weight(const UnitWeights& weights) const;
 
   // y [R,N] = x [R,M] w^T + b.
   void forward(const UnitWeights& weights, const at::Tensor& y_RN, const at::Tensor& x_RM,

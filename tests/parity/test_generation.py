@@ -18,6 +18,7 @@ import torch
 from ranks import run_ranks, succeed
 from tiny_families import CASES, FAMILIES, Case, make_model
 from transformers import (
+    AutoModelForCausalLM,
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
@@ -43,7 +44,7 @@ class TooClose(Exception):
 
 
 def generated_by_transformers(model: PreTrainedModel, prompt: list[int], **options) -> list[int]:
-    out = model.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True,
+    out = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, return_dict_in_generate=True, output_scores=True,
                          pad_token_id=0, **options)
     for scores in out.scores:
         best = scores[0].topk(2).values
@@ -209,3 +210,23 @@ def test_mistakes_are_refused_once(mixtral, words, message):
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
     ended = run_ranks(1, ["generate", tmp_path, "--prompt-ids", "1"])
     assert ended.codes == [2] and "neither a config.json" in ended.text, ended.text
+
+
+@pytest.mark.parametrize("family, modules", [("mixtral", ["q_proj", "v_proj"]), ("deepseek_v3", ["kv_b_proj", "o_proj"])])
+def test_an_adapter_of_peft_takes_part(family, modules, tmp_path):
+    """Of latent attention too, whose keys and values are never expanded. Oracle: PEFT's own model."""
+    peft = pytest.importorskip("peft")
+    base = make_model(Case(family))
+    base.save_pretrained(tmp_path / "base")
+    plain = generated(1, tmp_path / "base", prompts_for(base, 1))
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base", attn_implementation="eager", dtype=torch.float32),
+                                peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, task_type="CAUSAL_LM")).eval()
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # else zeros
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    prompts, expected = prompts_and_texts(model, 1)
+    for world in (1, 2):
+        assert [line["ids"] for line in generated(world, tmp_path / "adapter", prompts)] == expected
+    assert expected != [line["ids"] for line in plain]
