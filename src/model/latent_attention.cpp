@@ -128,34 +128,33 @@ at::Tensor LatentAttention::extend(const UnitWeights& weights, const at::Tensor&
       .window = packed_.config().sliding_window,
       .scale = packed_.config().score_scale.value_or(1 / std::sqrt(static_cast<double>(heads_.key_dim()))),
       .value_head_dim = rank_};
-  const at::Tensor kv_b_NM = kv_b_.whole_weight(weights);
   const at::Tensor latent_TN = at::empty({tokens, count * rank_}, normed_TH.options());
   const at::Tensor logsumexp_BNS = at::empty({1, count, tokens}, normed_TH.options().dtype(at::kFloat));
-  cached_attention(latent_TN, logsumexp_BNS, absorbed_queries(kv_b_NM, state.qkv_TM),
+  cached_attention(latent_TN, logsumexp_BNS, absorbed_queries(weights, state.qkv_TM),
                    newest.keys_and_values(key_dim, 0, rank_), shape);
-  return packed_.project(weights, residual_TH, expanded_values(kv_b_NM, latent_TN), rows);
+  return packed_.project(weights, residual_TH, expanded_values(weights, latent_TN), rows);
 }
 
 // kv_b has of each head the rows that make its key, then those that make its value.
-at::Tensor LatentAttention::absorbed_queries(const at::Tensor& kv_b_NM, const at::Tensor& query_TN) const {
+at::Tensor LatentAttention::absorbed_queries(const UnitWeights& weights, const at::Tensor& query_TN) const {
   const int64_t key_dim = rank_ + heads_.rotary_dim, of_head = heads_.plain_dim + heads_.value_dim;
   const at::Tensor absorbed_TN = at::empty({query_TN.size(0), heads_.count * key_dim}, query_TN.options());
   for (int64_t head = 0; head < heads_.count; ++head) {
     const at::Tensor from = query_TN.narrow(1, head * heads_.key_dim(), heads_.key_dim());
     const at::Tensor to = absorbed_TN.narrow(1, head * key_dim, key_dim);
     linear_backward_input(to.narrow(1, 0, rank_), from.narrow(1, 0, heads_.plain_dim),
-                          kv_b_NM.narrow(0, head * of_head, heads_.plain_dim));
+                          kv_b_.matrix(weights).narrow(0, head * of_head, heads_.plain_dim));
     copy_values(to.narrow(1, rank_, heads_.rotary_dim), from.narrow(1, heads_.plain_dim, heads_.rotary_dim));
   }
   return absorbed_TN;
 }
 
-at::Tensor LatentAttention::expanded_values(const at::Tensor& kv_b_NM, const at::Tensor& latent_TN) const {
+at::Tensor LatentAttention::expanded_values(const UnitWeights& weights, const at::Tensor& latent_TN) const {
   const int64_t value_dim = heads_.value_dim, of_head = heads_.plain_dim + value_dim;
   const at::Tensor value_TN = at::empty({latent_TN.size(0), heads_.count * value_dim}, latent_TN.options());
   for (int64_t head = 0; head < heads_.count; ++head)
     linear_forward(value_TN.narrow(1, head * value_dim, value_dim), latent_TN.narrow(1, head * rank_, rank_),
-                   kv_b_NM.narrow(0, head * of_head + heads_.plain_dim, value_dim));
+                   kv_b_.matrix(weights).narrow(0, head * of_head + heads_.plain_dim, value_dim));
   return value_TN;
 }
 

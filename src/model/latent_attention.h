@@ -42,8 +42,8 @@ class LatentAttention {
                         const RotaryTable& rotary, NormedLatent& state) const;
   // Queries of all heads as the latent sees them, [T, heads * (rank + turned dims)], and back from sums of latents, [T,
   // heads * rank], to the heads' values.
-  at::Tensor absorbed_queries(const at::Tensor& kv_b_NM, const at::Tensor& query_TN) const;
-  at::Tensor expanded_values(const at::Tensor& kv_b_NM, const at::Tensor& latent_TN) const;
+  at::Tensor absorbed_queries(const UnitWeights& weights, const at::Tensor& query_TN) const;
+  at::Tensor expanded_values(const UnitWeights& weights, const at::Tensor& latent_TN) const;
   // The gradient with respect to the queries' latent, which takes the memory of a new tensor.
   at::Tensor backward_queries(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_query_TN,
                               const MicroBatch& batch, const AttentionState& state) const;

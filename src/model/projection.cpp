@@ -1,7 +1,5 @@
 #include "model/projection.h"
 
-#include <ATen/ATen.h>
-
 #include "kernels/bias.h"
 #include "kernels/linear.h"
 #include "kernels/values.h"
@@ -31,7 +29,7 @@ at::Tensor outputs_of(const LowRankAdapter& adapter, const UnitWeights& weights,
 void Projection::declare(const ModelConfig& config, const std::string& name, std::vector<int64_t> shape, bool has_bias,
                          UnitDeclaration& unit, const Parts& parts) {
   const int64_t outputs = shape.at(0), inputs = shape.at(1);
-  unit.parameters.push_back(matrix(config, name, std::move(shape)));
+  unit.parameters.push_back(conclave::matrix(config, name, std::move(shape)));  // not the member
   if (has_bias) unit.parameters.push_back(bias(name + "_bias", {outputs}));
   for_each_part(name, outputs, parts, [&](const std::string& part, int64_t, int64_t rows) {
     if (is_adapted(config, unit, part)) declare_adapter(*config.adapter, {part, rows, inputs}, unit);
@@ -44,20 +42,6 @@ Projection::Projection(const std::string& name, bool has_bias, const UnitDeclara
   for_each_part(name, 0, parts, [&](const std::string& part, int64_t first, int64_t) {
     if (has_adapter(unit, part)) adapters_.emplace_back(part, first, unit);
   });
-}
-
-at::Tensor Projection::whole_weight(const UnitWeights& weights) const {
-  const at::Tensor& weight_NM = weight_NM_(weights);
-  if (adapters_.empty()) return weight_NM;
-  const at::Tensor whole_NM = at::empty_like(weight_NM);
-  copy_values(whole_NM, weight_NM);
-  for (const LowRankAdapter& adapter : adapters_) {
-    const LowRank low_rank = adapter.matrices(weights);
-    const at::Tensor b_NP = low_rank.b_NP.to(weight_NM.scalar_type()) * low_rank.scale;
-    linear_backward_input_add(whole_NM.narrow(0, adapter.first(), b_NP.size(0)), b_NP,
-                              low_rank.a_PM.to(weight_NM.scalar_type()));
-  }
-  return whole_NM;
 }
 
 void Projection::forward(const UnitWeights& weights, const at::Tensor& y_RN, const at::Tensor& x_RM,
