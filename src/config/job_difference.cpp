@@ -46,6 +46,7 @@ constexpr Free free_keys[] = {
     {"moe.max_tokens_per_rank_factor", "how many rows are computed at once"},
     {"moe.spill_threshold", "where rows are computed, not what becomes of them"},
     {"moe.spill_least_rows", "where rows are computed, not what becomes of them"},
+    {"adapter.init_from", "a checkpoint holds the adapter"},
     {"optimizer.max_skipped_steps", "when to give up"},
     {"checkpoint.", "what is kept of a run is not what it is"},
     {"validation.", "nothing is learned from it"},

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "device/paper_costs.h"
 
 namespace conclave::paper {
@@ -119,6 +120,10 @@ void attention_forward(at::Tensor, at::Tensor, const at::Tensor& qkv_TM, const A
 void attention_backward(at::Tensor, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor& qkv_TM,
                         const AttentionShape& shape) {
   attend(qkv_TM, shape, Direction::backward);
+}
+
+void cached_attention(at::Tensor, at::Tensor, const at::Tensor&, std::span<const CachedKeys>, const AttentionShape&) {
+  check_invariant(false, "generation has no plan");
 }
 
 void sink_forward_(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor&) {

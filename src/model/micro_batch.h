@@ -21,6 +21,8 @@ struct MicroBatch {
   // That do not see each other, of all rows; null: each sequence is one.
   std::shared_ptr<const Documents> documents = {};
 
+  bool trains = false;  // adapters' dropout draws
+
   int64_t tokens() const { return batch * sequence; }
   // Rows at which the parts end whose losses are summed apart: each sequence, or all of them.
   std::vector<int64_t> part_ends() const {

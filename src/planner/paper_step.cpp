@@ -164,12 +164,7 @@ class PaperRank {
     if (device_.machine().is_gpu) {
       hold(MemoryCategory::workspace, cublas_workspace_bytes);
     } else if (checkpoints.saves() && checkpoints.async) {
-      int64_t saved = 0;
-      for (const Unit* unit : job_.model().units())
-        for (const FlatParameter& group : unit->groups())
-          saved += group.layout().shard_numel() / group.replica_axis().size();
-      hold(MemoryCategory::checkpoint,
-           static_cast<int64_t>(job_.model().kept().size()) * saved * static_cast<int64_t>(sizeof(float)));
+      hold(MemoryCategory::checkpoint, job_.model().kept_elements() * static_cast<int64_t>(sizeof(float)));
     }
   }
 
