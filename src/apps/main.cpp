@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
   add_plan(app, exit_code);
   add_eval(app, exit_code);
   add_trace(app, exit_code);
+  add_generate(app, exit_code);
+  add_chat(app, exit_code);
   add_ckpt(app, exit_code);
   add_data(app, exit_code);
   add_bench(app, exit_code);

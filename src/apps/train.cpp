@@ -2,6 +2,7 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "apps/prompts.h"
 #include "apps/torchrun_word.h"
 #include "base/error.h"
 #include "config/job_check.h"
@@ -12,6 +13,15 @@
 #include "run/trainer.h"
 
 namespace conclave {
+namespace {
+
+std::optional<std::filesystem::path> tokenizer_for_samples(const Job& job) {
+  if (!job.validation.prompts) return std::nullopt;
+  if (job.validation.tokenizer) return job.validation.tokenizer;
+  return job.model.init_from ? job.model.init_from : job.model.upcycle_from;
+}
+
+}  // namespace
 
 void add_train(CLI::App& app, int& exit_code) {
   struct Options {
@@ -51,7 +61,8 @@ void add_train(CLI::App& app, int& exit_code) {
     exit_code = run_on_ranks(
         options->ranks, read,
         [&](ParallelJob& job) {
-          Trainer trainer(job);
+          const std::optional<std::filesystem::path> tokenizer = tokenizer_for_samples(job.job());
+          Trainer trainer(job, tokenizer ? start_text_process(job, *tokenizer, {}) : nullptr);
           if (!options->profile.empty()) trainer.profile(parse_profiled_steps(options->profile, job.job().run.steps));
           ended = trainer.run();
         },

@@ -3,6 +3,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "base/printable.h"
 
@@ -68,13 +69,19 @@ std::string Panel::validations() const {
 }
 
 std::string Panel::experts() const {
-  const std::vector<double>& layers = last_.imbalance_by_layer;
-  const auto [least, most] = std::minmax_element(layers.begin(), layers.end());
+  const LayerNumbers& layers = last_.imbalance_by_layer;
   Curve curve(curve_columns);
-  for (const double imbalance : layers) curve.add(imbalance);
+  double least = std::numeric_limits<double>::infinity();
+  size_t most = 0;
+  for (size_t layer = 0; layer < layers.size(); ++layer) {
+    if (!layers[layer]) continue;  // without experts
+    curve.add(*layers[layer]);
+    least = std::min(least, *layers[layer]);
+    if (!layers[most] || *layers[layer] > *layers[most]) most = layer;
+  }
   return labelled("experts", fmt::format("busiest over mean {:.2f}; by layer {}  {:.2f} to {:.2f} (layer {})",
-                                         last_.expert_imbalance, curve.drawn(style_.has_unicode), *least, *most,
-                                         most - layers.begin()));
+                                         last_.expert_imbalance, curve.drawn(style_.has_unicode), least,
+                                         layers[most].value_or(1), most));
 }
 
 }  // namespace conclave

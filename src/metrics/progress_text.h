@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "metrics/record.h"
+
 namespace conclave {
 
 struct Progress {
@@ -21,7 +23,7 @@ struct Progress {
   double tokens_per_second = 0;
   double step_seconds = 0;
   double expert_imbalance = 0;  // rows of the busiest expert / mean rows of an expert; 1 is fair
-  std::vector<double> imbalance_by_layer = {};
+  LayerNumbers imbalance_by_layer = {};
   int64_t peak_memory_bytes = 0;                                // of the rank with the most
   std::vector<std::pair<std::string, int64_t>> memory_of = {};  // bytes by category at the peak of this rank
 };

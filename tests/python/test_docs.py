@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "build/conclave"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [("examples/quickstart/job.yaml", 2), ("examples/mixtral-8x7b.yaml", 64), ("examples/mixtral-8x22b.yaml", 64),
-            ("examples/olmoe-1b-7b.yaml", 8), ("examples/qwen3-30b-a3b.yaml", 64)]
+            ("examples/olmoe-1b-7b.yaml", 8), ("examples/qwen3-30b-a3b.yaml", 64),
+            ("examples/deepseek-v3.yaml", 256), ("examples/gpt-oss-20b.yaml", 16)]
 
 needs_program = pytest.mark.skipif(not PROGRAM.exists(), reason="build/conclave is not built")
 
@@ -119,7 +120,7 @@ def test_job_page_has_exactly_the_keys_there_are():
     assert keys_of(yaml.safe_load(block)) == described_keys()
 
 
-@pytest.mark.parametrize("job", [job for job, _ in EXAMPLES])
+@pytest.mark.parametrize("job", [*(job for job, _ in EXAMPLES), "examples/finetune/job.yaml"])
 def test_example_job_has_known_keys(job):
     assert keys_of(yaml.safe_load((ROOT / job).read_text())) <= described_keys()
 

@@ -44,7 +44,7 @@ def _tiles(run: Run) -> list[Tile]:
         tiles.append(Tile("Expert imbalance", _fixed(run.last("expert_imbalance"), 2), "max / mean; 1 is even"))
     if "dead_experts" in run:
         layers = run.tables.get("expert_share_by_layer")
-        tiles.append(Tile("Dead experts", f"{run.last('dead_experts'):.0f}", f"of {layers.values[0].size:,}" if layers else ""))
+        tiles.append(Tile("Dead experts", f"{run.last('dead_experts'):.0f}", f"of {int(np.isfinite(layers.values).any(0).sum()):,}" if layers else ""))
     if run.most("drop_rate") > 0:
         tiles.append(Tile("Dropped choices", f"{100 * run.last('drop_rate'):.2f} %"))
     if skipped := int((run.finite("skipped") > 0).sum()):
@@ -106,6 +106,13 @@ def _job(run: Run) -> str:
     return f'<h2>Job</h2><div class="job">{"".join(sections)}</div>' if sections else ""
 
 
+def _samples(run: Run) -> str:
+    """What the model wrote, the newest first."""
+    shown = "".join(f'<figure><h3>Step {step:,}</h3>{"".join(f"<pre>{html.escape(text)}</pre>" for text in texts)}</figure>'
+                    for step, texts in reversed(run.samples))
+    return f"<h2>Texts</h2>{shown}" if shown else ""
+
+
 def _state(run: Run) -> str:
     steps, last = run.key("run", "steps"), int(run.steps[-1])
     if type(steps) is not int:
@@ -123,6 +130,7 @@ def page_of(run: Run) -> str:
     return whole_page(name, f"{html.escape(printable(run.folder))} &middot; {_state(run)}{resumes}", f"""
 {flaws_of(run.flaws)}<div class="tiles">{tiles}</div>
 {section_of("Training", _training(run))}
+{_samples(run)}
 {section_of("Experts", _experts(run))}
 {section_of("Machine", _machine(run))}
 <h2>Starts and versions</h2>{_starts(run)}

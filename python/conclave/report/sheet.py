@@ -24,6 +24,7 @@ figure { margin: 0 0 16px; break-inside: avoid; background: #fff; border: 1px so
 figure h3 { margin: 0 0 2px; font-size: 15px; }
 figcaption { margin: 0 0 8px; color: #5f6b78; font-size: 13px; }
 figure svg { display: block; width: 100%; height: auto; }
+pre { margin: 6px 0; padding: 8px 12px; background: #f4f6f8; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }
 table { border-collapse: collapse; background: #fff; border: 1px solid #e1e5ea; border-radius: 8px; font-variant-numeric: tabular-nums; }
 th, td { padding: 7px 16px; text-align: left; border-bottom: 1px solid #eef1f4; }
 th { color: #5f6b78; font-weight: 500; font-size: 13px; }

@@ -168,7 +168,8 @@ TEST(TensorBoardLog, holds_the_records_scalars_in_order) {
                 {"mfu", std::monostate{}},
                 {"device", "cpu"},
                 {"expert_load", std::vector<double>{1.0, 0.5}},
-                {"expert_share_by_layer", std::vector<std::vector<double>>{{0.25, 0.75}, {0.5, 0.5}}}});
+                {"expert_share_by_layer",
+                 LayerRows{std::vector<double>{0.25, 0.75}, std::nullopt, std::vector<double>{0.5, 0.5}}}});
   log.write(300, {{"loss", 0.0}});
   log.write(301, {{"device", "cpu"}});  // nothing to draw
   const double end = now();
@@ -184,8 +185,8 @@ TEST(TensorBoardLog, holds_the_records_scalars_in_order) {
                                                                {"experts/expert_load/1", 0.5f},
                                                                {"experts/expert_share_by_layer/0/0", 0.25f},
                                                                {"experts/expert_share_by_layer/0/1", 0.75f},
-                                                               {"experts/expert_share_by_layer/1/0", 0.5f},
-                                                               {"experts/expert_share_by_layer/1/1", 0.5f}};
+                                                               {"experts/expert_share_by_layer/2/0", 0.5f},
+                                                               {"experts/expert_share_by_layer/2/1", 0.5f}};
   EXPECT_EQ(events[2].scalars, expected);
   EXPECT_EQ(events[3].step, 300);
   for (const ReadEvent& event : events) {
