@@ -27,8 +27,8 @@ LEAST_SCALE = 1e-2
 SEED = 5
 
 
-def optimizer_of(groups) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
+def optimizer_of(groups, kind: type[torch.optim.AdamW] = torch.optim.AdamW) -> torch.optim.AdamW:
+    return kind(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
 
 
 def error_of(value: torch.Tensor, expected: torch.Tensor) -> float:
@@ -66,19 +66,23 @@ def shard_by_hand(model, mesh) -> None:
     torch_fully_shard(model, mesh=mesh.dense_data)
 
 
-def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False) -> None:
+def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False,
+                     accelerated: bool = False) -> None:
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    what = f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, seed {SEED}"
+    what = (f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, "
+            f"accelerated {accelerated}, seed {SEED}")
     losses, gradients, norms, trained = plain_training(family, ranks, steps, aux_loss)
     mesh = conclave.init({"expert_parallel_degree": degree, "hybrid_shard_degree": shard_degree})
     model = conclave.transform(tiny_model(family, output_router_logits=aux_loss))
     if checkpointing:
         model.gradient_checkpointing_enable()
+    if accelerated:
+        conclave.accelerate(model, attention=True, rotary=True, norms=True, loss=True)
     if sharded == "by hand":
         shard_by_hand(model, mesh)
     elif sharded:
         conclave.fully_shard(model)
-    optimizer = optimizer_of(conclave.parameter_groups(model, weight_decay=0.1))
+    optimizer = optimizer_of(conclave.parameter_groups(model, weight_decay=0.1), conclave.AdamW if accelerated else torch.optim.AdamW)
     optimizer.param_groups[0]["weight_decay"] = 0.1
     for group in optimizer.param_groups:  # the oracle decays all
         group["weight_decay"] = 0.1
@@ -91,7 +95,7 @@ def compare_training(family: str, degree: int, sharded: bool | str, steps: int, 
             for name, parameter in model.named_parameters():
                 error = error_of(whole(parameter.grad), gradients[name])
                 assert error < TOLERANCE, f"{what}: gradient of {name} differs by {error:.1e}"
-        norm = conclave.clip_grad_norm_(model, 1.0).item()
+        norm = conclave.clip_grad_norm_(model, 1.0, optimizer=optimizer if accelerated else None).item()
         assert norm == pytest.approx(norms[step], rel=TOLERANCE), f"{what}: norm of the gradient in step {step}"
         optimizer.step()
         optimizer.zero_grad()
