@@ -10,7 +10,8 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
-from test_transform import compare_training, error_of
+from compared_steps import error_of
+from test_transform import compare_training
 from tiny_models import FURTHER_SHAPES, SHAPES, batches, tiny_model
 from torch import nn
 from torch_ranks import run_torch_ranks
