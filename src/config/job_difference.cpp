@@ -92,6 +92,10 @@ KeyValues values_but_places_of(Job job) {
   const Fields fields = fields_of(job);
   for (const Field* field : fields.all())
     if (!field->is_path()) values.emplace(field->key(), field->printed());
+  const std::vector<DataSet> held_back = job.data.validation ? job.data.validation->sets : std::vector<DataSet>();
+  for (const auto& [key, sets] :
+       {std::pair("data.train", job.data.train.sets), std::pair("data.validation", held_back)})
+    values.emplace(key, names_and_weights_of(sets));
   return values;
 }
 

@@ -49,6 +49,16 @@ at::Tensor Attention::forward(const UnitWeights& weights, const at::Tensor& norm
   return packed_.forward(weights, residual_TH, batch, state);
 }
 
+at::Tensor Attention::extend(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
+                             const MicroBatch& rows, const NewestTokens& newest, const RotaryTable& rotary) const {
+  AttentionState state;
+  project(weights, normed_TH, rows, state);
+  rotary_forward_(state.qkv_TM, turned_heads(), config().head_dim, rotary);
+  const int64_t queries = config().query_width();
+  newest.append(state.qkv_TM.narrow(1, queries, state.qkv_TM.size(1) - queries));
+  return packed_.extend(weights, residual_TH, state.qkv_TM.narrow(1, 0, queries), rows, newest);
+}
+
 void Attention::backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                          const at::Tensor& normed_TH, const MicroBatch& batch, const RotaryTable& rotary,
                          AttentionState state) const {

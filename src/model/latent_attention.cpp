@@ -2,6 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
+
+#include "kernels/linear.h"
+#include "kernels/values.h"
 #include "memory/memory_category.h"
 
 namespace conclave {
@@ -75,16 +79,23 @@ void LatentAttention::project_queries(const UnitWeights& weights, const at::Tens
 void LatentAttention::project_keys_and_values(const UnitWeights& weights, const at::Tensor& normed_TH,
                                               const MicroBatch& batch, const RotaryTable& rotary,
                                               AttentionState& state) const {
+  const Latent latent = project_latent(weights, normed_TH, batch, rotary, state.key_value);
+  const at::Tensor kv_TX = at::empty({normed_TH.size(0), heads_.latent_columns()}, normed_TH.options());
+  kv_b_.forward(weights, kv_TX, latent.normed_TN, batch);
+  expand_latent(state.qkv_TM, kv_TX, turned_of(latent.kv_a_TX), heads_);
+}
+
+LatentAttention::Latent LatentAttention::project_latent(const UnitWeights& weights, const at::Tensor& normed_TH,
+                                                        const MicroBatch& batch, const RotaryTable& rotary,
+                                                        NormedLatent& state) const {
   const int64_t tokens = normed_TH.size(0);
   const at::Tensor kv_a_TX = at::empty({tokens, kv_a_.outputs(weights)}, normed_TH.options());
   kv_a_.forward(weights, kv_a_TX, normed_TH, batch);
   rotary_forward_(turned_of(kv_a_TX), 1, heads_.rotary_dim, rotary);
-  state.key_value.x_TN = latent_of(kv_a_TX);
+  state.x_TN = latent_of(kv_a_TX);
   const at::Tensor latent_TN = at::empty({tokens, rank_}, normed_TH.options());
-  kv_norm_.forward(weights, latent_TN, state.key_value);
-  const at::Tensor kv_TX = at::empty({tokens, heads_.latent_columns()}, normed_TH.options());
-  kv_b_.forward(weights, kv_TX, latent_TN, batch);
-  expand_latent(state.qkv_TM, kv_TX, turned_of(kv_a_TX), heads_);
+  kv_norm_.forward(weights, latent_TN, state);
+  return {latent_TN, kv_a_TX};
 }
 
 at::Tensor LatentAttention::forward(const UnitWeights& weights, const at::Tensor& normed_TH,
@@ -96,6 +107,55 @@ at::Tensor LatentAttention::forward(const UnitWeights& weights, const at::Tensor
   turn_queries_(state.qkv_TM, rotary, /*back=*/false);
   project_keys_and_values(weights, normed_TH, batch, rotary, state);
   return packed_.forward(weights, residual_TH, batch, state);
+}
+
+at::Tensor LatentAttention::extend(const UnitWeights& weights, const at::Tensor& normed_TH,
+                                   const at::Tensor& residual_TH, const MicroBatch& rows, const NewestTokens& newest,
+                                   const RotaryTable& rotary) const {
+  const int64_t tokens = normed_TH.size(0), key_dim = rank_ + heads_.rotary_dim, count = heads_.count;
+  AttentionState state;
+  state.qkv_TM = at::empty({tokens, count * heads_.key_dim()}, normed_TH.options());  // queries alone
+  project_queries(weights, normed_TH, rows, state);
+  turn_queries_(state.qkv_TM, rotary, /*back=*/false);
+  const Latent latent = project_latent(weights, normed_TH, rows, rotary, state.key_value);
+  newest.append(at::cat({latent.normed_TN, turned_of(latent.kv_a_TX)}, 1));
+  const AttentionShape shape{
+      .batch = 1,
+      .sequence = tokens,
+      .heads = count,
+      .kv_heads = 1,
+      .head_dim = key_dim,
+      .window = packed_.config().sliding_window,
+      .scale = packed_.config().score_scale.value_or(1 / std::sqrt(static_cast<double>(heads_.key_dim()))),
+      .value_head_dim = rank_};
+  const at::Tensor latent_TN = at::empty({tokens, count * rank_}, normed_TH.options());
+  const at::Tensor logsumexp_BNS = at::empty({1, count, tokens}, normed_TH.options().dtype(at::kFloat));
+  cached_attention(latent_TN, logsumexp_BNS, absorbed_queries(weights, state.qkv_TM),
+                   newest.keys_and_values(key_dim, 0, rank_), shape);
+  return packed_.project(weights, residual_TH, expanded_values(weights, latent_TN), rows);
+}
+
+// kv_b has of each head the rows that make its key, then those that make its value.
+at::Tensor LatentAttention::absorbed_queries(const UnitWeights& weights, const at::Tensor& query_TN) const {
+  const int64_t key_dim = rank_ + heads_.rotary_dim, of_head = heads_.plain_dim + heads_.value_dim;
+  const at::Tensor absorbed_TN = at::empty({query_TN.size(0), heads_.count * key_dim}, query_TN.options());
+  for (int64_t head = 0; head < heads_.count; ++head) {
+    const at::Tensor from = query_TN.narrow(1, head * heads_.key_dim(), heads_.key_dim());
+    const at::Tensor to = absorbed_TN.narrow(1, head * key_dim, key_dim);
+    linear_backward_input(to.narrow(1, 0, rank_), from.narrow(1, 0, heads_.plain_dim),
+                          kv_b_.matrix(weights).narrow(0, head * of_head, heads_.plain_dim));
+    copy_values(to.narrow(1, rank_, heads_.rotary_dim), from.narrow(1, heads_.plain_dim, heads_.rotary_dim));
+  }
+  return absorbed_TN;
+}
+
+at::Tensor LatentAttention::expanded_values(const UnitWeights& weights, const at::Tensor& latent_TN) const {
+  const int64_t value_dim = heads_.value_dim, of_head = heads_.plain_dim + value_dim;
+  const at::Tensor value_TN = at::empty({latent_TN.size(0), heads_.count * value_dim}, latent_TN.options());
+  for (int64_t head = 0; head < heads_.count; ++head)
+    linear_forward(value_TN.narrow(1, head * value_dim, value_dim), latent_TN.narrow(1, head * rank_, rank_),
+                   kv_b_.matrix(weights).narrow(0, head * of_head + heads_.plain_dim, value_dim));
+  return value_TN;
 }
 
 at::Tensor LatentAttention::backward_queries(const UnitWeights& weights, UnitGradients& gradients,

@@ -21,6 +21,8 @@ class Projection {
 
   int64_t outputs(const UnitWeights& weights) const { return weight_NM_(weights).size(0); }
 
+  const at::Tensor& matrix(const UnitWeights& weights) const { return weight_NM_(weights); }
+
   // y [R,N] = x [R,M] w^T + b.
   void forward(const UnitWeights& weights, const at::Tensor& y_RN, const at::Tensor& x_RM,
                const MicroBatch& batch) const;

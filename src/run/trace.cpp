@@ -1,5 +1,7 @@
 #include "run/trace.h"
 
+#include <set>
+
 #include "base/error.h"
 #include "checkpoint/disk_parts.h"
 #include "checkpoint/safetensors_reader.h"
@@ -28,6 +30,33 @@ at::Tensor read_tokens(const SafetensorsReader& file, const char* name) {
   return tensor;
 }
 
+// Of sequences [begin, end); null: the file says of no token which document it is of.
+std::shared_ptr<const Documents> read_documents(const SafetensorsReader& file, at::IntArrayRef shape, int64_t begin,
+                                                int64_t end, at::Device device) {
+  constexpr auto name = "segment_ids";
+  const auto path = file.file().path().string();
+  if (!file.find(name)) return nullptr;
+  const at::Tensor segment_BS = read_tokens(file, name).contiguous();
+  if (segment_BS.sizes() != shape) user_error("{}: input_ids and segment_ids must have one shape", path);
+  const int64_t sequence = shape[1];
+  std::vector<int64_t> ends;
+  for (int64_t b = 0; b < shape[0]; ++b) {
+    const int64_t* segment = segment_BS.const_data_ptr<int64_t>() + b * sequence;
+    std::set<int64_t> before;
+    for (int64_t s = 0; s < sequence; ++s) {
+      if (s + 1 < sequence && segment[s + 1] == segment[s]) continue;
+      if (!before.insert(segment[s]).second)
+        user_error(
+            "{}: segment_ids has the number {} in two places of sequence {}; a document's tokens lie side by side.\n   "
+            " "
+            "   Give each document of a sequence a number of its own.",
+            path, segment[s], b);
+      if (b >= begin && b < end) ends.push_back((b - begin) * sequence + s + 1);
+    }
+  }
+  return std::make_shared<const Documents>(documents_of(std::move(ends), sequence, device));
+}
+
 TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path, int world) {
   const SafetensorsReader file(path);
   const at::Tensor input_BS = read_tokens(file, "input_ids");
@@ -52,6 +81,7 @@ TracedBatch read_batch(const ParallelJob& job, const std::filesystem::path& path
     return tensor.narrow(0, begin, end - begin).flatten().to(job.device());
   };
   traced.of_rank = {part(input_BS), part(label_BS), end - begin, traced.sequence, {}, {}};
+  traced.of_rank.documents = read_documents(file, input_BS.sizes(), begin, end, job.device());
   for (int64_t sample = begin; sample < end; ++sample) traced.of_rank.sample_of_B.push_back(sample);
   return traced;
 }
@@ -104,23 +134,19 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   ForwardBackward forward_backward(model, job.settings());
 
   forward_backward.take_parameters();
-  NamedTensors tensors;
-  const auto add = [&](std::string name, at::Tensor tensor) {
-    tensors.push_back({std::move(name), std::move(tensor)});
-  };
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
   const int64_t vocabulary = job.model_config().vocab_size;
   at::Tensor logits = whole_of_parts(job, batch.batch * batch.sequence * vocabulary, [&](at::Tensor& whole) {
     const int64_t begin = batch.batch * job.rank() / world.size() * batch.sequence * vocabulary;
     whole.narrow(0, begin, traced.logits_TV.numel()).copy_(traced.logits_TV.flatten());
   });
-  add("logits", logits.view({batch.batch, batch.sequence, vocabulary}));
   const double lm_loss = job.sum_over_world({traced.result.loss_sum})[0] / static_cast<double>(batch.targets);
-  add("lm_loss", at::scalar_tensor(lm_loss, at::kFloat));
-  add("rotary_cos", traced.rotary.cos_SD.to(at::kCPU));
-  add("rotary_sin", traced.rotary.sin_SD.to(at::kCPU));
-  add("aux_loss", at::scalar_tensor(traced.result.balance.aux_loss, at::kFloat));
-  add("z_loss", at::scalar_tensor(traced.result.balance.z_loss, at::kFloat));
+  NamedTensors tensors = {{"logits", logits.view({batch.batch, batch.sequence, vocabulary})},
+                          {"lm_loss", at::scalar_tensor(lm_loss, at::kFloat)},
+                          {"rotary_cos", traced.rotary.cos_SD.to(at::kCPU)},
+                          {"rotary_sin", traced.rotary.sin_SD.to(at::kCPU)},
+                          {"aux_loss", at::scalar_tensor(traced.result.balance.aux_loss, at::kFloat)},
+                          {"z_loss", at::scalar_tensor(traced.result.balance.z_loss, at::kFloat)}};
 
   if (request.gradients) {
     model.allocate_training_state();

@@ -106,8 +106,9 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
 }
 
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
-  if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
-  rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
+  if (!rotary_.cos_SD.defined() || rotary_.cos_SD.size(0) != batch.sequence)
+    rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
+  rotary_.position_T = batch.documents ? batch.documents->position_T : at::Tensor();
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
+from compared_steps import error_of, whole
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from test_trainer import SAMPLES, Tokens, arguments_for, logs_of
-from test_transform import error_of, whole
 from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 

@@ -9,16 +9,14 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-from test_transform import error_of, optimizer_of, whole
+from compared_steps import SEED, TOLERANCE, Steps, compare_steps, optimizer_of
 from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 
 import conclave
 from conclave.selection_bias import SELECTION_BIAS
 
-TOLERANCE = 1e-5
 STEPS = 3
-SEED = 5
 EXPERTS, TOP_K = 8, 2
 
 
@@ -96,7 +94,7 @@ def plain_training(family: str, ranks: int, rule: tuple):
 
 
 def compare(rule: dict, family: str = "mixtral", degree: int = 2, sharded: bool = True, checkpointing: bool = True) -> dict:
-    ranks, rank = dist.get_world_size(), dist.get_rank()
+    ranks = dist.get_world_size()
     what = f"{rule}, {family}, {ranks} ranks, degree {degree}, sharded {sharded}, checkpointing {checkpointing}, seed {SEED}"
     losses, gradients, norms, biases = plain_training(family, ranks, tuple(sorted(rule.items())))
     conclave.init({"expert_parallel_degree": degree})
@@ -105,24 +103,7 @@ def compare(rule: dict, family: str = "mixtral", degree: int = 2, sharded: bool 
         model.gradient_checkpointing_enable()
     if sharded:
         conclave.fully_shard(model)
-    optimizer = optimizer_of(conclave.parameter_groups(model))
-    for group in optimizer.param_groups:  # the oracle decays all
-        group["weight_decay"] = 0.1
-    for step, step_tokens in enumerate(batches(STEPS, ranks, seed=SEED)):
-        loss = model(input_ids=step_tokens[rank], labels=step_tokens[rank]).loss
-        loss.backward()
-        if not sharded:
-            conclave.synchronize_gradients(model)
-        if step == 0:
-            for name, parameter in model.named_parameters():
-                error = error_of(whole(parameter.grad), gradients[name])
-                assert error < TOLERANCE, f"{what}: gradient of {name} differs by {error:.1e}"
-        assert conclave.clip_grad_norm_(model, 1.0).item() == pytest.approx(norms[step], rel=TOLERANCE), f"{what}: norm of step {step}"
-        optimizer.step()
-        optimizer.zero_grad()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        assert mean.item() / ranks == pytest.approx(losses[step], rel=TOLERANCE), f"{what}: loss of step {step}"
+    compare_steps(model, Steps(losses, gradients, norms), averages_by_itself=sharded, what=what)
     if rule.get("moe_load_balancing") == "bias":
         found = [buffer for name, buffer in model.named_buffers() if name.endswith(SELECTION_BIAS)]
         assert all(torch.equal(left, right) for left, right in zip(found, biases, strict=True)), f"{what}: {found} is not {biases}"
@@ -144,6 +125,7 @@ def on_ranks() -> None:
     compare({"moe_load_balancing": "aux_loss", "moe_aux_loss_coeff": 0.5, "aux_loss_scope": "all_ranks", "moe_z_loss_coeff": 0.1}, "olmoe", degree=1,
             sharded=False, checkpointing=False)
     compare({"moe_load_balancing": "bias", "bias_update_rate": 0.01}, "qwen3_moe", sharded=False, degree=degree)
+    compare({"moe_load_balancing": "bias", "bias_update_rate": 0.01, "capacity_factor": 1.0}, "qwen2_moe", degree=degree)
     check_padding()
     check_load_metrics()
     check_evaluation()
@@ -183,6 +165,11 @@ def check_load_metrics() -> None:
         assert torch.tensor(load[name]).numpy() == pytest.approx(value.detach().numpy(), rel=TOLERANCE), name
     assert load["load_entropy"] == pytest.approx(right["load_entropy_by_layer"].mean().item(), rel=TOLERANCE)
     assert load["dead_experts"] == int((counts == 0).sum())
+    model = conclave.transform(tiny_model("qwen3_moe"), conclave.MoEConfig())  # of three layers the first is dense
+    model(input_ids=tokens[rank])
+    load = conclave.load_metrics(model)
+    for name in ("expert_imbalance_by_layer", "expert_share_by_layer", "aux_loss_by_layer", "dead_experts_by_layer"):
+        assert [value is None for value in load[name]] == [True, False, False], name
 
 
 def check_evaluation() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
-from test_transform import whole
+from compared_steps import whole
 from tiny_models import batches, tiny_config, tiny_model
 from torch_ranks import run_torch_ranks
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification

@@ -9,7 +9,7 @@ import gc
 import pytest
 import torch
 import torch.distributed as dist
-from test_transform import whole
+from compared_steps import whole
 from tiny_models import batches, tiny_model
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, apply_activation_checkpointing, checkpoint_wrapper

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from compared_steps import error_of, whole
 from safetensors.torch import load_file
-from test_transform import error_of, whole
 from tiny_models import batches, tiny_config, tiny_model
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from compared_steps import error_of
 from ranks import free_port
 from test_balancing import aux_loss_of
 from test_moe_operators import even_choice
-from test_transform import error_of
 from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM

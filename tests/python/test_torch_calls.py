@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 import transformers
 from accelerate import init_empty_weights
-from test_transform import error_of, plain_training, whole
+from compared_steps import error_of, whole
+from test_transform import plain_training
 from tiny_models import batches, tiny_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, apply_activation_checkpointing, checkpoint_wrapper
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard

@@ -9,8 +9,8 @@ import tempfile
 import pytest
 import torch
 import torch.distributed as dist
+from compared_steps import error_of, whole
 from test_trainer import Tokens, arguments_for
-from test_transform import error_of, whole
 from tiny_models import tiny_model
 from torch_ranks import run_torch_ranks
 

@@ -1,8 +1,7 @@
 """A transformed model trains as plain Transformers does in one process.
 
 Oracle: Transformers' own model, its own losses and experts, in one process: each step it sees every rank's batch and takes the mean of their losses, as
-data-parallel trainers do. Tolerance: fp32 sums of a few hundred terms in another order are equal within about 1e-6 of their scale; 20 steps of
-AdamW keep 1e-5. AdamW's eps is 1e-5, so that elements whose gradient is only rounding do not step by the learning rate in a random direction.
+data-parallel trainers do. Tolerance: compared_steps.py.
 """
 
 import functools
@@ -12,28 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from compared_steps import SEED, TOLERANCE, Steps, compare_steps, error_of, optimizer_of, whole
 from tiny_models import FURTHER_SHAPES, SHAPES, batches, tiny_config, tiny_model
 from torch.distributed.fsdp import fully_shard as torch_fully_shard
-from torch.distributed.tensor import DTensor
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM
 
 import conclave
 from conclave.transformation import SUPPORTED_MODEL_TYPES
-
-TOLERANCE = 1e-5
-# What the values of tensors are held against that are next to nothing.
-LEAST_SCALE = 1e-2
-SEED = 5
-
-
-def optimizer_of(groups) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
-
-
-def error_of(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    return ((value - expected).abs().max() / expected.abs().max().clamp_min(LEAST_SCALE)).item()
 
 
 @functools.cache
@@ -54,10 +39,6 @@ def plain_training(family: str, ranks: int, steps: int, aux_loss: bool):
     return losses, first, norms, model
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def shard_by_hand(model, mesh) -> None:
     """As docs/python.md has it."""
     for layer in model.model.layers:
@@ -66,38 +47,23 @@ def shard_by_hand(model, mesh) -> None:
     torch_fully_shard(model, mesh=mesh.dense_data)
 
 
-def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False) -> None:
-    ranks, rank = dist.get_world_size(), dist.get_rank()
-    what = f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, seed {SEED}"
+def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False,
+                     accelerated: bool = False) -> None:
+    ranks = dist.get_world_size()
+    what = (f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, "
+            f"accelerated {accelerated}, seed {SEED}")
     losses, gradients, norms, trained = plain_training(family, ranks, steps, aux_loss)
     mesh = conclave.init({"expert_parallel_degree": degree, "hybrid_shard_degree": shard_degree})
     model = conclave.transform(tiny_model(family, output_router_logits=aux_loss))
     if checkpointing:
         model.gradient_checkpointing_enable()
+    if accelerated:
+        conclave.accelerate(model, attention=True, rotary=True, norms=True, loss=True)
     if sharded == "by hand":
         shard_by_hand(model, mesh)
     elif sharded:
         conclave.fully_shard(model)
-    optimizer = optimizer_of(conclave.parameter_groups(model, weight_decay=0.1))
-    optimizer.param_groups[0]["weight_decay"] = 0.1
-    for group in optimizer.param_groups:  # the oracle decays all
-        group["weight_decay"] = 0.1
-    for step, step_tokens in enumerate(batches(steps, ranks, seed=SEED)):
-        loss = model(input_ids=step_tokens[rank], labels=step_tokens[rank]).loss
-        loss.backward()
-        if not sharded:
-            conclave.synchronize_gradients(model)
-        if step == 0:
-            for name, parameter in model.named_parameters():
-                error = error_of(whole(parameter.grad), gradients[name])
-                assert error < TOLERANCE, f"{what}: gradient of {name} differs by {error:.1e}"
-        norm = conclave.clip_grad_norm_(model, 1.0).item()
-        assert norm == pytest.approx(norms[step], rel=TOLERANCE), f"{what}: norm of the gradient in step {step}"
-        optimizer.step()
-        optimizer.zero_grad()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        assert mean.item() / ranks == pytest.approx(losses[step], rel=TOLERANCE), f"{what}: loss of step {step}"
+    compare_steps(model, Steps(losses, gradients, norms), averages_by_itself=bool(sharded), what=what, accelerated=accelerated)
     for name, parameter in model.named_parameters():
         error = error_of(whole(parameter.detach()), trained.get_parameter(name).detach())
         assert error < TOLERANCE, f"{what}: {name} differs by {error:.1e} after {steps} steps"
@@ -143,6 +109,7 @@ def on_two_ranks() -> None:
             compare_training("mixtral", degree, sharded, steps=20, aux_loss=True)
     compare_training("qwen3_moe", 2, True, steps=3, aux_loss=True)
     compare_training("olmoe", 2, False, steps=3, aux_loss=False)
+    compare_training("qwen2_moe", 2, True, steps=3, aux_loss=True)
     compare_training("mixtral", 2, "by hand", steps=3, aux_loss=True)
     compare_training("mixtral", 2, True, steps=20, aux_loss=True, checkpointing=True)
 

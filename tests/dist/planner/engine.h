@@ -217,7 +217,7 @@ inline std::shared_ptr<const AssumedChoices> routing_of_fake_rank(const Case& c,
 }
 
 // `kind` of device; `by_gloo`: other ranks are really there.
-inline PlannedRank plan_of(const Case& c, const CheckedJob& job, DeviceKind kind, bool by_gloo,
+inline PlannedRank plan_of(const Case& c, const CheckedJob& job, at::DeviceType kind, bool by_gloo,
                            std::shared_ptr<const AssumedChoices> routing) {
   DeviceDescription device = read_device("cpu");
   device.device.kind = kind;
