@@ -11,6 +11,7 @@
 #include "config/job_file.h"
 #include "families/adapter_folder.h"
 #include "families/family.h"
+#include "run/adapter_shape.h"
 #include "run/checkpoint_values.h"
 #include "run/job_and_model.h"
 #include "run/model_source.h"
@@ -143,7 +144,13 @@ CheckedJob SpeakingSource::job_for(int world) const {
     most.expert_parallel_degree = world;
     job.parallel.expert_parallel_degree = fitting_degrees(most, world, model.experts()).expert_parallel_degree;
   }
-  return base_ ? check_job_and_model(std::move(job), world) : check_job(std::move(job), model, world);
+  CheckedJob checked = base_ ? check_job_and_model(std::move(job), world) : check_job(std::move(job), model, world);
+  if (checked.model.adapter)
+    if (const std::string because = kept_from_generating(*checked.model.adapter); !because.empty())
+      user_error(
+          "no text can be generated with {}: {}.\n       Fold the adapter into its model with conclave ckpt merge.",
+          shown_path(options_.source), because);
+  return checked;
 }
 
 GenerationOptions SpeakingSource::generation(const ModelConfig& model) const {

@@ -76,9 +76,9 @@ Job with_plain_adapter(Job job, const ModelConfig& model) {
   return job;
 }
 
-void check_adapter_source(const CheckedJob& job) {
+// Each rank asks, too: ranks that another launcher starts have nobody who asked before.
+void check_adapter_folder(const CheckedJob& job) {
   const std::optional<std::filesystem::path>& folder = job.job.adapter.init_from;
-  if (!folder || goes_on_from_a_checkpoint(job.job)) return;
   AdapterConfig stored = read_adapter_config(*folder, job.model);
   stored.dropout = job.job.adapter.dropout;  // training goes on with another as well
   check_same(with_plain_adapter(job.job, job.model), stored);
@@ -90,7 +90,7 @@ void check_adapter_source(const CheckedJob& job) {
 void check_model_source(const CheckedJob& job) {
   const ModelSource& source = job.job.model;
   const std::filesystem::path* folder = folder_of(source);
-  check_adapter_source(job);
+  if (job.job.adapter.init_from && !goes_on_from_a_checkpoint(job.job)) check_adapter_folder(job);
   // The checkpoints of an adapter do not hold the model that it lies beside.
   if (folder == nullptr || (goes_on_from_a_checkpoint(job.job) && !job.job.adapter.exists())) return;
   const ModelConfig stored = with_vocabulary(job.model, check_source_config(source, job.model));
@@ -116,6 +116,7 @@ void start_adapter(ParallelJob& job) {
   if (!adapter.exists()) return;
   job.model().initialize_adapters(static_cast<uint64_t>(job.job().run.seed));
   if (!adapter.init_from) return;
+  check_adapter_folder(job.checked());
   const AdapterReader reader(*adapter.init_from, job.model_config());
   const std::vector<TensorSlice> slices =
       job.model().slices(kind_parameter, ParallelModel::Replicas::all, ParallelModel::Which::kept);

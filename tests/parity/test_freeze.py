@@ -10,10 +10,11 @@ import fnmatch
 
 import pytest
 import torch
+from family_training import DECAY, RATE, ROWS, SEED, SEQUENCE, STEP_TOLERANCE, STEPS, tokens_of, train_with_transformers
 from ranks import run_ranks, succeed
 from safetensors.torch import load_file, save_file
 from small_job import SmallJob, write_tokens
-from test_families import DECAY, RATE, ROWS, SEED, SEQUENCE, STEP_TOLERANCE, STEPS, TOLERANCE, numbers, tokens_of, train_with_transformers
+from test_families import TOLERANCE, numbers
 from tiny_families import Case, compute_reference, make_batch, make_model, on_disk
 
 # Patterns over names on disk, and over Transformers' names in memory.
