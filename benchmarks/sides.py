@@ -172,7 +172,7 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
 
 
 def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int,
-              recompute: bool = False, expert_degree: int = 0, seconds: float | None = None, more: dict | None = None) -> list[dict]:
+              recompute: bool = False, expert_degree: int = 0, accelerate: bool = False, seconds: float | None = None, more: dict | None = None) -> list[dict]:
     """`expert_degree`: the same script with conclave.transform; 0: plain Transformers. It is ended after `seconds`. `more`: of its options."""
     output = setting.folder / "rival.jsonl"
     output.unlink(missing_ok=True)
@@ -187,8 +187,7 @@ def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespa
     if setting.checkpoint:
         arguments["checkpoint"] = setting.checkpoint
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
-    if recompute:
-        words.append("--recompute")
+    words += ["--recompute"] * recompute + ["--accelerate"] * accelerate
     log = setting.folder / "rival.log"
     if options.rate:
         run_on_two_hosts([sys.executable, RIVAL, *words], options.rate, log, environment)
