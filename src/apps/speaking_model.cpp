@@ -9,11 +9,13 @@
 #include "checkpoint/tokenizer_files.h"
 #include "config/field_values.h"
 #include "config/job_file.h"
+#include "families/adapter_folder.h"
 #include "families/family.h"
 #include "run/checkpoint_values.h"
 #include "run/job_and_model.h"
 #include "run/model_source.h"
 #include "run/run_folder.h"
+#include "run/stored_adapter.h"
 
 namespace conclave {
 namespace {
@@ -30,12 +32,13 @@ bool has_tokenizer(const std::filesystem::path& folder) {
 std::optional<std::filesystem::path> checkpoint_in(const std::filesystem::path& source) {
   if (!is_folder(source)) user_error("there is no folder {}.", shown_path(source));
   const bool is_checkpoint = has_name(source / manifest_file_name);
-  if (!is_checkpoint && has_name(source / "config.json")) return std::nullopt;
+  if (!is_checkpoint && (has_name(source / "config.json") || has_name(source / adapter_config_file_name)))
+    return std::nullopt;
   if (!is_checkpoint && !has_name(source / "job.yaml") && !has_name(source / "checkpoints"))
     user_error(
-        "{} is no model: it has neither a config.json (a Hugging Face folder), nor a {} (a checkpoint), nor "
-        "checkpoints (a run's folder).",
-        shown_path(source), manifest_file_name);
+        "{} is no model: it has neither a config.json (a Hugging Face folder), nor an {} (an adapter), nor a {} (a "
+        "checkpoint), nor checkpoints (a run's folder).",
+        shown_path(source), adapter_config_file_name, manifest_file_name);
   return checkpoint_of(source);
 }
 
@@ -49,7 +52,9 @@ std::optional<std::filesystem::path> first_with_tokenizer(const std::vector<std:
 }  // namespace
 
 void SpeakingOptions::add_to(CLI::App& command) {
-  command.add_option("source", source, "the model: a Hugging Face folder, a checkpoint's, or a run's (its newest one)")
+  command
+      .add_option("source", source,
+                  "the model: a Hugging Face folder, an adapter's of PEFT, a checkpoint's, or a run's (its newest one)")
       ->required();
   command.add_option(
       "--tokenizer", tokenizer,
@@ -92,7 +97,16 @@ SpeakingSource::SpeakingSource(const SpeakingOptions& options)
     const ModelSource began = source_of_run(reader.state());
     for (const auto& folder : {began.init_from, began.upcycle_from})
       if (folder) folders.push_back(*folder);
+    is_adapter_ = adapter_of_run(reader.state()).exists();
+    if (is_adapter_) base_ = began.init_from.value_or("");
+  } else {
+    is_adapter_ = !has_name(options.source / "config.json");
+    base_ = is_adapter_ ? std::filesystem::path(base_of_adapter(options.source)) : options.source;
+    if (is_adapter_) folders.push_back(*base_);
   }
+  if (is_adapter_ && !has_name(*base_ / "config.json"))
+    user_error("{} is an adapter, and the model that it lies beside is no Hugging Face folder here: {}.",
+               shown_path(options.source), base_->empty() ? "it names none" : shown_path(*base_));
   for (const std::filesystem::path& folder : folders)
     if (!generation_config_) generation_config_ = read_generation_config(folder);
   if (options.tokenizer.empty())
@@ -110,18 +124,26 @@ const std::filesystem::path& SpeakingSource::tokenizer() const {
 }
 
 CheckedJob SpeakingSource::job_for(int world) const {
-  std::vector<std::string> overrides = {"data.sequence_length=1", "moe.overload=none", "moe.dispatch_chunks=1",
-                                        "model.config=" + print_value(checkpoint_.value_or(options_.source))};
+  std::vector<std::string> overrides = {
+      "data.sequence_length=1", "moe.overload=none", "moe.dispatch_chunks=1",
+      "model.config=" + print_value(base_.value_or(checkpoint_.value_or(options_.source)))};
   if (has_selection_bias_) overrides.emplace_back("moe.moe_load_balancing=bias");
   overrides.insert(overrides.end(), options_.overrides.begin(), options_.overrides.end());
   Job job = job_from_overrides(overrides);
-  const ModelConfig model = checkpoint_ ? model_of(CheckpointReader(*checkpoint_)) : read_model_config(options_.source);
+  const ModelConfig model = base_ ? read_model_config(*base_) : model_of(CheckpointReader(*checkpoint_));
+  if (is_adapter_) {
+    job.model.init_from = *base_;
+    job.adapter = checkpoint_ ? adapter_of_run(CheckpointReader(*checkpoint_).state())
+                              : read_adapter_config(options_.source, model);
+    job.adapter.init_from.reset();
+    if (!checkpoint_) job.adapter.init_from = options_.source;
+  }
   if (job.origins.of("parallel.expert_parallel_degree").empty() && model.experts() > 0) {
     ParallelConfig most = job.parallel;
     most.expert_parallel_degree = world;
     job.parallel.expert_parallel_degree = fitting_degrees(most, world, model.experts()).expert_parallel_degree;
   }
-  return checkpoint_ ? check_job(std::move(job), model, world) : check_job_and_model(std::move(job), world);
+  return base_ ? check_job_and_model(std::move(job), world) : check_job(std::move(job), model, world);
 }
 
 GenerationOptions SpeakingSource::generation(const ModelConfig& model) const {
@@ -145,10 +167,12 @@ GenerationOptions SpeakingSource::generation(const ModelConfig& model) const {
 SpeakingModel::SpeakingModel(ParallelJob& job, const SpeakingSource& source, int64_t most_positions) {
   job.model().allocate_parameters();
   CheckpointValues values;
-  if (source.checkpoint_)
+  if (source.checkpoint_) {
     values = load_parameters(job, *source.checkpoint_);
-  else
-    load_hugging_face(job, source.options_.source);
+  } else {
+    load_hugging_face(job, *source.base_);
+    start_adapter(job);
+  }
   engine_ = std::make_unique<ForwardBackward>(job.model(), job.settings());
   engine_->take_parameters();
   restore(engine_->selection(), values);

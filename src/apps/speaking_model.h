@@ -1,5 +1,5 @@
-// What `conclave generate` and `conclave chat` speak with: a run, a checkpoint or a Hugging Face folder, laid over the
-// ranks, and how its tokens are chosen.
+// What `conclave generate` and `conclave chat` speak with: a run, a checkpoint, a Hugging Face folder or an adapter of
+// PEFT, laid over the ranks, and how its tokens are chosen.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -48,7 +48,9 @@ class SpeakingSource {
  private:
   friend class SpeakingModel;
   SpeakingOptions options_;
-  std::optional<std::filesystem::path> checkpoint_;  // none: the source is a Hugging Face folder
+  std::optional<std::filesystem::path> checkpoint_;  // none: the source is a Hugging Face folder, or one of PEFT
+  std::optional<std::filesystem::path> base_;        // the Hugging Face folder whose weights are read
+  bool is_adapter_ = false;                          // the source is an adapter, which lies beside these weights
   std::optional<std::filesystem::path> tokenizer_;
   std::optional<GenerationConfig> generation_config_;
   bool has_selection_bias_ = false;  // which a balancing rule has added

@@ -116,7 +116,7 @@ StarterKeys keys_for(const StarterRequest& request, const StarterData& data, con
                    training.epochs == 1 ? "pass" : "passes", training.tokens_per_step)},
       {"run.device", on_cpu ? "cpu" : "cuda",
        on_cpu ? "cuda: one GPU for each rank" : "cpu: ranks of a few cores each"},
-      {"model.config", yaml_path(folder), "the shape of the model; another run can use the same"},
+      {"model.config", yaml_path(folder), fmt::format("the shape of the model, with {} token ids", model.vocab_size)},
       {"data.train", yaml_path(data.train), ""},
   };
   if (data.validation) keys.push_back({"data.validation", yaml_path(*data.validation), ""});

@@ -17,7 +17,7 @@ size_t in_pages(size_t bytes) {
 
 constexpr size_t huge_page = size_t{2} << 20, least_of_huge_pages = 4 * huge_page;
 
-// Where a block fills them: so a process holds no more than with ordinary ones.
+// Where a block fills them: so the process holds no more than with ordinary ones. That the system has none matters not.
 void advise_huge_pages(char* block, size_t bytes) {
   if (bytes < least_of_huge_pages) return;
   const auto begin = (reinterpret_cast<uintptr_t>(block) + huge_page - 1) / huge_page * huge_page;
@@ -110,6 +110,7 @@ void BlockPool::give_back(size_t bytes) {
     free_.erase(shortest);
     if (kept > 0) insert_free(offset, {kept, true});
     ::madvise(base_ + offset + kept, given, MADV_DONTNEED);
+    ::madvise(base_ + offset + kept, given, MADV_NOHUGEPAGE);  // a small block may come here next
     insert_free(offset + kept, {given, false});
     use_.resident -= given;
     bytes -= std::min(bytes, given);

@@ -29,7 +29,7 @@ at::Tensor outputs_of(const LowRankAdapter& adapter, const UnitWeights& weights,
 void Projection::declare(const ModelConfig& config, const std::string& name, std::vector<int64_t> shape, bool has_bias,
                          UnitDeclaration& unit, const Parts& parts) {
   const int64_t outputs = shape.at(0), inputs = shape.at(1);
-  unit.parameters.push_back(matrix(config, name, std::move(shape)));
+  unit.parameters.push_back(conclave::matrix(config, name, std::move(shape)));  // not the member
   if (has_bias) unit.parameters.push_back(bias(name + "_bias", {outputs}));
   for_each_part(name, outputs, parts, [&](const std::string& part, int64_t, int64_t rows) {
     if (is_adapted(config, unit, part)) declare_adapter(*config.adapter, {part, rows, inputs}, unit);

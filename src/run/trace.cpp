@@ -134,20 +134,19 @@ void trace(ParallelJob& job, const TraceRequest& request) {
   ForwardBackward forward_backward(model, job.settings());
 
   forward_backward.take_parameters();
-  std::vector<std::pair<std::string, at::Tensor>> tensors;
   const ForwardBackward::Traced traced = forward_backward.trace(batch.of_rank);
   const int64_t vocabulary = job.model_config().vocab_size;
   at::Tensor logits = whole_of_parts(job, batch.batch * batch.sequence * vocabulary, [&](at::Tensor& whole) {
     const int64_t begin = batch.batch * job.rank() / world.size() * batch.sequence * vocabulary;
     whole.narrow(0, begin, traced.logits_TV.numel()).copy_(traced.logits_TV.flatten());
   });
-  tensors.emplace_back("logits", logits.view({batch.batch, batch.sequence, vocabulary}));
   const double lm_loss = job.sum_over_world({traced.result.loss_sum})[0] / static_cast<double>(batch.targets);
-  tensors.emplace_back("lm_loss", at::scalar_tensor(lm_loss, at::kFloat));
-  tensors.emplace_back("rotary_cos", traced.rotary.cos_SD.to(at::kCPU));
-  tensors.emplace_back("rotary_sin", traced.rotary.sin_SD.to(at::kCPU));
-  tensors.emplace_back("aux_loss", at::scalar_tensor(traced.result.balance.aux_loss, at::kFloat));
-  tensors.emplace_back("z_loss", at::scalar_tensor(traced.result.balance.z_loss, at::kFloat));
+  NamedTensors tensors = {{"logits", logits.view({batch.batch, batch.sequence, vocabulary})},
+                          {"lm_loss", at::scalar_tensor(lm_loss, at::kFloat)},
+                          {"rotary_cos", traced.rotary.cos_SD.to(at::kCPU)},
+                          {"rotary_sin", traced.rotary.sin_SD.to(at::kCPU)},
+                          {"aux_loss", at::scalar_tensor(traced.result.balance.aux_loss, at::kFloat)},
+                          {"z_loss", at::scalar_tensor(traced.result.balance.z_loss, at::kFloat)}};
 
   if (request.gradients) {
     model.allocate_training_state();

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from compared_steps import error_of, optimizer_of, whole
+from small_job import SmallJob, random_documents, write_tokens
 from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM
@@ -120,6 +121,15 @@ def check_export(folder: Path) -> None:
     assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def goes_on_in_the_program(folder: Path) -> None:
+    (folder / "job").mkdir()
+    (folder / "job/config.json").write_text((folder / "model/config.json").read_text())
+    write_tokens(folder / "job/tokens", random_documents())
+    job = SmallJob(folder / "job", {"run.steps": 3, "run.seed": 0, "checkpoint.resume": str(folder / "checkpoints/step-00000001")})
+    job.must_run(1)
+    assert [record["step"] for record in job.metrics()] == [2, 3]
+
+
 def every_family() -> None:
     """Each family of the program: the checkpoint of a script exports to its model, and comes back at another layout."""
     for family in OF_THE_PROGRAM:
@@ -131,6 +141,7 @@ def every_family() -> None:
         if dist.get_rank() == 0:
             run_program(["ckpt", "export", folder / "checkpoints/step-00000001", folder / "export"])
             check_export(folder)
+            goes_on_in_the_program(folder)
         other, its_optimizer = start(family, 1, False)
         conclave.load_checkpoint(other, its_optimizer, folder)
         for name, parameter in other.named_parameters():

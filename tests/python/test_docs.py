@@ -133,10 +133,11 @@ def test_example_job_is_valid(job, ranks, tmp_path):
     index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 1, 2) + struct.pack("<iqqq", 5000, 0, 0, 1)
     (tmp_path / "tokens.idx").write_bytes(index)
     tokens = tmp_path / "tokens"
-    done = subprocess.run([PROGRAM, "validate", job, "--world", str(ranks), "--quiet", "--set", f"data.train={tokens}", "--set",
+    done = subprocess.run([PROGRAM, "validate", job, "--world", str(ranks), "--set", f"data.train={tokens}", "--set",
                            f"data.validation={tokens}", "--set", f"run.output_dir={tmp_path / 'run'}"],
                           cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "has keys that" not in done.stdout + done.stderr  # a published file has none that nobody knows
 
 
 def test_quickstart_and_its_model_agree_on_the_vocabulary():
