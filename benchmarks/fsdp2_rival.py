@@ -1,8 +1,8 @@
-"""What a user would take instead: Transformers' Mixtral under PyTorch's `fully_shard`, tuned. One rank; started by
+"""What a user would take instead: Transformers' model of the same family under PyTorch's `fully_shard`, tuned. One rank; started by
 sides.py, which takes torchrun where there are several.
 
 With --expert-degree it is the same script with Conclave's lines in it (docs/python.md): transform, its own fully_shard, load_pretrained and
-clip_grad_norm_.
+clip_grad_norm_; with --accelerate also accelerate, AdamW and the model's own loss.
 
 Every decoder layer is a unit of its own and the rest is the root's; the next layer's parameters are gathered, without waiting, while a layer computes.
 The objective is Conclave's: cross-entropy plus the auxiliary loss over the tokens of all ranks. Transformers takes the latter over a rank's own tokens;
@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -23,8 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import MixtralConfig, MixtralForCausalLM
-from transformers.models.mixtral import modeling_mixtral
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 import conclave
 
@@ -34,7 +34,7 @@ STATE_FILE = "transformers_state.pt"  # beside the checkpoint: the same paramete
 def make_checkpoint(config_file: Path, folder: Path, seed: int) -> None:
     """A randomly initialized model as a Hugging Face checkpoint, and as a state file for this program."""
     torch.manual_seed(seed)
-    model = MixtralForCausalLM(MixtralConfig.from_json_file(config_file))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config_file))
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), folder / STATE_FILE)
     model.save_pretrained(folder)
@@ -60,14 +60,15 @@ class WorldBalancingLoss:
         return experts * dist.get_world_size() * (world[0] / rows).dot(probability_sum / rows)
 
 
-def sharded_model(settings: argparse.Namespace) -> MixtralForCausalLM:
+def sharded_model(settings: argparse.Namespace, config: PreTrainedConfig) -> PreTrainedModel:
     """The model with this rank's shards of the checkpoint's parameters, or of random ones. The whole model is never in this process's memory."""
-    config = MixtralConfig.from_json_file(settings.config)
     with torch.device("meta"):
-        model = MixtralForCausalLM._from_config(config, experts_implementation=settings.experts, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, experts_implementation=settings.experts, attn_implementation="sdpa")
     if settings.expert_degree:
         conclave.init({"expert_parallel_degree": settings.expert_degree, "moe": {"overload": "spill", "spill_threshold": 1.05}})
         conclave.transform(model)
+    if settings.accelerate:
+        conclave.accelerate(model)
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -122,7 +123,9 @@ def peak_bytes(device: str) -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def optimizer_of(model: MixtralForCausalLM, settings: argparse.Namespace) -> torch.optim.AdamW:
+def optimizer_of(model: PreTrainedModel, settings: argparse.Namespace) -> torch.optim.AdamW:
+    if settings.accelerate:
+        return conclave.AdamW(conclave.parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.95), eps=1e-8)
     if settings.expert_degree:
         return torch.optim.AdamW(conclave.parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -131,12 +134,24 @@ def optimizer_of(model: MixtralForCausalLM, settings: argparse.Namespace) -> tor
     return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
 
+def losses_of(model: PreTrainedModel, part: torch.Tensor, coefficient: float, settings: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """What to differentiate, and the cross-entropy in it."""
+    if settings.accelerate:  # the model takes the loss itself
+        targets = part[:, 1:]
+        output = model(input_ids=part[:, :-1], labels=targets, shift_labels=targets, use_cache=False, output_router_logits=True)
+        return output.loss, (output.loss - coefficient * output.aux_loss).detach()
+    output = model(input_ids=part[:, :-1], use_cache=False, output_router_logits=True)
+    cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), part[:, 1:].flatten())
+    return cross_entropy + coefficient * output.aux_loss, cross_entropy.detach()
+
+
 def train(settings: argparse.Namespace) -> list[dict]:
     """What each step came to."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     balancing_loss = WorldBalancingLoss()
-    modeling_mixtral.load_balancing_loss_func = balancing_loss
-    model = sharded_model(settings)
+    config = AutoConfig.from_pretrained(settings.config)
+    sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__].load_balancing_loss_func = balancing_loss
+    model = sharded_model(settings, config)
     optimizer = optimizer_of(model, settings)
     coefficient = model.config.router_aux_loss_coef
     tokens = sample_order.read_tokens(settings.data)
@@ -151,13 +166,12 @@ def train(settings: argparse.Namespace) -> list[dict]:
         mean = torch.zeros((), device=settings.device)
         for part in rows.split(settings.micro_batch or settings.batch):
             share = len(part) / len(rows)
-            output = model(input_ids=part[:, :-1], use_cache=False, output_router_logits=True)
-            cross_entropy = F.cross_entropy(output.logits.flatten(0, 1).float(), part[:, 1:].flatten())
-            (share * (cross_entropy + coefficient * output.aux_loss)).backward()
-            mean += share * cross_entropy.detach()
-            del output, cross_entropy
+            loss, cross_entropy = losses_of(model, part, coefficient, settings)
+            (share * loss).backward()
+            mean += share * cross_entropy
+            del loss
         if settings.expert_degree:
-            gradient_norm = conclave.clip_grad_norm_(model, settings.grad_clip)
+            gradient_norm = conclave.clip_grad_norm_(model, settings.grad_clip, optimizer=optimizer if settings.accelerate else None)
         else:
             gradient_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip).full_tensor()
         optimizer.step()
@@ -196,6 +210,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--experts", choices=["grouped_mm", "eager"], default="grouped_mm")
+    parser.add_argument("--accelerate", action="store_true", help="with --expert-degree: also with conclave.accelerate and conclave.AdamW")
     parser.add_argument("--expert-degree", type=int, default=0, help="divide the experts by conclave.transform; 0: plain Transformers")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--recompute", action="store_true", help="keep only each layer's input from forward to backward")

@@ -5,10 +5,12 @@ Transformers' experts (eager and grouped_mm) and a plain loop over the experts.
     ./dev bench moe --precision bf16 --shapes small
     ./dev bench moe --no-rivals
     ./dev bench moe --shapes wide --sweeps experts --experts 64
+    ./dev bench moe --shapes olmoe qwen3_moe --sweeps rows --rows 64 32 16 8
 
 Cases that are not measured again stay in the results as they were.
 
 Rows per expert fall from many to few at a fixed model (tokens vary), and experts rise from 8 to 64 at equal work (tokens x choices is fixed).
+In bf16 Conclave's weights and their gradients are fp32, as in training; the rivals' are bf16, and what casts them is not counted.
 """
 
 import argparse
@@ -20,9 +22,9 @@ import sys
 import time
 from pathlib import Path
 
-from sides import RESULTS, ROOT, SHAPES, BenchmarkError, exit_code_of, processor_name
+from sides import RESULTS, ROOT, SHAPES, BenchmarkError, exit_code_of, experts_of, processor_name
 
-TOKENS = (2048, 1024, 512, 256, 128)  # of a sweep with 8 experts and 2 choices: 512 to 32 rows an expert
+ROWS = (512, 256, 128, 64, 32, 16, 8)  # of an expert, with the shape's own numbers of experts and choices
 EXPERTS = (8, 16, 32, 64)  # at 2048 tokens and 2 choices: 512 to 64 rows an expert
 
 
@@ -115,19 +117,20 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
 def cases_of(options: argparse.Namespace) -> list[dict]:
     cases = []
     for shape in options.shapes:
-        model = dict(hidden=SHAPES[shape]["hidden_size"], intermediate=SHAPES[shape]["intermediate_size"], choices=2, precision=options.precision, shape=shape)
-        cases += [dict(model, sweep="rows", tokens=tokens, experts=8) for tokens in TOKENS]
-        cases += [dict(model, sweep="experts", tokens=TOKENS[0], experts=experts) for experts in options.experts]
+        experts, choices = experts_of(SHAPES[shape], None, None)
+        model = dict(hidden=SHAPES[shape]["hidden_size"], intermediate=SHAPES[shape]["intermediate_size"], precision=options.precision, shape=shape)
+        cases += [dict(model, sweep="rows", tokens=rows * experts // choices, experts=experts, choices=choices) for rows in options.rows]
+        cases += [dict(model, sweep="experts", tokens=2048, experts=experts, choices=2) for experts in options.experts]
     return [case for case in cases if case["sweep"] in options.sweeps]
 
 
-HEADER = f"{'shape':<8}{'sweep':<9}{'experts':>8}{'rows each':>10}{'ms':>9}{'us/token':>10}{'of products':>12}{'eager':>8}{'grouped':>9}{'loop':>8}"
+HEADER = f"{'shape':<10}{'sweep':<9}{'experts':>8}{'rows each':>10}{'ms':>9}{'us/token':>10}{'of products':>12}{'eager':>8}{'grouped':>9}{'loop':>8}"
 
 
 def show(result: dict) -> None:
     own = result["layer_seconds"]["median"]
     ratios = [f"{result['rivals'][name] / own:.2f} x" if result["rivals"] else "" for name in ("transformers_eager", "transformers_grouped_mm", "plain_loop")]
-    print(f"{result['shape']:<8}{result['sweep']:<9}{result['experts']:>8}{result['rows_per_expert']:>10}{own * 1e3:>9.1f}"
+    print(f"{result['shape']:<10}{result['sweep']:<9}{result['experts']:>8}{result['rows_per_expert']:>10}{own * 1e3:>9.1f}"
           f"{own / result['tokens'] * 1e6:>10.1f}{result['fraction_of_product_rate']:>12.2f}{ratios[0]:>8}{ratios[1]:>9}{ratios[2]:>8}", flush=True)
 
 
@@ -149,6 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=["small"])
     parser.add_argument("--sweeps", nargs="+", choices=["rows", "experts"], default=["rows", "experts"])
+    parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="of an expert, of the sweep over rows")
     parser.add_argument("--experts", nargs="+", type=int, default=EXPERTS, help="of the sweep over experts")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--rounds", type=int, default=5)

@@ -2,7 +2,8 @@
 
     ./dev bench python_step --shape small --steps 12 --rounds 2
 
-Same model, parameters, batches and optimizer on all three sides, in turn, so that a machine that gets slower meanwhile does so for all. The losses of every
+The transformed model is accelerated, too (conclave.accelerate and conclave.AdamW), unless --no-accelerate leaves that out. Same model, parameters,
+batches and optimizer on all three sides, in turn, so that a machine that gets slower meanwhile does so for all. The losses of every
 step are compared. `speed_ratio` is how many times the tokens a second of plain Transformers the transformed model trains; `cost_of_python` how many
 times as long as the program's its steps take.
 """
@@ -30,7 +31,8 @@ def measure(options: argparse.Namespace) -> int:
     for _ in range(options.rounds):
         runs["program"].append(run_conclave(program, setting, options, options.batch, options.sequence, options.steps))
         for side, expert_degree in (("transformed", degree), ("plain", 0)):
-            runs[side].append(run_rival(tcmalloc, setting, options, options.batch, options.sequence, options.steps, expert_degree=expert_degree))
+            runs[side].append(run_rival(tcmalloc, setting, options, options.batch, options.sequence, options.steps, expert_degree=expert_degree,
+                                        accelerate=options.accelerate and expert_degree > 0))
     for side in ("program", "transformed"):
         try:
             check_losses({"conclave": runs[side], "rival": runs["plain"]}, options.precision)
@@ -51,7 +53,7 @@ def measure(options: argparse.Namespace) -> int:
         "cost_of_python": summary_of([own / program for own, program in zip(seconds["transformed"], seconds["program"], strict=True)]),
         "largest_relative_difference_of_loss": {side: largest_difference(runs[side], runs["plain"], "loss") for side in ("program", "transformed")},
     }
-    output = options.output or RESULTS / f"python_step-{options.shape}-{options.precision}.json"
+    output = options.output or RESULTS / f"python_step-{options.shape}-{options.precision}{'' if options.accelerate else '-plain'}.json"
     output.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps({key: result[key] for key in ("step_seconds", "tokens_per_second", "speed_ratio", "cost_of_python")}, indent=2))
     print(f"written to {output}")
@@ -68,6 +70,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12, help="steps of a run; the first half, at most 20, is not timed (default 12)")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each side (default 2)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--accelerate", action=argparse.BooleanOptionalAction, default=True, help="the transformed side with conclave.accelerate (default)")
     parser.add_argument("--world", type=int, default=2, help="ranks, of one thread each (default 2)")
     parser.add_argument("--rival-experts", choices=["grouped_mm", "eager"], default="grouped_mm", help="Transformers' own experts_implementation")
     parser.add_argument("--tcmalloc", default="auto", metavar="PATH", help="what the Python sides preload: a path, auto (the system's, if any) or none")

@@ -32,6 +32,11 @@ SHAPES = {
     "quickstart": dict(vocab_size=2048, hidden_size=256, intermediate_size=384, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4),
     "small": dict(vocab_size=8192, hidden_size=512, intermediate_size=1792, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2),
     "wide": dict(vocab_size=8192, hidden_size=1024, intermediate_size=3584, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4),
+    # Many small experts, in the proportions of OLMoE-1B-7B (16 heads without sharing) and Qwen3-30B-A3B (8 heads share keys).
+    "olmoe": dict(family="olmoe", experts=64, choices=8, vocab_size=8192, hidden_size=512, intermediate_size=256, num_hidden_layers=4,
+                  num_attention_heads=8, num_key_value_heads=8),
+    "qwen3_moe": dict(family="qwen3_moe", experts=128, choices=8, vocab_size=8192, hidden_size=512, intermediate_size=256, num_hidden_layers=4,
+                      num_attention_heads=8, num_key_value_heads=1),
 }
 
 
@@ -39,12 +44,27 @@ class BenchmarkError(RuntimeError):
     """A run did not do what it must; the message says what was seen."""
 
 
+def experts_of(shape: dict, experts: int | None, choices: int | None) -> tuple[int, int]:
+    """What was asked for, else what the shape has of its own, else 8 and 2."""
+    return experts or shape.get("experts", 8), choices or shape.get("choices", 2)
+
+
 def model_config(shape: dict, experts: int, choices: int) -> dict:
-    return {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_act": "silu", "max_position_embeddings": 8192,
+    """A config.json of the shape's family."""
+    family = shape.get("family", "mixtral")
+    sizes = {key: value for key, value in shape.items() if key not in ("family", "experts", "choices")}
+    of_family = {
+        "mixtral": lambda: {"architectures": ["MixtralForCausalLM"], "num_local_experts": experts, "router_jitter_noise": 0.0},
+        "olmoe": lambda: {"architectures": ["OlmoeForCausalLM"], "num_experts": experts, "norm_topk_prob": False, "clip_qkv": None, "attention_bias": False,
+                          "pad_token_id": None},  # else Transformers gives token 1, which is text here, no gradient
+        "qwen3_moe": lambda: {"architectures": ["Qwen3MoeForCausalLM"], "num_experts": experts, "norm_topk_prob": True, "attention_bias": False,
+                              "moe_intermediate_size": shape["intermediate_size"], "decoder_sparse_step": 1, "mlp_only_layers": []},
+    }[family]()
+    return {"model_type": family, "hidden_act": "silu", "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "initializer_range": 0.02, "tie_word_embeddings": False, "sliding_window": None,
-            "attention_dropout": 0.0, "num_local_experts": experts, "num_experts_per_tok": choices, "output_router_logits": False,
-            "router_aux_loss_coef": 0.02, "router_jitter_noise": 0.0, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False,
-            "head_dim": shape["hidden_size"] // shape["num_attention_heads"], **shape}
+            "attention_dropout": 0.0, "num_experts_per_tok": choices, "output_router_logits": False,
+            "router_aux_loss_coef": 0.02, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False,
+            "head_dim": shape["hidden_size"] // shape["num_attention_heads"], **of_family, **sizes}
 
 
 def _check(command: list, exit_code: int, log: Path) -> None:
@@ -152,7 +172,7 @@ def run_conclave(program: Path, setting: Setting, options: argparse.Namespace, b
 
 
 def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespace, batch: int, sequence: int, steps: int,
-              recompute: bool = False, expert_degree: int = 0, seconds: float | None = None, more: dict | None = None) -> list[dict]:
+              recompute: bool = False, expert_degree: int = 0, accelerate: bool = False, seconds: float | None = None, more: dict | None = None) -> list[dict]:
     """`expert_degree`: the same script with conclave.transform; 0: plain Transformers. It is ended after `seconds`. `more`: of its options."""
     output = setting.folder / "rival.jsonl"
     output.unlink(missing_ok=True)
@@ -167,8 +187,7 @@ def run_rival(tcmalloc: Path | None, setting: Setting, options: argparse.Namespa
     if setting.checkpoint:
         arguments["checkpoint"] = setting.checkpoint
     words = [word for key, value in arguments.items() for word in (f"--{key}", value)]
-    if recompute:
-        words.append("--recompute")
+    words += ["--recompute"] * recompute + ["--accelerate"] * accelerate
     log = setting.folder / "rival.log"
     if options.rate:
         run_on_two_hosts([sys.executable, RIVAL, *words], options.rate, log, environment)

@@ -1,4 +1,4 @@
-"""Draws the recorded results of train_step: docs/images/train_step.svg, and prints them as the table of docs/speed.md.
+"""Draws the recorded results of train_step: docs/images/train_step.svg, and prints them as the tables of docs/speed.md, one for each processor.
 
     ./dev bench speed_picture
 """
@@ -19,6 +19,11 @@ def recorded() -> list[dict]:
     return sorted(results, key=lambda result: (result["options"]["precision"] != "fp32", result["options"]["shape"], result["options"]["batch"], result["name"]))
 
 
+def by_processor(results: list[dict]) -> dict[str, list[dict]]:
+    processors = sorted({result["machine"]["processor"] for result in results}, reverse=True)
+    return {processor: [result for result in results if result["machine"]["processor"] == processor] for processor in processors}
+
+
 def label_of(result: dict) -> str:
     options = result["options"]
     place = f", {options['rate']} between ranks" if options.get("rate") else ""
@@ -26,11 +31,22 @@ def label_of(result: dict) -> str:
     return f"{options['shape']} {options['batch']} x {options['sequence']}, {options['precision']}{place}{rival}"
 
 
-def draw(results: list[dict]) -> None:
+def draw(groups: dict[str, list[dict]]) -> None:
     sys.path.insert(0, str(ROOT / "python"))
-    from conclave.report.charts import BLUE, GREY, new_axes, svg_of
+    from conclave.report.charts import svg_of
+    from matplotlib.figure import Figure
 
-    figure, axes = new_axes(height=0.62 * len(results) + 0.8, width=7.6)
+    lengths = [len(results) for results in groups.values()]
+    figure = Figure(figsize=(7.6, 0.62 * sum(lengths) + 0.9 * len(lengths)), layout="constrained")
+    for axes, (processor, results) in zip(figure.subplots(len(groups), squeeze=False, height_ratios=lengths)[:, 0], groups.items(), strict=True):
+        draw_group(axes, results)
+        axes.set_title(processor, loc="left", fontsize=9)
+    PICTURE.write_text(svg_of(figure, "train-step", transparent=False))
+
+
+def draw_group(axes, results: list[dict]) -> None:
+    from conclave.report.charts import BLUE, GREY
+
     for place, result in enumerate(reversed(results)):
         for offset, side, color in ((0.2, "conclave", BLUE), (-0.2, "rival", GREY)):
             seconds = result["summary"][side]["step_seconds"]
@@ -43,7 +59,6 @@ def draw(results: list[dict]) -> None:
     axes.set_xlabel("seconds a step")
     axes.grid(visible=False, axis="y")
     axes.legend(loc="lower right")
-    PICTURE.write_text(svg_of(figure, "train-step", transparent=False))
 
 
 def print_table(results: list[dict]) -> None:
@@ -58,9 +73,11 @@ def print_table(results: list[dict]) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    results = recorded()
-    draw(results)
-    print_table(results)
+    groups = by_processor(recorded())
+    draw(groups)
+    for processor, results in groups.items():
+        print(f"\n{processor}\n")
+        print_table(results)
     print(f"drawn: {PICTURE.relative_to(ROOT)}", file=sys.stderr)
 
 

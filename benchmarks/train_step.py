@@ -1,6 +1,8 @@
-"""Steps of training, Conclave against Transformers' Mixtral under PyTorch's fully_shard: same model, parameters, batches and optimizer on the same ranks.
+"""Steps of training, Conclave against Transformers' model of the same family under PyTorch's fully_shard: same model, parameters, batches and optimizer on
+the same ranks.
 
     ./dev bench train_step --shape small --batch 1 --sequence 512 --steps 40 --rounds 3
+    ./dev bench train_step --shape olmoe --sequence 1024 --precision bf16
 
 Runs alternate (Conclave, rival, Conclave, rival, ...), so that a machine that gets slower meanwhile does so for both. The losses of every step are
 compared: a step that computes something else is not compared in time. See benchmarks/README.md for what the numbers mean.
@@ -15,8 +17,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, footprint_setting, processor_name,
-                   run_conclave, run_rival, summary_of)
+from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, experts_of, find_program, find_tcmalloc,
+                   footprint_setting, processor_name, run_conclave, run_rival, summary_of)
 
 # Largest relative differences of the losses that rounding explains. In the first step the parameters are equal, so only the order of sums differs (fp32:
 # 1e-7 seen) and a wrong batch or parameter shows as 1e-3 or more. Then a difference in the last place moves a token to another expert now and then, and
@@ -88,8 +90,8 @@ def print_table(title: str, summary: dict, left_out: int, rounds: int, steps: in
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench train_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--experts", type=int, default=8, help="experts of a layer (default 8)")
-    parser.add_argument("--choices", type=int, default=2, help="experts that each token is sent to (default 2)")
+    parser.add_argument("--experts", type=int, help="experts of a layer (default: the shape's, else 8)")
+    parser.add_argument("--choices", type=int, help="experts that each token is sent to (default: the shape's, else 2)")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a rank in a step (default 1)")
     parser.add_argument("--sequence", type=int, default=512, help="tokens of a sequence (default 512)")
     parser.add_argument("--steps", type=int, default=40, help="steps of a run (default 40)")
@@ -103,6 +105,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="the result (default: benchmarks/results/train_step-....json)")
     options = parser.parse_args()
     options.lr = OPTIMIZER["lr"]
+    options.experts, options.choices = experts_of(SHAPES[options.shape], options.experts, options.choices)
     if options.rate and options.world != 2:
         parser.error(f"--rate is for 2 ranks, one on each of two hosts, and --world is {options.world}")
     if options.untimed is None:

@@ -110,13 +110,13 @@ class SmallJob:
     def run(self, ranks=1, command="train", arguments=(), **places):
         return self.start(ranks, command, arguments, **places).wait()
 
-    def export(self, folder):
+    def export(self, folder, *arguments):
         """The newest checkpoint as a Hugging Face folder; an older one is replaced. How the command ended."""
-        return subprocess.run([PROGRAM, "ckpt", "export", self.output, folder, "--overwrite"], capture_output=True, text=True,
+        return subprocess.run([PROGRAM, "ckpt", "export", self.output, folder, "--overwrite", *arguments], capture_output=True, text=True,
                               timeout=PATIENCE_SECONDS)
 
-    def must_export(self, folder):
-        ended = self.export(folder)
+    def must_export(self, folder, *arguments):
+        ended = self.export(folder, *arguments)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return folder
 

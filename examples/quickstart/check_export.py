@@ -1,4 +1,4 @@
-"""An exported model as Transformers sees it: its validation loss, and text it writes.
+"""An exported model as Transformers sees it: its validation loss.
 
 Nothing of Conclave is used here, so that the numbers are a second opinion:
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 # Both sum fp32 losses of the same fp32 model over the same tokens, each in an order of its own.
@@ -47,17 +47,6 @@ def validation_loss(model: PreTrainedModel, prefix: Path, sequence_length: int, 
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         total += losses.double().sum().item()
     return total / (samples * sequence_length)
-
-
-@torch.inference_mode()
-def sample(model: PreTrainedModel, tokenizer_folder: Path, prompt: str, new_tokens: int = 120) -> str:
-    """The prompt and what the model writes after it; the same text each time."""
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    ids = torch.tensor([tokenizer.encode(prompt)])
-    torch.manual_seed(0)
-    written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=True, temperature=0.7,
-                             top_k=40, pad_token_id=0)
-    return tokenizer.decode(written[0], skip_special_tokens=True)
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import check_export
@@ -30,8 +32,28 @@ class StageError(RuntimeError):
     """A stage did not do what it must; the message says what was seen."""
 
 
+NEXT = f"""
+Next:
+  look at the run         build/conclave report {TRAINING}
+  let it write            build/conclave generate {TRAINING} --tokenizer {TOKENIZER} --prompt "{PROMPT}"
+  make it answer          python examples/finetune/run.py
+  bring your own text     build/conclave data build TEXT --tokenizer {TOKENIZER}/tokenizer.json --output runs/mine/data --validation-fraction 0.05
+  write a job for it      build/conclave init --data runs/mine/data --output runs/mine/job.yaml
+  plan a large one        build/conclave plan examples/mixtral-8x7b.yaml --world 64 --device h100-80
+  start from a model      --set model.init_from=FOLDER, a Hugging Face checkpoint (docs/hugging_face.md)
+All of it step by step: docs/quickstart.md"""
+
+
 def announce(title: str) -> None:
     print(f"\n-- {title}", flush=True)
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Takes the time of a stage."""
+    begin = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - begin
 
 
 def run(*command: str, capture: bool = False) -> str:
@@ -68,9 +90,7 @@ def train(overrides: list[str]) -> None:
     checkpoints = sorted((ROOT / TRAINING / "checkpoints").glob("step-*"))
     if checkpoints:
         print(f"goes on from {checkpoints[-1].relative_to(ROOT)} (remove {TRAINING} to start over)")
-    begin = time.monotonic()
     run("build/conclave", "train", JOB, "--ranks", "2", *overrides)
-    print(f"training: {time.monotonic() - begin:.0f} s")
 
 
 def evaluate(overrides: list[str]) -> dict:
@@ -85,13 +105,19 @@ def evaluate(overrides: list[str]) -> dict:
     return losses
 
 
+def write_sample() -> None:
+    announce("A text: the newest checkpoint goes on from a prompt; the same text each time")
+    run("build/conclave", "generate", TRAINING, "--tokenizer", TOKENIZER, "--ranks", "2", "--prompt", PROMPT, "--max-new-tokens", "120",
+        "--temperature", "0.7", "--top-k", "40")
+
+
 def export() -> None:
     announce("Export: the newest checkpoint as a Hugging Face folder")
     run("build/conclave", "ckpt", "export", TRAINING, EXPORT, "--tokenizer", TOKENIZER, "--overwrite")
 
 
 def check(validation_loss: float) -> None:
-    announce("Transformers loads the export, computes the same loss, and writes a sample")
+    announce("Transformers loads the export and computes the same loss")
     resolved_job = yaml.safe_load((ROOT / TRAINING / "job.yaml").read_text())
     model = check_export.load(ROOT / EXPORT)
     loss = check_export.validation_loss(model, ROOT / f"{DATA}-validation", resolved_job["data"]["sequence_length"])
@@ -100,25 +126,34 @@ def check(validation_loss: float) -> None:
     print(f"  Transformers  {loss:.7f}   relative difference {difference:.1e}")
     if difference > check_export.TOLERANCE:
         raise StageError(f"the relative difference is above {check_export.TOLERANCE:.0e}")
-    print("\nA sample:\n" + check_export.sample(model, ROOT / EXPORT, PROMPT))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change a key of the job, for example run.steps=50")
     overrides = [part for value in parser.parse_args().set for part in ("--set", value)]
-    begin = time.monotonic()
+    seconds: dict[str, float] = {}
     try:
-        make_tokenizer()
-        make_data()
-        train(overrides)
-        losses = evaluate(overrides)
-        export()
-        check(losses["validation_loss"])
+        with stage("tokenizer", seconds):
+            make_tokenizer()
+        with stage("data", seconds):
+            make_data()
+        with stage("training", seconds):
+            train(overrides)
+        with stage("validation", seconds):
+            losses = evaluate(overrides)
+        with stage("sample", seconds):
+            write_sample()
+        with stage("export", seconds):
+            export()
+        with stage("check", seconds):
+            check(losses["validation_loss"])
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"\nquickstart: {time.monotonic() - begin:.0f} s. The run: {TRAINING}; the model for Transformers: {EXPORT}.")
+    print("\nquickstart: " + ", ".join(f"{name} {taken:.0f} s" for name, taken in seconds.items()))
+    print(f"The run: {TRAINING}. The model for Transformers: {EXPORT}.")
+    print(NEXT)
     return 0
 
 

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conclave import nn
+    from conclave.acceleration import Acceleration, accelerate
     from conclave.activation_checkpointing import checkpoint_context
+    from conclave.adamw import AdamW
     from conclave.checkpoints import finish_saves, load_checkpoint, save_checkpoint
     from conclave.errors import (
         CheckpointError,
@@ -50,7 +52,9 @@ _MODULE_OF = {
     "nn": "",
     **dict.fromkeys(["CheckpointError", "ConclaveError", "ConfigError", "JobError", "LayoutError", "NotMaterializedError", "OrderError",
                      "ProcessGroupError", "TorchVersionError", "UnsupportedError", "UnsupportedModelError"], "errors"),
+    **dict.fromkeys(["Acceleration", "accelerate"], "acceleration"),
     "checkpoint_context": "activation_checkpointing",
+    "AdamW": "adamw",
     **dict.fromkeys(["finish_saves", "load_checkpoint", "save_checkpoint"], "checkpoints"),
     **dict.fromkeys(["clip_grad_norm_", "synchronize_gradients"], "gradients"),
     **dict.fromkeys(["check_materialized", "materialize"], "initialization"),

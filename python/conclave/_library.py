@@ -25,7 +25,7 @@ def find_built(name: str) -> Path:
         if (folder / name).exists():
             return folder / name
     raise ConclaveError(f"{name} is neither in {_PACKAGE / 'lib'} nor in {_PACKAGE.parents[1] / 'build'}.\n"
-                        "Build it: ./dev build, or install the package: pip install --no-build-isolation .")
+                        "Build it: ./dev build, or install the wheel that ./dev wheel makes.")
 
 
 def check_torch_version(installed: str = torch.__version__) -> None:
@@ -48,7 +48,7 @@ def take_cuda_kernels() -> None:
     """To be called where there are CUDA tensors: the operators compute them by the kernels of libconclave_cuda.so, or a warning says, once, why not."""
     if reason := operators().why_no_cuda_kernels():
         warnings.warn(f"Experts on CUDA are computed by PyTorch's operators, many times slower than by Conclave's kernels: {reason}.\n"
-                      "Build the package where nvcc is on the PATH (./dev build, or pip install --no-build-isolation .), so that libconclave_cuda.so lies "
+                      "Build where nvcc is on the PATH (./dev build, or ./dev wheel), so that libconclave_cuda.so lies "
                       "beside libconclave_operators.so.", RuntimeWarning, stacklevel=3)
 
 

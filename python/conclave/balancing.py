@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Families whose router is a softmax over all experts, then top-k, and returns (logits, weights, choices).
-SOFTMAX_ROUTERS = ("mixtral", "qwen3_moe", "olmoe")
+SOFTMAX_ROUTERS = ("mixtral", "qwen3_moe", "olmoe", "qwen2_moe")
 SINKHORN_TOLERANCE, SINKHORN_ITERATIONS = 0.01, 50  # as in a job
 
 

@@ -67,6 +67,9 @@ def parameter_slices(model: nn.Module, optimizer: Optimizer | None, *, saves: bo
             slices.steps.append((optimizer, tensor))
             for kind in MOMENTS:
                 slices.add(kind, places[name], tuple(tensor.shape), state[kind], shares[name])
+        elif saves and optimizer is not None and not isinstance(tensor, nn.Parameter) and places[name].name != name:
+            for kind in MOMENTS:  # a selection bias is a parameter to the program, which has moments of all
+                slices.add(kind, places[name], tuple(tensor.shape), torch.zeros_like(tensor), shares[name])
     return slices
 
 

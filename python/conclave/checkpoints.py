@@ -21,6 +21,7 @@ from conclave.agreement import together
 from conclave.checkpoint_slices import MOMENTS, Slices, parameter_slices
 from conclave.errors import CheckpointError, ConfigError, UnsupportedError
 from conclave.initialization import allocate, check_materialized
+from conclave.program_names import config_text
 from conclave.selection_bias import SELECTION_BIAS
 from conclave.transformed_model import transformed
 
@@ -57,7 +58,7 @@ def save_checkpoint(model: nn.Module, optimizer: Optimizer | None, folder: str |
     numbers = {"step": step, "samples": samples, "tokens": tokens, "seed": state.mesh.seed, "updates": slices.updates}
     layout = {"ranks": state.mesh.world_size, "expert": state.mesh.expert_parallel_degree, "shard": state.mesh.dense["shard"].size()}
     values = {CONTENT: [float(byte) for byte in encoded], **({BIAS: bias} if (bias := _bias_of(model)) else {})}
-    call_checked(writer.begin, numbers, _config_of(model), layout, {"torch": torch.__version__}, values, *slices.columns(), error=CheckpointError)
+    call_checked(writer.begin, numbers, config_text(model), layout, {"torch": torch.__version__}, values, *slices.columns(), error=CheckpointError)
     _follow_optimizers()
     if not asynchronous:
         finish_saves()
@@ -142,14 +143,6 @@ def _wanted(model: nn.Module, optimizer: Optimizer | None, candidates: list[str]
                                   ".\nIt is of another model: use the configuration it was saved with.")
         return slices
     return parameter_slices(model, optimizer, saves=False)
-
-
-def _config_of(model: nn.Module) -> str:
-    config = getattr(model, "config", None)
-    if config is None or not hasattr(config, "to_dict"):
-        return ""
-    kept = {**config.to_dict(), **model.conclave.given_config, "architectures": [type(model).__name__.removeprefix("FSDP")], "dtype": "float32"}
-    return json.dumps({key: value for key, value in kept.items() if not key.startswith("_")}, indent=2)
 
 
 def _bias_of(model: nn.Module) -> list[float]:

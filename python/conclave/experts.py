@@ -103,8 +103,11 @@ def experts_forward(axis: ExpertAxis, hidden: torch.Tensor, expert_of_choice: to
             axis.differentiated = True
             if counts:
                 axis.load.count(expert_of_choice)
-    out = operators().routed_experts(hidden.to(dtype), weight.float(), expert_of_choice, local_of(gate_up).to(dtype), local_of(down).to(dtype), axis.group,
-                                     axis.experts, 1.0 / axis.degree, axis.overload, axis.config.max_tokens_per_rank_factor,
+    # On a CPU the kernels round fp32 weights as they read them, and sum their gradients in fp32: nothing is copied, and nothing is lost.
+    reads = device == "cpu" and dtype == torch.bfloat16 and gate_up.dtype == down.dtype == torch.float32
+    gate_up, down = (local_of(each) if reads else local_of(each).to(dtype) for each in (gate_up, down))
+    out = operators().routed_experts(hidden.to(dtype), weight.float(), expert_of_choice, gate_up, down, axis.group, axis.experts,
+                                     1.0 / axis.degree, axis.overload, axis.config.max_tokens_per_rank_factor,
                                      axis.config.spill_threshold, axis.config.spill_least_rows, axis.config.dispatch_chunks or 1, axis.config.gathers_tokens,
                                      axis.shuffle_seed, not repeats_arithmetic())
     return out.to(hidden.dtype)

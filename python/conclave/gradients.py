@@ -12,6 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from conclave._library import operators
+from conclave.adamw import AdamW
 from conclave.adapters import check_adapters, check_same_adapters
 from conclave.errors import ConfigError, OrderError
 from conclave.regions import local_of
@@ -30,40 +32,55 @@ def _copies(tensor: torch.Tensor, world: int) -> int:
     return world // parts
 
 
-def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False) -> torch.Tensor:
+def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False,
+                    optimizer: AdamW | None = None) -> torch.Tensor:
     """Scales the gradients so that the norm of the whole model's gradient is at most `max_norm`; returns the norm before, fp32. Collective.
 
     Right for parameters on any of the meshes, sharded or not, and for every `norm_type` from 0 (exclusive) to infinity. Powers are summed in double
     precision and over the ranks in rank order.
 
+    `optimizer`: a conclave.AdamW of these parameters, which then scales the gradients as its next step reads them; `parameter.grad` stays as it is.
+
     Raises:
         OrderError: the model is not transformed.
-        ConfigError: norm_type is not a positive number.
+        ConfigError: norm_type is not a positive number, or the optimizer is another one.
     """
     state = transformed(model, "conclave.clip_grad_norm_")
     check_adapters(model)
     norm_type = float(norm_type)
     if not norm_type > 0:
         raise ConfigError(f"norm_type is {norm_type}, and a norm takes a positive power.\nUse 2, 1, or math.inf for the largest element.")
+    if optimizer is not None and not isinstance(optimizer, AdamW):
+        raise ConfigError(f"the optimizer is a {type(optimizer).__name__}, which cannot scale gradients as it reads them.\n"
+                          "Use conclave.AdamW, or leave the argument out.")
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     device = local_of(gradients[0]).device if gradients else torch.device(state.mesh.device_type)
     own = torch.zeros((), dtype=torch.float64, device=device)
     for gradient in gradients:
-        size = local_of(gradient).double().abs()
+        local = local_of(gradient)
         if math.isinf(norm_type):
-            own = torch.maximum(own, size.amax()) if size.numel() else own
+            own = torch.maximum(own, local.double().abs().amax()) if local.numel() else own
         else:
-            own += size.pow(norm_type).sum() / _copies(gradient, state.mesh.world_size)
+            own += _sum_of_powers(local, norm_type) / _copies(gradient, state.mesh.world_size)
     parts = [torch.empty_like(own) for _ in range(state.mesh.world_size)]
     dist.all_gather(parts, own)
     norm = torch.stack(parts).amax() if math.isinf(norm_type) else torch.stack(parts).sum().pow(1 / norm_type)
     if error_if_nonfinite and not torch.isfinite(norm):
         raise RuntimeError(f"the norm of the gradient is {norm.item()}, so it cannot be clipped")
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        local = local_of(gradient)
-        local.mul_(factor.to(local.dtype))
+    if optimizer is not None:
+        optimizer.grad_scale_of_next_step = factor.item()
+    elif device.type != "cpu" or factor.item() != 1:  # what a GPU has computed is not waited for
+        for gradient in gradients:
+            local = local_of(gradient)
+            local.mul_(factor.to(local.dtype))
     return norm.float()
+
+
+def _sum_of_powers(gradient: torch.Tensor, power: float) -> torch.Tensor:
+    if power == 2 and gradient.device.type == "cpu" and gradient.dtype == torch.float32:
+        return operators().sum_of_squares([gradient])  # reads the gradient once, and copies nothing
+    return gradient.double().abs().pow(power).sum()
 
 
 def synchronize_gradients(model: nn.Module) -> None:

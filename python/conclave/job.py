@@ -122,14 +122,14 @@ def program() -> Path:
         if path.exists():
             return path
     raise ConfigError(f"the program `conclave` is neither in {package / 'bin'} nor in {package.parents[1] / 'build'}.\n"
-                      "Build it: ./dev build, or install the package: pip install --no-build-isolation .")
+                      "Build it: ./dev build, or install the wheel that ./dev wheel makes.")
 
 
 def program_environment() -> dict[str, str]:
-    """The environment in which the program finds the libraries of the installed torch."""
+    """The environment in which the program finds the libraries of the installed torch, and this Python, which runs some of its commands."""
     libraries = Path(find_spec("torch").submodule_search_locations[0]) / "lib"
-    first = {"LD_LIBRARY_PATH": str(libraries), "PATH": str(Path(sys.executable).parent)}  # it starts Python for some of its commands
-    return {**os.environ, **{name: os.pathsep.join(filter(None, [value, os.environ.get(name, "")])) for name, value in first.items()}}
+    first = {"LD_LIBRARY_PATH": str(libraries), "PATH": str(Path(sys.executable).parent)}
+    return {"CONCLAVE_PYTHON": sys.executable, **os.environ, **{name: os.pathsep.join(filter(None, [value, os.environ.get(name, "")])) for name, value in first.items()}}
 
 
 def main() -> None:

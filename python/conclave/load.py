@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -52,13 +53,23 @@ class LayerLoad:
         self.tokens += tokens
 
 
+def placed_by_layer(model: nn.Module, of_mixtures: list) -> list:
+    """The same as entries of the model's layers, whose numbers are in the modules' names; None for a layer without experts."""
+    found = [re.search(r"(?:^|\.)(\d+)(?:\.|$)", name) for name in transformed(model, "conclave.load_metrics").experts]
+    numbers = [int(match[1]) if match else -1 for match in found]
+    if -1 in numbers or len(set(numbers)) < len(numbers):
+        return of_mixtures  # a model of its own kind: in order
+    count = max(*numbers, getattr(getattr(model, "config", None), "num_hidden_layers", 0) - 1) + 1
+    return [of_mixtures[numbers.index(layer)] if layer in numbers else None for layer in range(count)]
+
+
 def load_metrics(model: nn.Module) -> dict[str, float | int | list]:
     """How evenly tokens of training fell on the experts since the last call, over all ranks. Collective; starts the count anew.
 
     The names are those of metrics.jsonl (docs/balancing.md): `expert_imbalance`, `expert_share`, `load_entropy`, `router_confidence`, `dead_experts`, each
-    also `_by_layer`, with `aux_loss_by_layer` and `z_loss_by_layer`, without coefficients; besides, `expert_imbalance_max` of the most uneven layer, and
-    `drop_rate` where experts have a capacity. `dead_experts` got less than 1 % of their layer's mean since the last call. What only a router knows
-    (confidence and losses) is told of softmax routers.
+    also `_by_layer` (None for a layer without experts), with `aux_loss_by_layer` and `z_loss_by_layer`, without coefficients; besides,
+    `expert_imbalance_max` of the most uneven layer, and `drop_rate` where experts have a capacity. `dead_experts` got less than 1 % of their layer's mean
+    since the last call. What only a router knows (confidence and losses) is told of softmax routers.
     """
     state = transformed(model, "conclave.load_metrics")
     loads = [module.conclave_axis.load for module in state.experts.values()]
@@ -77,6 +88,7 @@ def load_metrics(model: nn.Module) -> dict[str, float | int | list]:
     if all(load.by_router for load in loads):
         metrics |= {"router_confidence": confidence.mean().item(), "router_confidence_by_layer": confidence.tolist(),
                     "aux_loss_by_layer": aux_loss.tolist(), "z_loss_by_layer": z_loss.tolist()}
+    metrics |= {name: placed_by_layer(model, values) for name, values in metrics.items() if name.endswith("_by_layer")}
     if loads[0].has_capacity:
         dropped = torch.stack([dropped for _, _, dropped in taken]).sum()
         dist.all_reduce(dropped)

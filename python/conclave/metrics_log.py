@@ -18,7 +18,7 @@ from torch import nn
 
 from conclave.agreement import together
 from conclave.errors import CheckpointError
-from conclave.load import DEAD_SHARE, load_metrics
+from conclave.load import DEAD_SHARE, load_metrics, placed_by_layer
 from conclave.transformed_model import transformed
 
 if TYPE_CHECKING:
@@ -79,11 +79,11 @@ class MetricsLog:
     def _count_dead(self, load: dict[str, Any]) -> None:
         """In the program's sense: in each of the last 100 steps."""
         if "expert_share_by_layer" in load:
-            share = torch.tensor(load["expert_share_by_layer"], dtype=torch.float64)
+            share = torch.tensor([row for row in load["expert_share_by_layer"] if row is not None], dtype=torch.float64)
             starved = share < DEAD_SHARE / share.shape[1]
             self._starved = ((self._starved if self._starved is not None else torch.zeros_like(share)) + 1) * starved
             dead = (self._starved >= DEAD_STEPS).sum(1)
-            load |= {"dead_experts": int(dead.sum()), "dead_experts_by_layer": dead.double().tolist()}
+            load |= {"dead_experts": int(dead.sum()), "dead_experts_by_layer": placed_by_layer(self._model, dead.double().tolist())}
 
     def _prepare(self, resumed_step: int, job: dict[str, Any]) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,15 @@
-"""What a parameter is called, and where it lies, in the program's own checkpoints: Mixtral's as `conclave train` has them, other models' by their own names."""
+"""What a parameter is called, and where it lies, in the program's own checkpoints. The program's families say it; other models keep their own names."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from math import prod
 
-import torch
 from torch import nn
 
+from conclave._library import operators
 from conclave.regions import stored_tensors
-
-_WHOLE = {"input_layernorm.weight": "input_norm", "self_attn.o_proj.weight": "attention.output", "post_attention_layernorm.weight": "post_attention_norm",
-          "mlp.gate.weight": "router", "mlp.experts.gate_up_proj": "experts.gate_up", "mlp.experts.down_proj": "experts.down"}
-_PARTS_OF_QKV = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
 
 
 @dataclass(frozen=True)
@@ -23,22 +21,20 @@ class Place:
     begin: int = 0  # the first of its elements
 
 
+def config_text(model: nn.Module) -> str:
+    """The model's config.json, as a checkpoint keeps it; empty: the model has none."""
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "to_dict"):
+        return ""
+    kept = {**config.to_dict(), **model.conclave.given_config, "architectures": [type(model).__name__.removeprefix("FSDP")], "dtype": "float32"}
+    return json.dumps({key: value for key, value in kept.items() if not key.startswith("_")}, indent=2)
+
+
 def places_of(model: nn.Module) -> dict[str, Place]:
     """By the model's own names."""
     tensors = stored_tensors(model)
-    if getattr(getattr(model, "config", None), "model_type", None) != "mixtral" or "model.embed_tokens.weight" not in tensors:
-        return {name: Place(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
-    return {name: _place_in_mixtral(name, tensors) for name in tensors}
-
-
-def _place_in_mixtral(name: str, tensors: dict[str, torch.Tensor]) -> Place:
-    shape = tuple(tensors[name].shape)
-    _, _, inner = name.partition("layers.")
-    if not inner:
-        return Place(name.removeprefix("model.").removesuffix(".weight"), shape)
-    layer, _, part = inner.partition(".")
-    if part in _WHOLE:
-        return Place(f"layers.{layer}.{_WHOLE[part]}", shape)
-    rows = [tensors[f"model.layers.{layer}.{each}"].shape[0] for each in _PARTS_OF_QKV]
-    before = sum(rows[: _PARTS_OF_QKV.index(part)])
-    return Place(f"layers.{layer}.attention.qkv", (sum(rows), shape[1]), before * shape[1])
+    known = {name: (Place(program_name, tuple(shape.tolist()), begin), count)
+             for name, program_name, shape, begin, count in zip(*operators().program_names(config_text(model)), strict=True)}
+    if all(name in known and known[name][1] == prod(tensor.shape) for name, tensor in tensors.items()):
+        return {name: known[name][0] for name in tensors}
+    return {name: Place(name, tuple(tensor.shape)) for name, tensor in tensors.items()}

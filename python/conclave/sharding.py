@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard as torch_fully_shard
 from torch.distributed.tensor import Shard
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from conclave.acceleration import accelerate_gathers
 from conclave.adapters import base_of, check_adapters, check_prompts, check_same_adapters
 from conclave.agreement import together
 from conclave.errors import OrderError
@@ -49,6 +50,7 @@ def fully_shard(model: PreTrainedModel, *, mp_policy: MixedPrecisionPolicy | Non
     for layer in [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]:
         torch_fully_shard(layer, mesh=state.mesh.dense_data, ignored_params=ignored, **options)
     torch_fully_shard(root, mesh=state.mesh.dense_data, ignored_params=ignored, **options)
+    accelerate_gathers(root)
     return model
 
 

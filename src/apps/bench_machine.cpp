@@ -23,7 +23,7 @@ constexpr double unit = 1e9;  // of operations and bytes, a second on paper
 // What a step costs, whatever the machine: seconds of it are thousand millions of operations and bytes.
 PlannedTime costs_of(const CheckedJob& checked) {
   DeviceDescription device;
-  device.device.kind = DeviceKind::cpu;
+  device.device.kind = at::kCPU;
   device.compute = {unit, unit, unit, 1, 1};
   device.memory = {1e18, 0, unit, unit, unit};
   device.network = {1 << 20, 0, 1e30, 0, 1e30};
@@ -54,7 +54,7 @@ DeviceDescription description_of(const MachineTimes& times, double memory_bytes,
   const double peak = std::max(times.peak_fp32, products);
   const double attention = unit * costs.attention / seconds_in(step, {Phase::attention});
   DeviceDescription device;
-  device.device.kind = DeviceKind::cpu;
+  device.device.kind = at::kCPU;
   device.compute.fp32_flops = peak;
   device.compute.product_efficiency = products / peak;
   device.compute.attention_efficiency = std::min(1.0, attention / peak);

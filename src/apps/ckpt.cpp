@@ -106,6 +106,7 @@ void add_ckpt(CLI::App& app, int& exit_code) {
   add_ckpt_diff(*ckpt, exit_code);
   add_ckpt_export(*ckpt);
   add_ckpt_import(*ckpt);
+  add_ckpt_merge(*ckpt);
   add_ckpt_reshard(*ckpt);
   add_ckpt_average(*ckpt);
   add_ckpt_prune(*ckpt);

@@ -28,6 +28,7 @@ void add_ckpt_prune(CLI::App& ckpt);
 void add_ckpt_go_back(CLI::App& ckpt);
 void add_ckpt_export(CLI::App& ckpt);
 void add_ckpt_import(CLI::App& ckpt);
+void add_ckpt_merge(CLI::App& ckpt);
 void add_ckpt_dcp(CLI::App& ckpt);
 
 // The folder with the step-* folders, given itself or as the run.output_dir that has it as `checkpoints`. UserError:

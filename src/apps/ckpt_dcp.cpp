@@ -87,7 +87,11 @@ json parameter_groups(const CheckpointState& state, const ModelConfig& model, co
 void to_dcp(CheckpointReader& from, const OutputOptions& options) {
   const ModelConfig model = model_of(from);
   const std::vector<DiskNames> names = disk_names(model);
-  const std::vector<DcpTensor> tensors = dcp_tensors(names, model.tie_word_embeddings);
+  std::vector<DcpTensor> tensors = dcp_tensors(names, model.tie_word_embeddings);
+  const std::string of_parameters = state_tensor_name(kind_parameter, "");
+  std::erase_if(tensors, [&](const DcpTensor& tensor) {  // frozen parameters have no moments
+    return !tensor.source.starts_with(of_parameters) && !from.manifest().tensors.contains(tensor.source);
+  });
   const json head = {{"tensors", describe(tensors, from.manifest())},
                      {"updates", from.state().updates},
                      {"groups", parameter_groups(from.state(), model, names)},

@@ -13,8 +13,27 @@
 #include "run/export_options.h"
 #include "run/run_export.h"
 #include "run/run_folder.h"
+#include "run/stored_adapter.h"
 
 namespace conclave {
+namespace {
+
+// The checkpoint holds no more than the adapter.
+void export_adapter(const CheckpointReader& from, const ModelConfig& model, const OutputOptions& output) {
+  StoredAdapter adapter(from.path(), model);
+  uint64_t bytes = 0;
+  for (const AdapterTensor& tensor : adapter.tensors())
+    bytes += static_cast<uint64_t>(checked_numel(tensor.shape).value()) * sizeof(float);
+  output.write("export", bytes, [&](const BytesDone& done) {
+    write_adapter(OutputFolder(output.output, output.when_there(), is_adapter_file), adapter.model(), adapter.config(),
+                  source_of_run(from.state()).init_from.value_or("").string(), [&](const AdapterTensor& tensor) {
+                    done(static_cast<uint64_t>(checked_numel(tensor.shape).value()) * sizeof(float));
+                    return adapter.read(tensor);
+                  });
+  });
+}
+
+}  // namespace
 
 void add_ckpt_export(CLI::App& ckpt) {
   struct Options {
@@ -26,7 +45,9 @@ void add_ckpt_export(CLI::App& ckpt) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command =
-      ckpt.add_subcommand("export", "write a checkpoint's parameters as a Hugging Face folder that Transformers loads");
+      ckpt.add_subcommand("export",
+                          "write a checkpoint's parameters as a Hugging Face folder that Transformers loads; of a run "
+                          "with an adapter, the adapter as a folder that PEFT loads");
   command->add_option("checkpoint", options->checkpoint, "a checkpoint's folder, or a run's")->required();
   add_output_options(*command, options->output, "output", "the Hugging Face folder to write");
   command->add_option("--dtype", options->dtype, "of the weights on disk: rounded to nearest")
@@ -46,6 +67,7 @@ void add_ckpt_export(CLI::App& ckpt) {
     CheckpointReader from(checkpoint_of(options->checkpoint));
     if (const auto lost = lost_in_export(from.state().values)) fmt::print(stderr, "warning: {}\n", *lost);
     const ModelConfig model = model_of(from);
+    if (adapter_of_run(from.state()).exists()) return export_adapter(from, model, options->output);
     const std::vector<DiskNames> names = disk_names(model);
     const at::ScalarType dtype = options->dtype == "bf16"   ? at::kBFloat16
                                  : options->dtype == "fp16" ? at::kHalf

@@ -7,6 +7,7 @@
 #include <iterator>
 #include <sstream>
 
+#include "apps/torchrun_word.h"
 #include "base/broken_pipes.h"
 #include "base/error.h"
 #include "base/log.h"
@@ -140,6 +141,7 @@ int run_on_ranks(int ranks, const std::function<CheckedJob(int world)>& make,
     // A mistake that every rank finds is printed by rank 0 alone; one that a single rank finds reaches rank 0 by
     // stop().
     if (world) world->stop(error.what());
+    leave_word_for_torchrun(printable(error.what(), LineFeeds::kept));
     return report_error(error, speaks_for_all(process, world.has_value(), error));
   }
 }

@@ -18,6 +18,8 @@ void add_validate(CLI::App& app, int& exit_code);
 void add_plan(CLI::App& app, int& exit_code);
 void add_eval(CLI::App& app, int& exit_code);
 void add_trace(CLI::App& app, int& exit_code);
+void add_generate(CLI::App& app, int& exit_code);
+void add_chat(CLI::App& app, int& exit_code);
 void add_ckpt(CLI::App& app, int& exit_code);
 void add_data(CLI::App& app, int& exit_code);
 void add_bench(CLI::App& app, int& exit_code);

@@ -54,11 +54,11 @@ void print_lines(const Evaluated& evaluated) {
   fmt::print("unigram cross-entropy  {:.4f}\n", evaluated.ngram->unigram);
 }
 
-// Counts pairs of one text to score another: of a blend, and where a mask leaves targets out, it would score other
-// targets than the loss.
+// Counts pairs of one text to score another: of a blend, and where targets are left out, it would score other targets
+// than the loss.
 std::optional<NgramCrossEntropy> ngram_of(const ParallelJob& job, const std::vector<NamedSet>& sets) {
   const TrainingData& train = job.job().data.train;
-  if (train.sets.size() != 1 || sets.size() != 1 || sets[0].stream->has_mask()) return std::nullopt;
+  if (train.sets.size() != 1 || sets.size() != 1 || !sets[0].stream->trains_on_all_targets()) return std::nullopt;
   const int64_t vocab_size = job.model_config().vocab_size;
   const IndexedTokens counted(train.sets[0].prefix, vocab_size);
   if (counted.mask() != nullptr) return std::nullopt;

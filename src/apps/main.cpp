@@ -5,6 +5,7 @@
 #include "apps/command.h"
 #include "apps/command_line.h"
 #include "apps/help_formatter.h"
+#include "apps/init.h"
 #include "base/error.h"
 #include "families/family.h"
 
@@ -15,7 +16,8 @@ int main(int argc, char** argv) {
       "sharded (sharded and hybrid data parallelism). Families: " +
       family_names() +
       ".\n\n"
-      "First steps:  conclave validate job.yaml --world 2  is the job right for two ranks?\n"
+      "First steps:  conclave init                         write a job file for your data\n"
+      "              conclave validate job.yaml --world 2  is the job right for two ranks?\n"
       "              conclave plan job.yaml --world 2      what does a step on them need?\n"
       "              conclave train job.yaml --ranks 2     train on two ranks of this machine\n"};
   app.name("conclave");
@@ -28,11 +30,14 @@ int main(int argc, char** argv) {
       "run.stop_after.");
 
   int exit_code = exit_success;
+  add_init(app);
   add_train(app, exit_code);
   add_validate(app, exit_code);
   add_plan(app, exit_code);
   add_eval(app, exit_code);
   add_trace(app, exit_code);
+  add_generate(app, exit_code);
+  add_chat(app, exit_code);
   add_ckpt(app, exit_code);
   add_data(app, exit_code);
   add_bench(app, exit_code);

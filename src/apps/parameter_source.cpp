@@ -16,6 +16,7 @@ CheckpointValues load_from(ParallelJob& job, const ParameterSource& source) {
   job.model().allocate_parameters();
   if (!source.hugging_face.empty()) {
     load_hugging_face(job, source.hugging_face);
+    start_adapter(job);
     return {};
   }
   return load_parameters(

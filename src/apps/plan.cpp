@@ -10,8 +10,11 @@
 #include "apps/plan_report.h"
 #include "apps/replay_report.h"
 #include "base/error.h"
+#include "base/log.h"
+#include "data/document_length.h"
 #include "run/job_and_model.h"
 #include "run/model_source.h"
+#include "step/open_data.h"
 
 namespace conclave {
 namespace {
@@ -23,6 +26,30 @@ std::filesystem::path routing_file_at(const std::filesystem::path& file_or_run) 
     user_error("--routing is {}, a folder without {}: its run recorded no routing (metrics.record_routing).",
                file_or_run.string(), routing_file_name);
   return file;
+}
+
+// None without data.document_mask. `given`: 0: as the training data has them, if it is there.
+std::optional<int64_t> planned_document_tokens(const CheckedJob& job, int64_t given) {
+  const DataConfig& data = job.job.data;
+  if (given > 0 && !data.document_mask)
+    user_error(
+        "--document-tokens is {}, but documents see each other (data.document_mask is false).\n       Set it to true, "
+        "or leave the option out.",
+        given);
+  if (!data.document_mask) return std::nullopt;
+  if (given > data.sequence_length)
+    user_error(
+        "--document-tokens is {}, but a document ends with its sequence (data.sequence_length {}). Use at most {}.",
+        given, data.sequence_length, data.sequence_length);
+  if (given > 0) return given;
+  try {
+    return document_length_of_tokens(*open_training(job.job, job.model.vocab_size));
+  } catch (const UserError&) {  // a plan needs no data
+    spdlog::warn(
+        "data.train cannot be read, so the plan takes each sequence for one document; --document-tokens says how long "
+        "documents are");
+    return data.sequence_length;
+  }
 }
 
 }  // namespace
@@ -38,6 +65,7 @@ void add_plan(CLI::App& app, int& exit_code) {
     int64_t top = 15;
     std::string routing;
     int64_t routing_steps = 100;
+    int64_t document_tokens = 0;
   };
   auto options = std::make_shared<Options>();
   CLI::App* command =
@@ -64,6 +92,10 @@ void add_plan(CLI::App& app, int& exit_code) {
   command->add_option("--routing-steps", options->routing_steps, "steps of it that are run on paper; 0: all")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command
+      ->add_option("--document-tokens", options->document_tokens,
+                   "with data.document_mask: tokens of every document (default: as data.train has them)")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--json", options->json, "print one JSON object (docs/plan.md); --search is complete in it");
   command->footer(
       "conclave plan examples/mixtral-8x7b.yaml --world 64 --device h100-80 --search\n\n"
@@ -75,8 +107,9 @@ void add_plan(CLI::App& app, int& exit_code) {
       "A device is described by these keys, here h100-80's:\n\n" +
       print_device(read_device("h100-80")));
   command->callback([options] {
-    const CheckedJob job = check_job_and_model(read_job(options->job.file, options->job.overrides), options->world);
+    CheckedJob job = check_job_and_model(read_job(options->job.file, options->job.overrides), options->world);
     check_model_source(job);
+    job.document_tokens = planned_document_tokens(job, options->document_tokens);
     tell_warnings(job);
     const std::string name = !options->device.empty()                  ? options->device
                              : job.job.run.device == WantedDevice::cpu ? "cpu"

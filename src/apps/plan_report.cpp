@@ -54,6 +54,9 @@ std::vector<std::string> assumptions_of(const Plan& plan) {
         "experts are lent in steps in which a rank has more than {} times the mean rows (moe.spill_threshold): memory "
         "counts a rank that computes one, time and traffic count lending where --imbalance is above that",
         plan.job.job.moe.spill_threshold));
+  if (plan.job.document_tokens)
+    lines.push_back(fmt::format("documents of {} tokens, of which none sees another one (data.document_mask)",
+                                *plan.job.document_tokens));
   if (moe.global_token_shuffle)
     lines.emplace_back("after the shuffle each rank of an expert group has an equal part of each expert's rows");
   return lines;
@@ -116,7 +119,7 @@ std::string memory_text(const Plan& plan) {
   if (most.step.memory.offloaded > 0)
     text +=
         fmt::format("  offloaded layer inputs: {} in {}\n", size_text(static_cast<double>(most.step.memory.offloaded)),
-                    plan.device.device.kind == DeviceKind::cuda ? "host memory" : "a scratch file");
+                    plan.device.device.kind == at::kCUDA ? "host memory" : "a scratch file");
   text += fmt::format("  a validation between two steps: {}\n",
                       size_text(static_cast<double>(plan.evaluation.peak_of.total)));
   return text;

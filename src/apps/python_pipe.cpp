@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
@@ -44,11 +45,21 @@ std::string python() {
   return can_run(CONCLAVE_PYTHON) ? CONCLAVE_PYTHON : "python3";
 }
 
+// The folder that holds the package `conclave`: where the program is a part of it (conclave/bin), or the checkout's.
+std::string folder_of_package() {
+  std::error_code unknown;
+  const std::filesystem::path package =
+      std::filesystem::read_symlink("/proc/self/exe", unknown).parent_path().parent_path();
+  if (std::filesystem::exists(package / "__init__.py", unknown)) return package.parent_path().string();
+  return CONCLAVE_PYTHON_PATH;
+}
+
 // So that the modules are found whether they are installed or not. Relative folders would be those of wherever the user
 // is.
 void set_python_path() {
   std::vector<std::string> folders;
-  if (::access(CONCLAVE_PYTHON_PATH, R_OK | X_OK) == 0) folders.emplace_back(CONCLAVE_PYTHON_PATH);
+  const std::string own = folder_of_package();
+  if (::access(own.c_str(), R_OK | X_OK) == 0) folders.push_back(own);
   const char* others = std::getenv("PYTHONPATH");
   std::istringstream given(others == nullptr ? "" : others);
   for (std::string folder; std::getline(given, folder, ':');)

@@ -22,7 +22,8 @@ void add_trace(CLI::App& app, int& exit_code) {
   command
       ->add_option(
           "--tokens", options->request.tokens,
-          "a safetensors file with input_ids and labels, int64 [B,S]; labels are shifted already, -100 is ignored")
+          "a safetensors file with input_ids and labels, int64 [B,S]; labels are shifted already, -100 is ignored; "
+          "perhaps segment_ids, int64 [B,S]: tokens of one number are a document, and documents do not see each other")
       ->required();
   command
       ->add_option("--out", options->request.out,

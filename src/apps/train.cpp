@@ -2,6 +2,8 @@
 #include <memory>
 
 #include "apps/command.h"
+#include "apps/prompts.h"
+#include "apps/torchrun_word.h"
 #include "base/error.h"
 #include "config/job_check.h"
 #include "run/model_source.h"
@@ -11,6 +13,15 @@
 #include "run/trainer.h"
 
 namespace conclave {
+namespace {
+
+std::optional<std::filesystem::path> tokenizer_for_samples(const Job& job) {
+  if (!job.validation.prompts) return std::nullopt;
+  if (job.validation.tokenizer) return job.validation.tokenizer;
+  return job.model.init_from ? job.model.init_from : job.model.upcycle_from;
+}
+
+}  // namespace
 
 void add_train(CLI::App& app, int& exit_code) {
   struct Options {
@@ -50,12 +61,15 @@ void add_train(CLI::App& app, int& exit_code) {
     exit_code = run_on_ranks(
         options->ranks, read,
         [&](ParallelJob& job) {
-          Trainer trainer(job);
+          const std::optional<std::filesystem::path> tokenizer = tokenizer_for_samples(job.job());
+          Trainer trainer(job, tokenizer ? start_text_process(job, *tokenizer, {}) : nullptr);
           if (!options->profile.empty()) trainer.profile(parse_profiled_steps(options->profile, job.job().run.steps));
           ended = trainer.run();
         },
         check_model_source);
-    if (exit_code == exit_success) exit_code = ended;
+    if (exit_code != exit_success || ended == exit_success) return;
+    exit_code = ended;
+    leave_word_for_torchrun("No failure: the run was asked to stop after a step. The same command goes on from there.");
   });
 }
 

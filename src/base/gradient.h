@@ -6,12 +6,16 @@
 namespace conclave {
 
 struct Gradient {
-  at::Tensor tensor;        // fp32, shaped as the parameter; usually a view of a flat buffer
+  at::Tensor
+      tensor;  // fp32, shaped as the parameter; usually a view of a flat buffer. Undefined: the parameter is frozen
   bool accumulate = false;  // false: the content is undefined and must be written; true: add to it
 
-  // For a backward that can only add.
+  // Whether somebody asks for it: of a frozen parameter nothing is computed.
+  bool is_wanted() const { return tensor.defined(); }
+
+  // For a backward that can only add. Of a frozen parameter it stays undefined.
   at::Tensor& zeroed() {
-    if (!accumulate) tensor.zero_();
+    if (!accumulate && is_wanted()) tensor.zero_();
     accumulate = true;
     return tensor;
   }

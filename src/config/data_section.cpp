@@ -17,6 +17,8 @@ void describe(DataConfig& data, Fields& to) {
   to.field("data.micro_batch_size", data.micro_batch_size, size_of_at_least(1), "sequences per rank and micro-step");
   to.field("data.global_batch_size", data.global_batch_size, size_of_at_least(1),
            "sequences per step over all ranks; null: micro_batch_size x world size");
+  to.field("data.document_mask", data.document_mask, Anything{},
+           "documents of a sample do not see each other: attention and positions begin anew with each");
 }
 
 std::string mistake_in_batch_size(const DataConfig& data, int world_size, const std::string& place) {

@@ -18,7 +18,8 @@ struct DataConfig {
   int64_t sequence_length = 2048;            // tokens of one sample
   int64_t micro_batch_size = 1;              // sequences per rank and micro-step
   std::optional<int64_t>
-      global_batch_size;  // sequences per step over all ranks; default: micro_batch_size x world size
+      global_batch_size;       // sequences per step over all ranks; default: micro_batch_size x world size
+  bool document_mask = false;  // documents of a sample do not see each other
 };
 
 // Of a global batch that so many ranks cannot take in whole micro-steps, with the nearest that they can; empty: they

@@ -120,6 +120,14 @@ std::string prefixes_of(const std::vector<DataSet>& sets) {
   return text;
 }
 
+std::string names_and_weights_of(const std::vector<DataSet>& sets) {
+  if (sets.size() < 2) return "at most one set";
+  std::string text;
+  for (const DataSet& set : sets)
+    text += fmt::format("{}{} with weight {}", text.empty() ? "" : ", ", set.name, print_value(set.weight));
+  return text;
+}
+
 std::string read_value(const GivenValue& given, TrainingData& value) {
   std::vector<DataSet> sets;
   std::string refusal = given.kind == Kind::list    ? read_list(given, /*weighted=*/true, sets)

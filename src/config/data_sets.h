@@ -38,6 +38,9 @@ struct ValidationData {
 // "data/code, data/chat".
 std::string prefixes_of(const std::vector<DataSet>& sets);
 
+// "code with weight 0.7, chat with weight 0.2"; "at most one set": its name may be that of its place.
+std::string names_and_weights_of(const std::vector<DataSet>& sets);
+
 std::string read_value(const GivenValue& given, TrainingData& value);
 std::string read_value(const GivenValue& given, ValidationData& value);
 std::string print_value(const TrainingData& value);

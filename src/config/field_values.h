@@ -14,6 +14,7 @@
 #include "config/data_sets.h"
 #include "config/duration.h"
 #include "config/mistake.h"
+#include "config/name_list.h"
 #include "config/reshard_rule.h"
 #include "config/value_rules.h"
 #include "config/written_keys.h"

@@ -8,6 +8,8 @@ Fields fields_of(Job& job) {
   Fields fields;
   describe(job.run, fields);
   describe(job.model, fields);
+  describe(job.train, fields);
+  describe(job.adapter, fields);
   describe(job.data, fields);
   describe(job.parallel, fields);
   describe(job.memory, fields);

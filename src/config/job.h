@@ -2,6 +2,7 @@
 // defaults and rules.
 #pragma once
 
+#include "config/adapter_section.h"
 #include "config/checkpoint_section.h"
 #include "config/data_section.h"
 #include "config/memory_section.h"
@@ -14,6 +15,7 @@
 #include "config/precision_section.h"
 #include "config/run_section.h"
 #include "config/schedule_section.h"
+#include "config/train_section.h"
 #include "config/validation_section.h"
 
 namespace conclave {
@@ -21,6 +23,8 @@ namespace conclave {
 struct Job {
   RunConfig run;
   ModelSource model;
+  TrainConfig train;
+  AdapterConfig adapter;
   DataConfig data;
   ParallelConfig parallel;
   MemoryConfig memory;

@@ -34,6 +34,11 @@ void check_between_sections(const Job& job, KeyRules& rules) {
   rules.refuse_if(job.validation.every > 0 && !job.data.validation, {"validation.every", "data.validation"},
                   fmt::format("validation.every is {}, but there is no data.validation.", job.validation.every),
                   "Give data.validation, the prefix of a .bin/.idx pair, or set validation.every to 0.");
+  rules.refuse_if(
+      job.validation.prompts && !job.validation.tokenizer && !job.model.init_from && !job.model.upcycle_from,
+      {"validation.prompts", "validation.tokenizer"},
+      "validation.prompts are texts, but there is no tokenizer for them.",
+      "Set validation.tokenizer to the folder of the tokenizer that made the token files.");
   if (rules.know({"checkpoint.allow_changed"})) {
     if (const std::string mistake = mistake_in_allowed_keys(job); !mistake.empty()) rules.mistakes.push_back(mistake);
   }
@@ -49,11 +54,13 @@ void check_between_sections(const Job& job, KeyRules& rules) {
 std::vector<std::string> mistakes_between_keys(const Job& job, const std::function<bool(std::string_view)>& known) {
   KeyRules rules(job.origins, known);
   check(job.model, rules);
+  check(job.adapter, rules);
   check(job.data, rules);
   check(job.memory, rules);
   check(job.moe, rules);
   check(job.precision, rules);
   check(job.checkpoint, rules);
+  check(job.validation, rules);
   check_between_sections(job, rules);
   return rules.mistakes;
 }

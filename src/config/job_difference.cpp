@@ -46,6 +46,7 @@ constexpr Free free_keys[] = {
     {"moe.max_tokens_per_rank_factor", "how many rows are computed at once"},
     {"moe.spill_threshold", "where rows are computed, not what becomes of them"},
     {"moe.spill_least_rows", "where rows are computed, not what becomes of them"},
+    {"adapter.init_from", "a checkpoint holds the adapter"},
     {"optimizer.max_skipped_steps", "when to give up"},
     {"checkpoint.", "what is kept of a run is not what it is"},
     {"validation.", "nothing is learned from it"},
@@ -91,6 +92,10 @@ KeyValues values_but_places_of(Job job) {
   const Fields fields = fields_of(job);
   for (const Field* field : fields.all())
     if (!field->is_path()) values.emplace(field->key(), field->printed());
+  const std::vector<DataSet> held_back = job.data.validation ? job.data.validation->sets : std::vector<DataSet>();
+  for (const auto& [key, sets] :
+       {std::pair("data.train", job.data.train.sets), std::pair("data.validation", held_back)})
+    values.emplace(key, names_and_weights_of(sets));
   return values;
 }
 

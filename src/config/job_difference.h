@@ -15,7 +15,7 @@ using KeyValues = std::map<std::string, std::string>;
 
 // Every key of the job.
 KeyValues values_of(Job job);
-// But for the paths of files and folders, which hosts may call otherwise.
+// But for the paths of files and folders, which hosts may call otherwise; of several data sets their names and weights.
 KeyValues values_but_places_of(Job job);
 // The keys of a config.json, as "model.config: hidden_size".
 KeyValues values_of_model(const std::string& config_json);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -126,6 +127,20 @@ struct LayerConfig {
   bool operator==(const LayerConfig&) const = default;
 };
 
+// LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685): beside a matrix W [N,M] lie
+// A [r,M] and B [N,r], and the layer computes x W^T + scale * (dropout(x) A^T) B^T.
+struct AdapterShape {
+  int64_t rank = 0;
+  double scale = 1;
+  double dropout = 0;             // of what dense layers read, in training
+  uint64_t seed = 0;              // of dropout
+  std::set<std::string> targets;  // of the dense layers, as published checkpoints call them: q_proj, down_proj, ...
+  bool experts = false;           // the matrices of the routed experts
+  bool router = false;
+
+  bool operator==(const AdapterShape&) const = default;
+};
+
 struct ModelConfig {
   std::string family;  // the model_type of its config.json
   int64_t vocab_size = 0;
@@ -141,6 +156,10 @@ struct ModelConfig {
   std::optional<int64_t> bos_token_id = 1;
   std::vector<int64_t> eos_token_ids = {2};  // usually one; may be empty
   std::optional<int64_t> pad_token_id;
+
+  // What a job adds for training.
+  std::set<std::string> frozen;         // names of the parameters that stay as they are
+  std::optional<AdapterShape> adapter;  // none: the model's own parameters are trained
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
   // The mixture of every layer that has one. Null: the model is dense.

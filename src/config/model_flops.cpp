@@ -58,7 +58,7 @@ ForwardFlops forward_flops_per_token(const ModelConfig& config, int64_t sequence
 }
 
 int64_t training_flops_per_token(const ModelConfig& config, int64_t sequence_length) {
-  return 3 * forward_flops_per_token(config, sequence_length).total();
+  return (config.adapter ? 2 : 3) * forward_flops_per_token(config, sequence_length).total();
 }
 
 std::optional<double> model_flops_utilization(int64_t training_flops_per_token, double tokens_per_second,

@@ -3,8 +3,10 @@
 // One multiply-add counts as two operations. Counted are the matrix products alone; normalization, rotary embedding,
 // softmax, activation and the optimizer are left out, as is customary. Of the experts only the chosen ones count.
 // Attention counts every query against all of the sequence (or of the sliding window), without the causal half: the
-// convention of PaLM (Chowdhery et al. 2022, appendix B), in which figures are usually published. Backward is twice
-// forward (a product for the input's and one for the weight's gradient; Kaplan et al. 2020, section 2.1), and
+// convention of PaLM (Chowdhery et al. 2022, appendix B), in which figures are usually published; where documents do
+// not see each other, the length of a token's document stands for that of the sequence. Backward is twice
+// forward (a product for the input's and one for the weight's gradient; Kaplan et al. 2020, section 2.1), beside an
+// adapter as much as forward (the weights have no gradient; the adapter's own products are left out), and
 // recomputation does not count: it is a way of working, not work the model needs.
 #pragma once
 

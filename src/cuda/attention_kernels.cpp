@@ -49,7 +49,7 @@ void rotary_(at::Tensor rows_TN, int64_t heads, int64_t head_dim, const RotaryTa
                           .half = table.cos_SD.size(1),
                           .interleaved = table.interleaved};
   cuda::rotary(current_stream(), element_of(rows_TN), matrix_of(rows_TN), data<float>(table.cos_SD),
-               data<float>(table.sin_SD), shape, inverse);
+               data<float>(table.sin_SD), data_or_null<int32_t>(table.position_T), shape, inverse);
 }
 
 SinkShape shape_of_heads(const at::Tensor& out_TN, const at::Tensor& logsumexp_BNS) {

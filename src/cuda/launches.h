@@ -67,8 +67,9 @@ struct RotaryShape {
   int64_t rows, heads, head_dim, sequence, half;
   bool interleaved;
 };
+// position [rows]; null: row % sequence.
 void rotary(Stream stream, Element element, Matrix rows, const float* cosine, const float* sine,
-            const RotaryShape& shape, bool inverse);
+            const int32_t* position, const RotaryShape& shape, bool inverse);
 
 // sum [columns] += partial [blocks, columns], block after block.
 void add_partial_sums(Stream stream, float* sum, const float* partial, int64_t blocks, int64_t columns);

@@ -45,9 +45,10 @@ __device__ void store_pairs(T* first, T* second, const float (&y1)[width], const
 }
 
 template <class T, int width, bool interleaved>
-__global__ void rotary_kernel(RowsOf<T> rows, const float* cosine, const float* sine, RotaryShape shape,
-                              float direction) {
-  const int64_t row = blockIdx.x, position = row % shape.sequence;
+__global__ void rotary_kernel(RowsOf<T> rows, const float* cosine, const float* sine, const int32_t* positions,
+                              RotaryShape shape, float direction) {
+  const int64_t row = blockIdx.x;
+  const int64_t position = positions != nullptr ? positions[row] : row % shape.sequence;
   const int packs = static_cast<int>(shape.half / width);
   for (int64_t i = threadIdx.x; i < shape.heads * packs; i += blockDim.x) {
     const int64_t pair = i % packs * width;
@@ -70,14 +71,14 @@ __global__ void rotary_kernel(RowsOf<T> rows, const float* cosine, const float* 
 }  // namespace
 
 void rotary(Stream stream, Element element, Matrix rows, const float* cosine, const float* sine,
-            const RotaryShape& shape, bool inverse) {
+            const int32_t* position, const RotaryShape& shape, bool inverse) {
   with_elements(element, [&](auto of) {
     using T = decltype(of);
     // Both halves of a head, every head and every row must begin at a whole pack.
     with_width<T>({shape.half, shape.head_dim, rows.stride}, {rows.data, cosine, sine}, [&](auto width) {
       const Grid grid{.blocks = shape.rows, .threads = threads_for(shape.heads * shape.half / width)};
       const auto kernel = shape.interleaved ? rotary_kernel<T, width, true> : rotary_kernel<T, width, false>;
-      launch(stream, grid, kernel, RowsOf<T>(rows), cosine, sine, shape, inverse ? -1.0f : 1.0f);
+      launch(stream, grid, kernel, RowsOf<T>(rows), cosine, sine, position, shape, inverse ? -1.0f : 1.0f);
     });
   });
 }

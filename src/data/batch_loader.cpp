@@ -62,6 +62,7 @@ void BatchLoader::fill(LoadedBatch& batch, int64_t micro_step) const {
   std::vector<int64_t> sample(static_cast<size_t>(length + 1));
   std::vector<uint8_t> trained(static_cast<size_t>(length));
   batch.source_B.clear();
+  batch.document_ends.clear();
   for (int64_t b = 0; b < batch.samples; ++b) {
     const Blend::Place place = blend_->at(batch.first_sample + b);
     const SampleStream& stream = blend_->stream(place.source);
@@ -70,7 +71,9 @@ void BatchLoader::fill(LoadedBatch& batch, int64_t micro_step) const {
     int64_t* targets = batch.targets_BS.data() + b * length;
     std::copy_n(sample.begin() + 1, length, targets);
     if (!blend_->is_single()) batch.source_B.push_back(place.source);
-    if (!stream.has_mask()) continue;
+    if (stream.packing() == Packing::apart)
+      for (const int64_t end : stream.document_ends(place.sample)) batch.document_ends.push_back(b * length + end);
+    if (stream.trains_on_all_targets()) continue;
     stream.read_trained(place.sample, trained);
     for (int64_t s = 0; s < length; ++s)
       if (trained[static_cast<size_t>(s)] == 0) targets[s] = LoadedBatch::ignored_target;

@@ -32,8 +32,10 @@ struct LoadedBatch {
   std::vector<int64_t> inputs_BS;   // [B * S], row by row
   std::vector<int64_t> targets_BS;  // [B * S]; ignored_target where a mask says so, and in rows without a sample
   std::vector<int64_t> source_B;    // of the rows that hold a sample: their source; empty: the blend has one
-  int64_t first_sample = 0;         // global index of the sample of row 0
-  int64_t samples = 0;              // rows that hold a sample: all B, or fewer (even none) at the end of the samples
+  // Rows behind the documents of the samples, which do not see each other; empty: each sample is one, or there is none.
+  std::vector<int64_t> document_ends;
+  int64_t first_sample = 0;  // global index of the sample of row 0
+  int64_t samples = 0;       // rows that hold a sample: all B, or fewer (even none) at the end of the samples
 };
 
 class BatchLoader {

@@ -42,7 +42,7 @@ Blend::Content Blend::content(int64_t first, int64_t count) const {
   for (size_t s = 0; s < sources_.size(); ++s) {
     const SampleStream& stream = *sources_[s].stream;
     int64_t targets = (content.samples[s] - before[s]) * stream.sequence_length();
-    if (stream.has_mask()) {
+    if (!stream.trains_on_all_targets()) {
       targets = 0;
       for (int64_t sample = before[s]; sample < content.samples[s]; ++sample) targets += stream.targets(sample);
     }

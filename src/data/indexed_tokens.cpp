@@ -214,6 +214,18 @@ int64_t IndexedTokens::document_of_token(int64_t token) const {
   return low;
 }
 
+std::vector<int64_t> IndexedTokens::document_begins(int64_t first_token, int64_t count) const {
+  std::vector<int64_t> begins;
+  if (count <= 0) return begins;
+  for (int64_t document = document_of_token(first_token); document < documents(); ++document) {
+    const int64_t begin = first_token_of_document(document);
+    if (begin >= first_token + count) break;
+    const bool is_empty = first_token_of_document(document + 1) == begin;
+    if (begin >= first_token && !is_empty) begins.push_back(begin);
+  }
+  return begins;
+}
+
 void IndexedTokens::refuse_token(int64_t token, int64_t id, int64_t vocab_size) const {
   const int64_t document = document_of_token(token);
   refuse(bin_, static_cast<uint64_t>(token * bytes_of(type_)),

@@ -16,6 +16,7 @@
 #include <limits>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "data/mapped_file.h"
 #include "data/token_mask.h"
@@ -45,6 +46,9 @@ class IndexedTokens {
   int64_t first_token_of_document(int64_t document) const;
   // The document that holds a token of the stream.
   int64_t document_of_token(int64_t token) const;
+
+  // Those of tokens [first_token, first_token + count) of the stream with which a document begins.
+  std::vector<int64_t> document_begins(int64_t first_token, int64_t count) const;
 
   // Tokens [first_token, first_token + out.size()) of the stream, which must exist. UserError if an id is negative or
   // >= vocab_size: names the position, the document and the file offset; `out` is then not to be used.

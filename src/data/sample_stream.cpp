@@ -9,8 +9,8 @@
 namespace conclave {
 
 SampleStream::SampleStream(std::shared_ptr<const IndexedTokens> set, int64_t sequence_length, uint64_t seed,
-                           Order order)
-    : set_(std::move(set)), sequence_length_(sequence_length), seed_(seed), order_(order) {
+                           Order order, Packing packing)
+    : set_(std::move(set)), sequence_length_(sequence_length), seed_(seed), order_(order), packing_(packing) {
   check_invariant(sequence_length_ >= 1, "sequence length {}", sequence_length_);
   samples_per_epoch_ = (set_->tokens() - 1) / sequence_length_;
   if (samples_per_epoch_ == 0)
@@ -45,11 +45,32 @@ void SampleStream::read_trained(int64_t global_sample_index, std::span<uint8_t> 
     set_->mask()->read(first_token(global_sample_index) + 1, out);
   else
     std::fill(out.begin(), out.end(), uint8_t{1});
+  const int64_t first_target = first_token(global_sample_index) + 1;
+  for (const int64_t token : targets_that_begin(global_sample_index))
+    out[static_cast<size_t>(token - first_target)] = 0;
 }
 
 int64_t SampleStream::targets(int64_t global_sample_index) const {
-  if (!has_mask()) return sequence_length_;
-  return set_->mask()->count(first_token(global_sample_index) + 1, sequence_length_);
+  const std::vector<int64_t> left_out = targets_that_begin(global_sample_index);
+  if (!has_mask()) return sequence_length_ - static_cast<int64_t>(left_out.size());
+  int64_t targets = set_->mask()->count(first_token(global_sample_index) + 1, sequence_length_);
+  for (const int64_t token : left_out) targets -= set_->mask()->count(token, 1);
+  return targets;
+}
+
+std::vector<int64_t> SampleStream::targets_that_begin(int64_t global_sample_index) const {
+  if (packing_ == Packing::joined) return {};
+  return set_->document_begins(first_token(global_sample_index) + 1, sequence_length_);
+}
+
+std::vector<int64_t> SampleStream::document_ends(int64_t global_sample_index) const {
+  std::vector<int64_t> ends;
+  if (packing_ == Packing::apart) {
+    const int64_t first = first_token(global_sample_index);
+    for (const int64_t begin : set_->document_begins(first + 1, sequence_length_ - 1)) ends.push_back(begin - first);
+  }
+  ends.push_back(sequence_length_);
+  return ends;
 }
 
 }  // namespace conclave

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "device/paper_costs.h"
 
 namespace conclave::paper {
@@ -52,8 +53,11 @@ int64_t flash_bytes(const Sizes& of, Direction direction) {
   if (direction == Direction::forward)
     return (queries + padded_keys + (pads_values ? keys : 0)) * of.item + of.tokens * shape.heads * fp32;
   const auto rounded = [](int64_t count, int64_t to) { return (count + to - 1) / to * to; };
-  const int64_t batch_heads = shape.batch * shape.heads;
-  const int64_t rows = batch_heads * rounded(shape.sequence, 128);
+  // Of documents it takes each for a sequence, all of which share one tensor with room for a block behind each.
+  const Documents* documents = shape.documents;
+  const int64_t batch_heads = (documents != nullptr ? documents->count() : shape.batch) * shape.heads;
+  const int64_t rows = documents != nullptr ? shape.heads * (of.tokens + 128 * documents->count())
+                                            : batch_heads * rounded(shape.sequence, 128);
   const int64_t width = rounded(dim, dim <= 128 ? 32 : 64);
   constexpr int64_t processors = 132;  // of an H100 or H200
   const int64_t sums = (processors + batch_heads - 1) / batch_heads;
@@ -82,11 +86,20 @@ int64_t temporary_bytes(const Sizes& of, Direction direction) {
                                                                                       : reference_bytes(of, direction);
 }
 
-// Causal kernels skip the scores above the diagonal, and those outside the window.
+// Keys that a query sees, on average: causal kernels skip the scores above the diagonal, and those outside the window.
+double keys_seen(int64_t rows, const AttentionShape& shape) {
+  const auto length = static_cast<double>(rows);
+  const auto window = static_cast<double>(shape.window.value_or(rows));
+  return window < length ? window * (length - window / 2) / length : length / 2;
+}
+
 double score_operations(const Sizes& of) {
-  const auto sequence = static_cast<double>(of.shape.sequence);
-  const auto window = static_cast<double>(of.shape.window.value_or(of.shape.sequence));
-  const double seen = window < sequence ? window * (sequence - window / 2) / sequence : sequence / 2;
+  const AttentionShape& shape = of.shape;
+  double seen = shape.documents == nullptr ? keys_seen(shape.sequence, shape) : 0;
+  for (int64_t document = 0; shape.documents != nullptr && document < shape.documents->count(); ++document) {
+    const int64_t rows = shape.documents->end(document) - shape.documents->begin(document);
+    seen += keys_seen(rows, shape) * static_cast<double>(rows) / static_cast<double>(of.tokens);
+  }
   return 2 * static_cast<double>(of.queries + of.outs) * seen;
 }
 
@@ -107,6 +120,10 @@ void attention_forward(at::Tensor, at::Tensor, const at::Tensor& qkv_TM, const A
 void attention_backward(at::Tensor, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor& qkv_TM,
                         const AttentionShape& shape) {
   attend(qkv_TM, shape, Direction::backward);
+}
+
+void cached_attention(at::Tensor, at::Tensor, const at::Tensor&, std::span<const CachedKeys>, const AttentionShape&) {
+  check_invariant(false, "generation has no plan");
 }
 
 void sink_forward_(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor&) {

@@ -2,7 +2,7 @@
 // library's and so can only be declared. Beside it the kernels of its sinks and of latent keys and values.
 #pragma once
 
-#include "kernels/attention.h"
+#include "kernels/cached_attention.h"
 #include "kernels/latent_heads.h"
 
 namespace conclave::paper {
@@ -11,6 +11,9 @@ void attention_forward(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Te
                        const AttentionShape& shape);
 void attention_backward(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                         const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape);
+
+void cached_attention(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& query_TM,
+                      std::span<const CachedKeys> sequences, const AttentionShape& shape);
 
 void sink_forward_(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& sink_N);
 void sink_backward(at::Tensor grad_sink_N, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,

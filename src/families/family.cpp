@@ -17,6 +17,7 @@
 #include "families/mistral.h"
 #include "families/mixtral.h"
 #include "families/olmoe.h"
+#include "families/qwen2_moe.h"
 #include "families/qwen3.h"
 #include "families/qwen3_moe.h"
 #include "families/unsupported_keys.h"
@@ -36,7 +37,7 @@ void check_computed(HuggingFaceKeys& keys, const ModelConfig& config) {
 
 const std::vector<const Family*>& families() {
   static const std::vector<const Family*> all = {
-      &mixtral_family, &qwen3_moe_family,   &olmoe_family,       &llama_family,    &mistral_family,
+      &mixtral_family, &qwen3_moe_family,   &qwen2_moe_family,   &olmoe_family,    &llama_family,   &mistral_family,
       &qwen3_family,   &deepseek_v2_family, &deepseek_v3_family, &glm4_moe_family, &gpt_oss_family,
   };
   return all;

@@ -16,6 +16,8 @@ constexpr const char* of_the_weights = "weights are read in the type that they a
 constexpr const char* of_results = "what a call returns in Python";
 constexpr const char* of_other_heads = "of a classifier, which is not trained here";
 constexpr const char* of_execution = "how Transformers computes, not what";
+constexpr const char* of_published_training = "says how the published model was trained; a job says how this one is";
+constexpr const char* said_elsewhere = "other keys say the same, and Transformers reads those";
 constexpr const char* of_generation =
     "for generation, which is not done here; exports take generation_config.json along";
 constexpr const char* of_other_models =
@@ -54,6 +56,13 @@ constexpr Ignored ignored[] = {
     {"kernel_config", of_execution},
     {"pretraining_tp", of_execution},
     {"use_cache", of_execution},
+    {"aux_loss_alpha", of_published_training},
+    {"ep_size", of_published_training},
+    {"seq_aux", of_published_training},
+    {"num_nextn_predict_layers", "modules that predict further tokens are left out, as Transformers leaves them out"},
+    {"experts_per_token", said_elsewhere},
+    {"initial_context_length", said_elsewhere},
+    {"qk_head_dim", said_elsewhere},
     {"sep_token_id", of_generation},
     {"assistant_confidence_threshold", of_generation},
     {"assistant_lookbehind", of_generation},

@@ -129,6 +129,7 @@ std::vector<DiskNames> parameter_names(const ModelConfig& config, const MixtureN
   for (size_t unit = 0; unit < units.size(); ++unit) {
     const bool is_layer = unit > 0 && unit + 1 < units.size();
     for (const ParameterDeclaration& parameter : units[unit].parameters) {
+      if (parameter.of_adapter) continue;
       if (!is_layer) {
         all.push_back(of_model_itself(parameter, config.tie_word_embeddings));
         continue;

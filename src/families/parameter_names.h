@@ -23,7 +23,7 @@ struct MixtureNames {
   std::string shared_gate = "mlp.shared_expert_gate";
 };
 
-// Of every parameter that the model's blocks declare, in that order.
+// Of every parameter that the model's blocks declare, in that order; adapters' are not among them.
 std::vector<DiskNames> parameter_names(const ModelConfig& config, const MixtureNames& mixture);
 
 }  // namespace conclave

@@ -33,7 +33,7 @@ void read_switched_window(HuggingFaceKeys& keys, ModelConfig& config, const std:
   bool used = false;
   int64_t window = 4096;
   keys.read_flag("use_sliding_window", used);
-  keys.read_size("sliding_window", window);
+  if (!keys.absent("sliding_window") && used) keys.read_size("sliding_window", window);  // unused, some files say 0
   if (used && !keys.absent("sliding_window") && keys.missing("sliding_window")) used = false;  // null: no window
   std::vector<bool> slides;
   for (int64_t layer = 0; layer < config.layer_count(); ++layer) slides.push_back(used && by_default(layer));

@@ -19,6 +19,11 @@ void check_attention(const char* op, const at::Tensor& out_TN, const at::Tensor&
   check_invariant(shape.value_dim() > 0 && shape.score_scale() > 0, "{}: values of {}, scale {}", op, shape.value_dim(),
                   shape.score_scale());
   const int64_t tokens = shape.batch * shape.sequence;
+  if (const Documents* documents = shape.documents) {
+    check_invariant(documents->sequence == shape.sequence, "{}: documents in sequences of {}, not {}", op,
+                    documents->sequence, shape.sequence);
+    check_tensor(op, "documents' positions", documents->position_T, {tokens}, at::kInt);
+  }
   const at::ScalarType dtype = qkv_TM.scalar_type();
   check_tensor(op, "qkv", qkv_TM, {tokens, shape.packed_columns()}, dtype);
   check_tensor(op, "out", out_TN, {tokens, shape.out_columns()}, dtype);

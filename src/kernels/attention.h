@@ -1,11 +1,14 @@
 // Causal grouped-query attention over packed projections, without a materialized S x S matrix and without repeated
-// key/value heads where a flash kernel exists (CPU; CUDA in bf16).
+// key/value heads where a flash kernel exists (CPU; CUDA in bf16). What one document has to do with another one is not
+// computed there.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cmath>
 #include <optional>
+
+#include "kernels/documents.h"
 
 namespace conclave {
 
@@ -19,9 +22,12 @@ struct AttentionShape {
   std::optional<double> scale = {};            // of scores; none: head_dim^-0.5
   std::optional<int64_t> value_head_dim = {};  // none: as queries and keys have
   bool sinks = false;  // backward is given what sink_forward_ left (attention_sink.h): probabilities do not sum to one
+  // Of batch * sequence rows, which do not see each other; outlives the call. Null: each sequence is one document.
+  const Documents* documents = nullptr;
 
   double score_scale() const { return scale.value_or(1 / std::sqrt(static_cast<double>(head_dim))); }
   int64_t value_dim() const { return value_head_dim.value_or(head_dim); }
+  int64_t longest_document() const { return documents != nullptr ? documents->longest : sequence; }
   int64_t out_columns() const { return heads * value_dim(); }
   int64_t packed_columns() const { return (heads + kv_heads) * head_dim + kv_heads * value_dim(); }
 };

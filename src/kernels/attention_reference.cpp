@@ -33,14 +33,23 @@ PackedHeads split(const at::Tensor& packed_TM, const AttentionShape& shape) {
           heads_of(packed_TM, shape, queries + keys, shape.kv_heads, shape.value_dim())};
 }
 
-// query key^T * scale, -infinity where query i must not see key j: j > i, or j <= i - window.
+// Whether query i and key j are of two documents, [B, 1, 1, S, S].
+at::Tensor of_two_documents(const AttentionShape& shape) {
+  const at::Tensor position = shape.documents->position_T;
+  const at::Tensor begin =
+      (at::arange(position.numel(), position.options()) - position).view({shape.batch, 1, 1, shape.sequence});
+  return begin.unsqueeze(4).ne(begin.unsqueeze(3));
+}
+
+// query key^T * scale, -infinity where query i must not see key j: j > i, or j <= i - window, or in another document.
 at::Tensor masked_scores(const PackedHeads& heads, at::ScalarType wide, const AttentionShape& shape) {
   const at::Tensor scores =
       at::matmul(heads.query.to(wide), heads.key.to(wide).transpose(-2, -1)) * shape.score_scale();
   const at::Tensor position = at::arange(shape.sequence, heads.query.options().dtype(at::kLong));
   const at::Tensor distance = position.unsqueeze(1) - position.unsqueeze(0);  // query - key
   const int64_t window = shape.window.value_or(shape.sequence);
-  const at::Tensor hidden = at::logical_or(distance.lt(0), distance.ge(window));
+  at::Tensor hidden = at::logical_or(distance.lt(0), distance.ge(window));
+  if (shape.documents != nullptr) hidden = at::logical_or(hidden, of_two_documents(shape));
   return scores.masked_fill(hidden, -std::numeric_limits<double>::infinity());
 }
 

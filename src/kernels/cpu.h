@@ -17,13 +17,13 @@ namespace conclave::cpu {
 // What cpu_kernels() has that is not the reference's; each is of the type that the table gives it.
 // clang-format off
 #define CONCLAVE_FOR_EACH_CPU_KERNEL(X) \
-  X(multiply) X(weight_gradient) X(attention_forward) X(attention_backward) X(sink_forward_) X(sink_backward) \
-  X(expand_latent) X(collect_latent) X(rotary_) X(swiglu_forward) X(swiglu_backward) X(clamped_swiglu_forward) \
-  X(clamped_swiglu_backward) X(add_bias) X(bias_backward) X(bias_scale_backward_add) X(rms_norm_forward) \
-  X(rms_norm_repeat) X(rms_norm_backward) X(cross_entropy) \
-  X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) X(gather_rows) X(pack_rows) X(unpack_rows) \
-  X(combine_rows) X(combine_messages) X(order_by_expert) X(route) X(route_to) X(routing_statistics) \
-  X(route_backward) X(embedding_forward) X(embedding_backward)
+  X(multiply) X(weight_gradient) X(attention_forward) X(attention_backward) X(cached_attention) X(sink_forward_) \
+  X(sink_backward) X(expand_latent) X(collect_latent) X(rotary_) X(swiglu_forward) X(swiglu_backward) \
+  X(clamped_swiglu_forward) X(clamped_swiglu_backward) X(add_bias) X(bias_backward) X(bias_scale_backward_add) \
+  X(rms_norm_forward) X(rms_norm_repeat) X(rms_norm_backward) X(cross_entropy) X(cross_entropy_with_gradient_) \
+  X(adamw_step) X(sum_of_squares) X(gather_rows) X(pack_rows) X(unpack_rows) X(combine_rows) X(combine_messages) \
+  X(order_by_expert) X(route) X(route_to) X(routing_statistics) X(route_backward) X(embedding_forward) \
+  X(embedding_backward)
 // clang-format on
 #define CONCLAVE_DECLARE(op) std::remove_pointer_t<decltype(Kernels::op)> op;
 CONCLAVE_FOR_EACH_CPU_KERNEL(CONCLAVE_DECLARE)

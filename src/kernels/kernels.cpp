@@ -35,6 +35,7 @@ constinit const Kernels reference_kernels{
         },
     .attention_forward = reference::attention_forward,
     .attention_backward = reference::attention_backward,
+    .cached_attention = reference::cached_attention,
     .sink_forward_ = reference::sink_forward_,
     .sink_backward = reference::sink_backward,
     .expand_latent = reference::expand_latent,

@@ -14,6 +14,7 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
+#include "kernels/cached_attention.h"
 #include "kernels/clamped_swiglu.h"
 #include "kernels/fp8_quantize.h"
 #include "kernels/jitter.h"
@@ -38,6 +39,8 @@ struct Kernels {
                             const AttentionShape& shape);
   void (*attention_backward)(at::Tensor grad_qkv_TM, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                              const at::Tensor& logsumexp_BNS, const at::Tensor& qkv_TM, const AttentionShape& shape);
+  void (*cached_attention)(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& query_TM,
+                           std::span<const CachedKeys> sequences, const AttentionShape& shape);
   void (*sink_forward_)(at::Tensor out_TN, at::Tensor logsumexp_BNS, const at::Tensor& sink_N);
   void (*sink_backward)(at::Tensor grad_sink_N, const at::Tensor& grad_out_TN, const at::Tensor& out_TN,
                         const at::Tensor& logsumexp_BNS, const at::Tensor& sink_N);
@@ -123,7 +126,7 @@ struct Kernels {
 // clang-format off
 #define CONCLAVE_FOR_EACH_KERNEL(X) \
   X(multiply) X(weight_gradient) X(grouped_product) X(overlapping) X(attention_forward) X(attention_backward) \
-  X(sink_forward_) X(sink_backward) X(expand_latent) X(collect_latent) X(rotary_table) X(rotary_) \
+  X(cached_attention) X(sink_forward_) X(sink_backward) X(expand_latent) X(collect_latent) X(rotary_table) X(rotary_) \
   X(swiglu_forward) X(swiglu_backward) X(clamped_swiglu_forward) X(clamped_swiglu_backward) X(add_bias) \
   X(bias_backward) X(bias_scale_backward_add) X(rms_norm_forward) X(rms_norm_repeat) X(rms_norm_backward) \
   X(cross_entropy) X(cross_entropy_with_gradient_) X(adamw_step) X(sum_of_squares) \

@@ -1,5 +1,7 @@
 #include "kernels/rms_norm.h"
 
+#include <ATen/ATen.h>
+
 #include "base/step_clock.h"
 #include "kernels/check.h"
 #include "kernels/kernels.h"
@@ -30,6 +32,12 @@ void check_backward(const char* op, const at::Tensor& grad_y_TH, const at::Tenso
   check_tensor(op, "grad_weight", grad_weight_H, weight_H.sizes(), wide_dtype(x_TH.scalar_type()));
 }
 
+// A by-product of the pass, which a frozen weight has thrown away.
+at::Tensor place_for(const at::Tensor& grad_weight_H, const at::Tensor& weight_H) {
+  if (grad_weight_H.defined()) return grad_weight_H;
+  return at::zeros(weight_H.sizes(), weight_H.options().dtype(wide_dtype(weight_H.scalar_type())));
+}
+
 }  // namespace
 
 void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH, const at::Tensor& weight_H,
@@ -49,6 +57,7 @@ void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at:
                        const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H) {
   const KernelScope timed(Phase::kernels);
   constexpr auto op = "rms_norm_backward";
+  grad_weight_H = place_for(grad_weight_H, weight_H);
   check_backward(op, grad_y_TH, grad_weight_H, x_TH, rstd_T, weight_H);
   check_rows(op, "grad_x", grad_x_TH, x_TH.size(0), x_TH.size(1), x_TH.scalar_type());
   kernels_of(x_TH).rms_norm_backward(grad_x_TH, grad_weight_H, grad_y_TH, x_TH, rstd_T, weight_H, /*add=*/true);
@@ -57,6 +66,7 @@ void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at:
 void rms_norm_backward_(at::Tensor grad_TH, at::Tensor grad_weight_H, const at::Tensor& x_TH, const at::Tensor& rstd_T,
                         const at::Tensor& weight_H) {
   const KernelScope timed(Phase::kernels);
+  grad_weight_H = place_for(grad_weight_H, weight_H);
   check_backward("rms_norm_backward_", grad_TH, grad_weight_H, x_TH, rstd_T, weight_H);
   kernels_of(x_TH).rms_norm_backward(grad_TH, grad_weight_H, grad_TH, x_TH, rstd_T, weight_H, /*add=*/false);
 }

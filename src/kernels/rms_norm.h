@@ -16,7 +16,7 @@ void rms_norm_forward(at::Tensor y_TH, at::Tensor rstd_T, const at::Tensor& x_TH
 void rms_norm_repeat(at::Tensor y_TH, const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H);
 
 // grad_x += the gradient that arrives through y (the residual stream's gradient is already there); grad_weight [H] fp32
-// +=.
+// +=; undefined: nobody wants it.
 void rms_norm_backward(at::Tensor grad_x_TH, at::Tensor grad_weight_H, const at::Tensor& grad_y_TH,
                        const at::Tensor& x_TH, const at::Tensor& rstd_T, const at::Tensor& weight_H);
 

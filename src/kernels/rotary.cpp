@@ -20,6 +20,7 @@ void check_rotary(const char* op, const at::Tensor& rows_TN, int64_t heads, int6
                   "{}: {} heads of {} in rows of {}", op, heads, head_dim, columns);
   check_tensor(op, "sin", table.sin_SD, table.cos_SD.sizes(), at::kFloat);
   check_tensor(op, "cos", table.cos_SD, table.sin_SD.sizes(), at::kFloat);
+  if (table.position_T.defined()) return check_tensor(op, "position", table.position_T, {rows_TN.size(0)}, at::kInt);
   check_invariant(sequence > 0 && rows_TN.size(0) % sequence == 0, "{}: {} rows in sequences of {}", op,
                   rows_TN.size(0), sequence);
 }

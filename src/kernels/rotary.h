@@ -31,6 +31,7 @@ struct RotaryTable {
   at::Tensor cos_SD;  // fp32 [S, dims / 2]
   at::Tensor sin_SD;  // fp32 [S, dims / 2]
   bool interleaved = false;
+  at::Tensor position_T = {};  // int32 [T]: of each row, below S; undefined: row t has position t % S
 
   int64_t dims() const { return 2 * cos_SD.size(1); }
 };
@@ -40,7 +41,7 @@ struct RotaryTable {
 RotaryTable rotary_table(int64_t sequence_length, const RotaryOptions& options, at::Device device);
 
 // Turns, in place, the first table.dims() dims of `heads` heads in every row of rows [T, any]. Heads lie head_dim
-// apart, rows any distance; row t has position t % S. fp32 or bf16.
+// apart, rows any distance. fp32 or bf16.
 void rotary_forward_(at::Tensor rows_TN, int64_t heads, int64_t head_dim, const RotaryTable& table);
 
 // The gradient's way back: angles turn the other way.

@@ -64,9 +64,11 @@ template <class T>
 void rotate(const at::Tensor& rows_TN, int64_t heads, int64_t head_dim, const RotaryTable& table, bool inverse,
             int64_t begin, int64_t end) {
   const int64_t sequence = table.cos_SD.size(0), half = table.cos_SD.size(1);
+  const int32_t* positions = table.position_T.defined() ? data<int32_t>(table.position_T) : nullptr;
   for (int64_t row = begin; row < end; ++row) {
-    const float* cos = data<float>(table.cos_SD) + row % sequence * half;
-    const float* sin = data<float>(table.sin_SD) + row % sequence * half;
+    const int64_t position = positions != nullptr ? positions[row] : row % sequence;
+    const float* cos = data<float>(table.cos_SD) + position * half;
+    const float* sin = data<float>(table.sin_SD) + position * half;
     for (int64_t head = 0; head < heads; ++head) {
       rotate_head(data<T>(rows_TN) + row * rows_TN.stride(0) + head * head_dim, cos, sin, half, table.interleaved,
                   inverse);

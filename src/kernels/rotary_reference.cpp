@@ -20,8 +20,13 @@ void rotate_(const at::Tensor& rows_TN, int64_t heads, int64_t head_dim, const R
   };
   const at::Tensor first = of_pairs(0).to(wide, /*non_blocking=*/false, /*copy=*/true);
   const at::Tensor second = of_pairs(1).to(wide, false, true);
-  const at::Tensor cos = table.cos_SD.to(wide).repeat({tokens / sequence, 1}).unsqueeze(1);
-  const at::Tensor sin = sin_SD.to(wide).repeat({tokens / sequence, 1}).unsqueeze(1);
+  const auto of_rows = [&](const at::Tensor& values_SD) {
+    const at::Tensor values = values_SD.to(wide);
+    return (table.position_T.defined() ? values.index_select(0, table.position_T)
+                                       : values.repeat({tokens / sequence, 1}))
+        .unsqueeze(1);
+  };
+  const at::Tensor cos = of_rows(table.cos_SD), sin = of_rows(sin_SD);
   of_pairs(0).copy_(first * cos - second * sin);
   of_pairs(1).copy_(second * cos + first * sin);
 }

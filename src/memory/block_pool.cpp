@@ -15,6 +15,16 @@ size_t in_pages(size_t bytes) {
   return (bytes + page - 1) / page * page;
 }
 
+constexpr size_t huge_page = size_t{2} << 20, least_of_huge_pages = 4 * huge_page;
+
+// Where a block fills them: so the process holds no more than with ordinary ones. That the system has none matters not.
+void advise_huge_pages(char* block, size_t bytes) {
+  if (bytes < least_of_huge_pages) return;
+  const auto begin = (reinterpret_cast<uintptr_t>(block) + huge_page - 1) / huge_page * huge_page;
+  const auto end = (reinterpret_cast<uintptr_t>(block) + bytes) / huge_page * huge_page;
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
 }  // namespace
 
 BlockPool::BlockPool(size_t capacity) : capacity_(in_pages(capacity)) {
@@ -76,6 +86,7 @@ BlockPool::Block BlockPool::allocate(size_t bytes) {
   use_.resident += place.untouched;
   const size_t most_resident = use_.most_in_use + use_.most_in_use / kept_part;
   if (place.untouched > 0 && use_.resident > most_resident) give_back(use_.resident - most_resident);
+  advise_huge_pages(base_ + offset, bytes);
   return {base_ + offset, place.untouched};
 }
 
@@ -99,6 +110,7 @@ void BlockPool::give_back(size_t bytes) {
     free_.erase(shortest);
     if (kept > 0) insert_free(offset, {kept, true});
     ::madvise(base_ + offset + kept, given, MADV_DONTNEED);
+    ::madvise(base_ + offset + kept, given, MADV_NOHUGEPAGE);  // a small block may come here next
     insert_free(offset + kept, {given, false});
     use_.resident -= given;
     bytes -= std::min(bytes, given);

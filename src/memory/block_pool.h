@@ -29,6 +29,10 @@ class BlockPool {
   Block allocate(size_t bytes);
   void free(void* block, size_t bytes);  // `bytes` as given to allocate
 
+  // While the process forks, so that the child finds the pool whole.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
   struct Use {
     size_t in_use = 0;       // bytes of blocks, in whole pages
     size_t most_in_use = 0;  // there ever were

@@ -37,6 +37,9 @@ class MemoryAccount {
     report_.at_peak = report_.peak_of = report_.now;
     report_.large_allocations = 0;
   }
+  // While the process forks, so that the child finds the account whole.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
   mutable std::mutex mutex_;

@@ -2,6 +2,7 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <cstdint>
@@ -93,6 +94,17 @@ MemoryCategory current_memory_category() {
 
 void install_counting_allocator() {
   static CountingAllocator allocator;
+  // Another thread may allocate while this one forks, as the workers of a PyTorch program's data loader are made.
+  constexpr auto release = [] {
+    pool().unlock();
+    account().unlock();
+  };
+  ::pthread_atfork(
+      [] {
+        account().lock();
+        pool().lock();
+      },
+      release, release);
   c10::SetCPUAllocator(&allocator, /*priority=*/1);
 }
 

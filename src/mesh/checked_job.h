@@ -13,8 +13,10 @@ struct CheckedJob {
   ModelConfig model;
   Layout layout;
   int64_t micro_steps = 1;
-  std::vector<std::string> fitted;    // what parallel.elastic changed, in words
-  std::vector<std::string> warnings;  // what is odd in what was read, and no mistake
+  std::vector<std::string> fitted;              // what parallel.elastic changed, in words
+  std::vector<std::string> warnings;            // what is odd in what was read, and no mistake
+  std::optional<int64_t> document_tokens = {};  // that a plan assumes of each document; none: a sequence is one
+  std::string base_fingerprint = {};            // of the weights that an adapter lies beside; empty: they are drawn
 
   // Of one micro-step and one rank.
   int64_t tokens_per_rank() const { return job.data.micro_batch_size * job.data.sequence_length; }

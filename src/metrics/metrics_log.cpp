@@ -30,9 +30,10 @@ struct ToJson {
     for (double value : values) array.push_back(number(value));
     return array;
   }
-  Json operator()(const std::vector<std::vector<double>>& rows) const {
+  template <class Value>
+  Json operator()(const std::vector<std::optional<Value>>& of_layers) const {
     Json array = Json::array();
-    for (const auto& row : rows) array.push_back((*this)(row));
+    for (const auto& of_layer : of_layers) array.push_back(of_layer ? (*this)(*of_layer) : Json());
     return array;
   }
 };

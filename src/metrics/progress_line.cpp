@@ -3,55 +3,20 @@
 #include <fmt/core.h>
 
 #include <algorithm>
-#include <cmath>
 
 #include "metrics/terminal.h"
 
 namespace conclave {
 namespace {
 
-// Digits in groups of three, whatever the locale.
-std::string grouped(double value) {
-  if (!std::isfinite(value)) return fmt::format("{}", value);
-  std::string digits = fmt::format("{:.0f}", value);
-  const size_t first = digits.front() == '-' ? 1 : 0;
-  for (size_t end = digits.size(); end > first + 3; end -= 3) digits.insert(end - 3, 1, ',');
-  return digits;
-}
+using Clock = std::chrono::steady_clock;
 
-// " (moments 46 %, parameters 23 %, gradients 23 %)": the three that take most.
-std::string largest_shares(std::vector<std::pair<std::string, int64_t>> memory_of) {
-  double sum = 0;
-  for (const auto& [category, bytes] : memory_of) sum += static_cast<double>(bytes);
-  if (sum <= 0) return "";
-  std::stable_sort(memory_of.begin(), memory_of.end(),
-                   [](const auto& a, const auto& b) { return a.second > b.second; });
-  memory_of.resize(std::min<size_t>(memory_of.size(), 3));
-  std::string text;
-  for (const auto& [category, bytes] : memory_of)
-    text += fmt::format("{}{} {:.0f} %", text.empty() ? " (" : ", ", category, 100 * static_cast<double>(bytes) / sum);
-  return text + ")";
-}
-
-// " (code 1.2345, chat 2.3456)"
-std::string losses_of(const std::vector<std::pair<std::string, double>>& sources) {
-  std::string text;
-  for (const auto& [name, loss] : sources) text += fmt::format("{}{} {:.4f}", text.empty() ? " (" : ", ", name, loss);
-  return text.empty() ? "" : text + ")";
-}
+// A panel is redrawn no more often than eyes follow.
+constexpr auto least_between_panels = std::chrono::milliseconds(100);
+constexpr auto most_between_lines = std::chrono::seconds(60);
+constexpr int least_columns = 60, least_rows = 12;
 
 }  // namespace
-
-std::string format_progress(const Progress& progress, int64_t steps, std::optional<double> seconds_left) {
-  const size_t width = fmt::formatted_size("{}", steps);
-  std::string line =
-      fmt::format("step {:>{}}/{}  loss {:.4f}{}  grad norm {:.2f}  lr {:.2g}  {} tokens/s  imbalance {:.2f}",
-                  progress.step, width, steps, progress.loss, losses_of(progress.sources), progress.grad_norm,
-                  progress.lr, grouped(progress.tokens_per_second), progress.expert_imbalance);
-  if (seconds_left) line += fmt::format("  left {}", duration(*seconds_left));
-  line += fmt::format("  memory {:.2f} GiB", static_cast<double>(progress.peak_memory_bytes) / (1 << 30));
-  return line + largest_shares(progress.memory_of);
-}
 
 double TimeLeft::after(int64_t step, double step_seconds) {
   // Dividing by the sum of the weights makes the average exact from the first step on.
@@ -65,23 +30,53 @@ ProgressLine::ProgressLine(int64_t steps, int64_t log_every, std::FILE* out)
     : steps_(steps),
       log_every_(std::max<int64_t>(log_every, 1)),
       out_(out),
-      on_terminal_(is_terminal(out)),
-      time_left_(steps) {}
+      manner_(Manner::lines),
+      time_left_(steps),
+      panel_(steps, terminal_style()) {
+  if (!is_terminal(out)) return;
+  const TerminalSize size = terminal_size(out);
+  const bool fits = size.columns >= least_columns && size.rows >= least_rows;
+  manner_ = fits && moves_its_cursor() ? Manner::panel : Manner::line_in_place;
+}
 
 ProgressLine::~ProgressLine() {
-  end_line();
+  if (line_open_) print("\n");
 }
 
 void ProgressLine::show(const Progress& progress) {
-  const double seconds_left = time_left_.after(progress.step, progress.step_seconds);
-  if (!on_terminal_ && progress.step % log_every_ != 0 && progress.step != steps_) return;
-  std::string line = format_progress(progress, steps_, seconds_left);
-  if (on_terminal_) {
-    rewrite_line(out_, std::move(line));
+  shown_ = progress;
+  seconds_left_ = time_left_.after(progress.step, progress.step_seconds);
+  if (manner_ == Manner::panel)
+    show_panel();
+  else
+    show_line();
+}
+
+void ProgressLine::show_panel() {
+  panel_.add(shown_);
+  const auto now = Clock::now();
+  if (printed_ && now - *printed_ < least_between_panels && !is_last()) return;
+  printed_ = now;
+  const std::vector<std::string> lines = panel_.lines(seconds_left_, static_cast<size_t>(terminal_size(out_).columns));
+  std::string text = panel_lines_ > 0 ? fmt::format("\r\x1b[{}A", panel_lines_) : "\r";
+  for (const std::string& line : lines) text += line + "\x1b[K\n";
+  print(text + "\x1b[J");
+  panel_lines_ = static_cast<int>(lines.size());
+}
+
+void ProgressLine::show_line() {
+  const std::string line = format_progress(shown_, steps_, seconds_left_);
+  if (manner_ == Manner::line_in_place) {
+    rewrite_line(out_, line);
     line_open_ = true;
-  } else {
-    print(line + "\n");
+    return;
   }
+  const auto now = Clock::now();
+  const bool is_due = !printed_ || now - *printed_ >= most_between_lines;
+  if (!printed_) printed_ = now;  // the first minute begins with the first step
+  if (shown_.step % log_every_ != 0 && !is_last() && !(is_due && now != *printed_)) return;
+  printed_ = now;
+  print(line + "\n");
 }
 
 // A line that cannot be shown (a log on a full disk) is not worth ending a run for: no error is looked at.
@@ -93,6 +88,12 @@ void ProgressLine::print(const std::string& text) {
 void ProgressLine::end_line() {
   if (line_open_) print("\n");
   line_open_ = false;
+  if (panel_lines_ == 0) return;
+  // The run's last panel stays.
+  if (!is_last())
+    print(fmt::format("\r\x1b[{}A\x1b[J{}\n", panel_lines_, format_progress(shown_, steps_, seconds_left_)));
+  panel_lines_ = 0;
+  printed_.reset();
 }
 
 }  // namespace conclave

@@ -67,16 +67,78 @@ void add_scalar(tensorboard::Summary& summary, const std::string& tag, double va
   entry.set_simple_value(static_cast<float>(value));
 }
 
+void add_metric(tensorboard::Summary& summary, const std::string& name, const MetricValue& metric);
+
+// By the layers' numbers in the model; those without experts have no tag.
+template <class Value>
+void add_layers(tensorboard::Summary& summary, const std::string& name,
+                const std::vector<std::optional<Value>>& of_layers) {
+  for (size_t layer = 0; layer < of_layers.size(); ++layer)
+    if (of_layers[layer]) add_metric(summary, fmt::format("{}/{}", name, layer), *of_layers[layer]);
+}
+
+// TensorBoard shows texts as Markdown: in an indented block the letters stay as they are.
+void add_text(tensorboard::Summary& summary, const std::string& tag, const std::string& text) {
+  constexpr int dtype_of_strings = 7;  // DT_STRING
+  std::string block = "    ";
+  for (const char letter : text) block += letter == '\n' ? "\n    " : std::string(1, letter);
+  tensorboard::Summary::Value& entry = *summary.add_value();
+  entry.set_tag(tag);
+  entry.mutable_metadata()->mutable_plugin_data()->set_plugin_name("text");
+  entry.mutable_tensor()->set_dtype(dtype_of_strings);
+  entry.mutable_tensor()->mutable_tensor_shape()->add_dim()->set_size(1);
+  entry.mutable_tensor()->add_string_val(block);
+}
+
 void add_metric(tensorboard::Summary& summary, const std::string& name, const MetricValue& metric) {
   if (const auto* integer = std::get_if<int64_t>(&metric)) {
     add_scalar(summary, name, static_cast<double>(*integer));
   } else if (const auto* real = std::get_if<double>(&metric)) {
     add_scalar(summary, name, *real);
+  } else if (const auto* text = std::get_if<std::string>(&metric)) {
+    if (name.starts_with("sample/")) add_text(summary, name, *text);
   } else if (const auto* list = std::get_if<std::vector<double>>(&metric)) {
     for (size_t i = 0; i < list->size(); ++i) add_scalar(summary, fmt::format("{}/{}", name, i), (*list)[i]);
-  } else if (const auto* rows = std::get_if<std::vector<std::vector<double>>>(&metric)) {
-    for (size_t i = 0; i < rows->size(); ++i) add_metric(summary, fmt::format("{}/{}", name, i), (*rows)[i]);
+  } else if (const auto* numbers = std::get_if<LayerNumbers>(&metric)) {
+    add_layers(summary, name, *numbers);
+  } else if (const auto* rows = std::get_if<LayerRows>(&metric)) {
+    add_layers(summary, name, *rows);
   }
+}
+
+// What a name says of its group, the first that fits. An empty part fits every name.
+struct TagRule {
+  std::string_view begins;
+  std::string_view ends;
+  std::string_view group;
+};
+constexpr TagRule tag_rules[] = {
+    {"validation_", "", "validation/"},  // instead of the beginning, which the group repeats
+    {"expert_", "", "experts/"},
+    {"load_entropy", "", "experts/"},
+    {"router_confidence", "", "experts/"},
+    {"dead_experts", "", "experts/"},
+    {"drop_rate", "", "experts/"},
+    {"", "_by_layer", "experts/"},
+    {"save", "", "checkpoints/"},
+    {"failed_saves", "", "checkpoints/"},
+    {"peak_", "_bytes", "memory/"},
+    {"", "_seconds", "speed/"},
+    {"tokens_per_second", "", "speed/"},
+    {"mfu", "", "speed/"},
+    {"ranks", "", "run/"},
+    {"started_after", "", "run/"},
+};
+
+// TensorBoard draws the tags that begin alike, up to the first slash, in one group.
+std::string tag_of(std::string_view name) {
+  if (name.find('/') != std::string_view::npos) return std::string(name);
+  for (const TagRule& rule : tag_rules) {
+    if (!name.starts_with(rule.begins) || !name.ends_with(rule.ends)) continue;
+    if (rule.group == "validation/") name.remove_prefix(rule.begins.size());
+    return std::string(rule.group) + std::string(name);
+  }
+  return "train/" + std::string(name);
 }
 
 }  // namespace
@@ -114,7 +176,7 @@ TensorBoardLog::TensorBoardLog(const std::filesystem::path& folder, int64_t resu
 
 void TensorBoardLog::write(int64_t step, const MetricsRecord& record) {
   tensorboard::Event event = event_at(step);
-  for (const auto& [name, value] : record) add_metric(*event.mutable_summary(), name, value);
+  for (const auto& [name, value] : record) add_metric(*event.mutable_summary(), tag_of(name), value);
   if (event.summary().value_size() > 0) file_.append(tfrecord(event.SerializeAsString()));
 }
 

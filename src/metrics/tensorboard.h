@@ -1,5 +1,7 @@
-// TensorBoard event files: the same numbers as metrics.jsonl, under the same names, in single precision. A number list
-// `x` becomes `x/0`, `x/1`, ..., a list of lists `x/0/0`, `x/0/1`, ...; text and unknown values are left out.
+// TensorBoard event files: the same numbers as metrics.jsonl in single precision, under the same names behind a
+// group's: train/loss, validation/loss, speed/tokens_per_second, experts/..., memory/..., checkpoints/..., run/.... A
+// number list `x` becomes `x/0`, `x/1`, ..., a list of lists `x/0/0`, `x/0/1`, ...; of texts only the samples
+// (`sample/0`) are there; unknown values are left out.
 //
 // A file is a sequence of TFRecords (length, masked CRC-32C of the length, payload, masked CRC-32C of the payload),
 // each an Event message.

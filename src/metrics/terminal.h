@@ -9,6 +9,25 @@ namespace conclave {
 
 bool is_terminal(std::FILE* out);
 
+struct TerminalSize {
+  int columns;  // the most there can be where the size is not known
+  int rows;
+};
+TerminalSize terminal_size(std::FILE* out);
+
+// What the user's environment says of it: TERM, the locale, NO_COLOR (no-color.org).
+bool moves_its_cursor();
+struct TerminalStyle {
+  bool has_unicode = false;
+  bool has_color = false;
+};
+TerminalStyle terminal_style();
+std::string bold(const std::string& text, TerminalStyle style);
+std::string dim(const std::string& text, TerminalStyle style);
+
+// The first letters of `text`, which may hold what bold() and dim() put into it.
+std::string cut_to_columns(const std::string& text, size_t columns);
+
 // Shows `line`, cut to the terminal's width, in the place of what the line showed before.
 void rewrite_line(std::FILE* out, std::string line);
 void clear_line(std::FILE* out);

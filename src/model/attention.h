@@ -18,6 +18,9 @@ class Attention {
   // residual [T,H] + the attention of a normalized input.
   at::Tensor forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
                      const MicroBatch& batch, const RotaryTable& rotary, AttentionState& state) const;
+  // The same of the newest tokens of sequences, whose caches it extends; row t of the table is of token t.
+  at::Tensor extend(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
+                    const MicroBatch& rows, const NewestTokens& newest, const RotaryTable& rotary) const;
   // grad [T,H] with respect to the output. normed [T,H] becomes, in place, the gradient with respect to itself.
   void backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                 const at::Tensor& normed_TH, const MicroBatch& batch, const RotaryTable& rotary,
@@ -26,7 +29,8 @@ class Attention {
  private:
   const AttentionConfig& config() const { return packed_.config(); }
   // Before queries and keys are turned.
-  void project(const UnitWeights& weights, const at::Tensor& normed_TH, AttentionState& state) const;
+  void project(const UnitWeights& weights, const at::Tensor& normed_TH, const MicroBatch& batch,
+               AttentionState& state) const;
   int64_t turned_heads() const { return config().heads + config().key_value_heads; }
 
   Projection qkv_;

@@ -27,6 +27,7 @@ std::variant<Attention, LatentAttention> attention_of(const ModelConfig& config,
 
 void DecoderLayer::declare(const ModelConfig& config, int64_t layer, UnitDeclaration& unit) {
   const LayerConfig& of_layer = config.layers.at(layer);
+  if (config.adapter) unit.adapter = {config.adapter->scale, config.adapter->dropout, config.adapter->seed};
   const Names names(unit);
   Norm::declare(config, names.input_norm, unit);
   const auto declare_attention = of_layer.attention.latent ? LatentAttention::declare : Attention::declare;
@@ -50,8 +51,7 @@ DecoderLayer::DecoderLayer(const ModelConfig& config, const Mixture::Place& plac
     dense_mlp_.emplace(Names(unit).dense_mlp, unit);
 }
 
-void DecoderLayer::compute_attention(const UnitWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
-                                     LayerState& state) const {
+at::Tensor DecoderLayer::normed_attention_input(const UnitWeights& weights, LayerState& state) const {
   const at::Tensor& input_TH = state.input_TH;
   at::Tensor normed_TH = at::empty_like(input_TH);
   {
@@ -59,6 +59,13 @@ void DecoderLayer::compute_attention(const UnitWeights& weights, const MicroBatc
     state.input_rstd_T = at::empty({input_TH.size(0)}, input_TH.options().dtype(at::kFloat));
   }
   input_norm_.forward(weights, normed_TH, state.input_rstd_T, input_TH);
+  return normed_TH;
+}
+
+void DecoderLayer::compute_attention(const UnitWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
+                                     LayerState& state) const {
+  const at::Tensor& input_TH = state.input_TH;
+  const at::Tensor normed_TH = normed_attention_input(weights, state);
   state.hidden_TH = std::visit(
       [&](const auto& attention) {
         return attention.forward(weights, normed_TH, input_TH, batch, rotary, state.attention);
@@ -84,7 +91,8 @@ at::Tensor DecoderLayer::run(Mode mode, const UnitWeights& weights, const MicroB
   if (!keep) state.attention = {};  // nobody reads it any more
   const PreActivation pre_activation = keep ? PreActivation::kept : PreActivation::repeated;
   at::Tensor normed_TH = normed_mlp_input(weights, state);
-  if (dense_mlp_) return dense_mlp_->forward(weights, normed_TH, state.hidden_TH, pre_activation, state.dense_mlp);
+  if (dense_mlp_)
+    return dense_mlp_->forward(weights, normed_TH, state.hidden_TH, batch, pre_activation, state.dense_mlp);
   at::Tensor output_TH =
       mixture_->forward(mode, weights, std::move(normed_TH), state.hidden_TH, batch, pre_activation, state.mixture);
   statistics = mixture_->statistics(state.mixture);
@@ -115,6 +123,22 @@ at::Tensor DecoderLayer::evaluate(const UnitWeights& weights, at::Tensor input_T
   return run(Mode::evaluation, weights, batch, rotary, state, statistics);
 }
 
+at::Tensor DecoderLayer::extend(const UnitWeights& weights, at::Tensor input_TH, const MicroBatch& rows,
+                                const NewestTokens& newest, const RotaryTable& rotary) const {
+  LayerState state;
+  state.input_TH = std::move(input_TH);
+  const at::Tensor normed_TH = normed_attention_input(weights, state);
+  state.hidden_TH = std::visit(
+      [&](const auto& attention) { return attention.extend(weights, normed_TH, state.input_TH, rows, newest, rotary); },
+      attention_);
+  constexpr PreActivation pre_activation = PreActivation::repeated;
+  at::Tensor normed_hidden_TH = normed_mlp_input(weights, state);
+  if (dense_mlp_)
+    return dense_mlp_->forward(weights, normed_hidden_TH, state.hidden_TH, rows, pre_activation, state.dense_mlp);
+  return mixture_->forward(Mode::evaluation, weights, std::move(normed_hidden_TH), state.hidden_TH, rows,
+                           pre_activation, state.mixture);
+}
+
 at::Tensor DecoderLayer::backward(const UnitWeights& weights, UnitGradients gradients, at::Tensor grad_TH,
                                   const MicroBatch& batch, const RotaryTable& rotary,
                                   const RouterLossGradient& router_loss, LayerState state) const {
@@ -124,7 +148,7 @@ at::Tensor DecoderLayer::backward(const UnitWeights& weights, UnitGradients grad
   {
     const at::Tensor grad_normed_TH =
         dense_mlp_
-            ? dense_mlp_->backward(weights, gradients, grad_TH, mlp_input(), std::move(state.dense_mlp))
+            ? dense_mlp_->backward(weights, gradients, grad_TH, mlp_input(), batch, std::move(state.dense_mlp))
             : mixture_->backward(weights, gradients, grad_TH, mlp_input, batch, router_loss, std::move(state.mixture));
     post_attention_norm_.backward(weights, gradients, grad_TH, grad_normed_TH, state.hidden_rstd_T, state.hidden_TH);
   }

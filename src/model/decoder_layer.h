@@ -42,6 +42,10 @@ class DecoderLayer {
   // The output alone, without jitter and dropping no token, keeping nothing.
   at::Tensor evaluate(const UnitWeights& weights, at::Tensor input_TH, const MicroBatch& batch,
                       const RotaryTable& rotary, RoutingStatistics& statistics) const;
+  // The output of the newest tokens of sequences, whose caches it extends; row t of the table is of token t. `rows`:
+  // the same tokens as one sequence, which is all that the MLP asks of them.
+  at::Tensor extend(const UnitWeights& weights, at::Tensor input_TH, const MicroBatch& rows, const NewestTokens& newest,
+                    const RotaryTable& rotary) const;
   // grad [T,H] with respect to the output becomes, in place, the gradient with respect to the input, and is returned.
   at::Tensor backward(const UnitWeights& weights, UnitGradients gradients, at::Tensor grad_TH, const MicroBatch& batch,
                       const RotaryTable& rotary, const RouterLossGradient& router_loss, LayerState state) const;
@@ -49,6 +53,7 @@ class DecoderLayer {
  private:
   at::Tensor run(Mode mode, const UnitWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                  LayerState& state, RoutingStatistics& statistics) const;
+  at::Tensor normed_attention_input(const UnitWeights& weights, LayerState& state) const;
   void compute_attention(const UnitWeights& weights, const MicroBatch& batch, const RotaryTable& rotary,
                          LayerState& state) const;
   // What the MLP sees: hidden normalized. The same bits every time.

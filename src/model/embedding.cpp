@@ -26,7 +26,8 @@ at::Tensor Embedding::forward(const UnitWeights& weights, const MicroBatch& batc
 }
 
 void Embedding::backward(UnitGradients& gradients, const at::Tensor& grad_TH, const MicroBatch& batch) const {
-  embedding_backward(table_VH_(gradients).zeroed(), grad_TH, batch.token_T);
+  Gradient& gradient = table_VH_(gradients);
+  if (gradient.is_wanted()) embedding_backward(gradient.zeroed(), grad_TH, batch.token_T);
 }
 
 }  // namespace conclave

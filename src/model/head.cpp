@@ -91,7 +91,8 @@ std::vector<double> Head::losses_with_gradient_(at::Tensor hidden_TH, const Targ
       return cross_entropy_sum_with_gradient_(logits_CV.narrow(0, first - begin, rows),
                                               targets.target_T.narrow(0, first, rows), scale);
     });
-    linear_backward_weight(gradients.projection_VH.tensor, logits_CV, normed_CH, gradients.projection_VH.accumulate);
+    if (gradients.projection_VH.is_wanted())
+      linear_backward_weight(gradients.projection_VH.tensor, logits_CV, normed_CH, gradients.projection_VH.accumulate);
     gradients.projection_VH.accumulate = true;
     linear_backward_input(normed_CH, logits_CV, weights.projection_VH);
     logits_CV.reset();

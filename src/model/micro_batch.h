@@ -4,7 +4,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <vector>
+
+#include "kernels/documents.h"
 
 namespace conclave {
 
@@ -15,6 +18,10 @@ struct MicroBatch {
   int64_t sequence = 0;              // S
   std::vector<int64_t> sample_of_B;  // global sample index of each sequence: names its random draws whatever the layout
   std::vector<int64_t> source_of_B;  // source of each sequence, if there are several: its loss is told apart
+  // That do not see each other, of all rows; null: each sequence is one.
+  std::shared_ptr<const Documents> documents = {};
+
+  bool trains = false;  // adapters' dropout draws
 
   int64_t tokens() const { return batch * sequence; }
   // Rows at which the parts end whose losses are summed apart: each sequence, or all of them.

@@ -6,6 +6,7 @@
 #include "config/job.h"
 #include "config/model_config.h"
 #include "kernels/router.h"
+#include "model/low_rank_adapter.h"
 #include "model/micro_batch.h"
 #include "model/shared_expert.h"
 #include "model/unit_tensors.h"
@@ -52,7 +53,8 @@ class Mixture {
 
   // Parameters are called `layer`.router, `layer`.experts.gate_up, `layer`.experts.down; where the mixture has them,
   // `layer`.router_bias, `layer`.selection_bias (which no gradient reaches: step/selection_bias.h),
-  // `layer`.experts.gate_up_bias, `layer`.experts.down_bias and those of a shared expert.
+  // `layer`.experts.gate_up_bias, `layer`.experts.down_bias and those of a shared expert. Adapters are those of
+  // `layer`.router, `layer`.experts.gate_up and `layer`.experts.down.
   static void declare(const ModelConfig& config, const MixtureConfig& mixture, const std::string& layer,
                       UnitDeclaration& unit);
   // `place`: of the layer among all, and of the mixture among the mixtures.
@@ -75,6 +77,7 @@ class Mixture {
   // The operands of the router's products: rounded to the compute dtype already, so that fp32 only keeps from rounding
   // what they give.
   at::Tensor in_router_precision(const at::Tensor& operand) const;
+  LowRank router_adapter(const UnitWeights& weights) const;
   at::Tensor router_logits(const UnitWeights& weights, const at::Tensor& normed_TH) const;
   // Adds the input's gradient to grad_TH.
   void router_backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_logits_TE,
@@ -94,6 +97,7 @@ class Mixture {
   ExpertForm form_;
   std::optional<ParameterSlot> router_bias_E_, selection_bias_E_, gate_up_bias_LJ_, down_bias_LH_;
   std::optional<SharedExpert> shared_;
+  std::optional<LowRankAdapter> of_router_, of_gate_up_, of_down_;
 };
 
 }  // namespace conclave

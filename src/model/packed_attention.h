@@ -6,6 +6,7 @@
 
 #include "config/model_config.h"
 #include "kernels/attention.h"
+#include "model/attention_cache.h"
 #include "model/latent_norm.h"
 #include "model/micro_batch.h"
 #include "model/projection.h"
@@ -36,6 +37,13 @@ class PackedAttention {
   // residual [T,H] + the attention of state.qkv; writes the state's other tensors.
   at::Tensor forward(const UnitWeights& weights, const at::Tensor& residual_TH, const MicroBatch& batch,
                      AttentionState& state) const;
+  // The same of the newest tokens of sequences whose caches have their keys and values already, keys in front; query
+  // [T,N] is normed and rotated.
+  at::Tensor extend(const UnitWeights& weights, const at::Tensor& residual_TH, const at::Tensor& query_TN,
+                    const MicroBatch& rows, const NewestTokens& newest) const;
+  // residual [T,H] + the projection of what attention gave.
+  at::Tensor project(const UnitWeights& weights, const at::Tensor& residual_TH, const at::Tensor& attention_TN,
+                     const MicroBatch& batch) const;
   // grad [T,H] with respect to the output; returns the gradient with respect to qkv and gives up the state's tensors.
   at::Tensor backward(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH,
                       const MicroBatch& batch, AttentionState& state) const;

@@ -12,6 +12,8 @@ std::vector<UnitDeclaration> declare_model(const ModelConfig& config) {
   Embedding::declare(config, units.front());
   for (int64_t layer = 0; layer < config.layer_count(); ++layer) DecoderLayer::declare(config, layer, units[layer + 1]);
   Head::declare(config, units.back());
+  for (UnitDeclaration& unit : units)
+    for (ParameterDeclaration& parameter : unit.parameters) parameter.frozen = config.frozen.contains(parameter.name);
   return units;
 }
 
@@ -20,6 +22,14 @@ int64_t count_parameters(const std::vector<UnitDeclaration>& units) {
   for (const UnitDeclaration& unit : units)
     for (const ParameterDeclaration& parameter : unit.parameters)
       if (parameter.trained) sum += parameter.numel();
+  return sum;
+}
+
+int64_t count_trained_parameters(const std::vector<UnitDeclaration>& units) {
+  int64_t sum = 0;
+  for (const UnitDeclaration& unit : units)
+    for (const ParameterDeclaration& parameter : unit.parameters)
+      if (parameter.trained && !parameter.frozen) sum += parameter.numel();
   return sum;
 }
 

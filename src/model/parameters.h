@@ -13,6 +13,8 @@ namespace conclave {
 std::vector<UnitDeclaration> declare_model(const ModelConfig& config);
 
 int64_t count_parameters(const std::vector<UnitDeclaration>& units);
+// Those that are not frozen.
+int64_t count_trained_parameters(const std::vector<UnitDeclaration>& units);
 // That one token uses: all but the experts it is not routed to.
 int64_t count_parameters_per_token(const std::vector<UnitDeclaration>& units, const ModelConfig& config);
 

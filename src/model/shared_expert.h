@@ -22,10 +22,10 @@ class SharedExpert {
 
   // residual [T,H] + its output.
   at::Tensor forward(const UnitWeights& weights, const at::Tensor& normed_TH, const at::Tensor& residual_TH,
-                     PreActivation pre_activation, DenseMlpState& state) const;
+                     const MicroBatch& batch, PreActivation pre_activation, DenseMlpState& state) const;
   // grad [T,H] with respect to the output; adds the gradient with respect to the normalized input to grad_normed [T,H].
   void backward_add(const UnitWeights& weights, UnitGradients& gradients, const at::Tensor& grad_TH, const Input& input,
-                    DenseMlpState state, const at::Tensor& grad_normed_TH) const;
+                    const MicroBatch& batch, DenseMlpState state, const at::Tensor& grad_normed_TH) const;
 
  private:
   Routing gate(const UnitWeights& weights, const at::Tensor& normed_TH) const;

@@ -21,6 +21,7 @@ class ParameterSlot {
     check_invariant(index_ < unit.parameters.size(), "unit {} declares no parameter {}", unit.name, name);
   }
 
+  const ParameterDeclaration& declared(const UnitDeclaration& unit) const { return unit.parameters[index_]; }
   const at::Tensor& operator()(const UnitWeights& weights) const { return weights[index_]; }
   Gradient& operator()(UnitGradients& gradients) const { return gradients[index_]; }
 

@@ -9,6 +9,7 @@
 #include "kernels/bias.h"
 #include "moe/expert_activation.h"
 #include "moe/expert_chunks.h"
+#include "moe/expert_low_rank.h"
 
 namespace conclave {
 
@@ -57,9 +58,11 @@ ExpertOutput chunked_experts_forward(const ExpertRows& rows, const std::vector<i
     const at::Tensor out = rows_of(room.output.row_RH), weight = rows_of(rows.weight_R);
     const ExpertBiases biases = biases_of(weights, chunk);
     products.gate_up(gate_up, rows_of(rows.row_RH));
+    ChunkLowRank(weights.gate_up_low_rank, chunk).forward_add(gate_up, rows_of(rows.row_RH));
     if (biases.gate_up.defined()) add_bias(gate_up, biases.gate_up);
     activate(activation, gate_up, weight, weights.form);
     products.down(out, activation);
+    ChunkLowRank(weights.down_low_rank, chunk).forward_add(out, activation);
     if (biases.down.defined()) add_bias(out, biases.down, weight);
   }
   return room.output;
@@ -82,6 +85,8 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
     const ChunkGradients into = gradients_of(gradients, chunk);
     if (chunk.rows == 0) {
       into.write_zeros();
+      write_zeros(gradients.gate_up_low_rank, chunk);
+      write_zeros(gradients.down_low_rank, chunk);
       continue;
     }
     const auto rows_of = [&](const at::Tensor& tensor) { return tensor.narrow(0, chunk.begin, chunk.rows); };
@@ -90,15 +95,20 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
     const at::Tensor grad_rows = rows_of(grad_RH), input = rows_of(rows.row_RH), weight = rows_of(rows.weight_R);
     const at::Tensor gate_up = repeat ? gate_up_buffer.narrow(0, 0, chunk.rows) : rows_of(gate_up_RJ);
     const at::Tensor activation = activation_buffer.narrow(0, 0, chunk.rows);
+    ChunkLowRank gate_up_adapters(weights.gate_up_low_rank, chunk), down_adapters(weights.down_low_rank, chunk);
     if (repeat) {
       products.gate_up(gate_up, input);
+      gate_up_adapters.forward_add(gate_up, input);
       if (biases.gate_up.defined()) add_bias(gate_up, biases.gate_up);
     }
     products.down_backward(activation, grad_rows);
+    down_adapters.backward_input_add(activation, grad_rows);
     // Over the gradient of the activation comes the activation, over the pre-activation its gradient.
     activate_backward(gate_up, activation, rows_of(grad.weight_R), weight, weights.form);
     if (into.down.tensor.defined()) products.add_weight_gradient(into.down, grad_rows, activation);
     if (into.gate_up.tensor.defined()) products.add_weight_gradient(into.gate_up, gate_up, input);
+    down_adapters.backward_weights(gradients.down_low_rank, grad_rows, activation);
+    gate_up_adapters.backward_weights(gradients.gate_up_low_rank, gate_up, input);
     if (biases.down.defined()) {
       bias_scale_backward_add(rows_of(grad.weight_R), grad_rows, biases.down);
       if (into.down_bias.tensor.defined())
@@ -107,6 +117,7 @@ ExpertRows chunked_experts_backward(const at::Tensor& grad_RH, ExpertRows rows, 
     if (into.gate_up_bias.tensor.defined())
       bias_backward(into.gate_up_bias.tensor, gate_up, into.gate_up_bias.accumulate);
     products.gate_up_backward(rows_of(grad.row_RH), gate_up);
+    gate_up_adapters.backward_input_add(rows_of(grad.row_RH), gate_up);
   }
   return grad;
 }

@@ -1,9 +1,8 @@
 // Brings tokens to the ranks that hold their experts, and expert outputs back. Backward through dispatch is combine,
 // and the other way round. One interface whatever the expert degree: with degree 1 nothing travels.
 //
-// Each of the four has a form that only starts the rows on their way, so that experts can compute meanwhile; the plan
-// stays where it is until they have arrived. Calls are collective over the expert axis: all its ranks make them in the
-// same order.
+// Each of the four only starts the rows on their way, so that experts can compute meanwhile; the plan stays where it is
+// until they have arrived. Calls are collective over the expert axis: all its ranks make them in the same order.
 #pragma once
 
 #include <functional>
@@ -64,12 +63,6 @@ class Dispatcher {
   // finish(gradient) writes into its tensors. Lets the rows go before what they become arrives.
   using DispatchedBack = Arriving<void(DispatchGradient gradient)>;
   virtual DispatchedBack begin_dispatch_backward(const DispatchPlan& plan, ExpertRows grad) = 0;
-
-  // The same, waited for at once.
-  ExpertRows dispatch(const DispatchPlan& plan, const at::Tensor& token_TH, const at::Tensor& weight_TK);
-  at::Tensor combine(const DispatchPlan& plan, const at::Tensor& residual_TH, at::Tensor row_RH);
-  at::Tensor combine_backward(const DispatchPlan& plan, const at::Tensor& grad_TH);
-  DispatchGradient dispatch_backward(const DispatchPlan& plan, ExpertRows grad);
 
  protected:
   // The end of combine where the rows are summed already.

@@ -36,6 +36,34 @@ struct Products {
 
 }  // namespace
 
+std::vector<ExpertWeights::OwnAndGuests> ExpertWeights::parts() {
+  std::vector<OwnAndGuests> all = {{&gate_up_LJH, &guest_gate_up_GJH},
+                                   {&down_LHI, &guest_down_GHI},
+                                   {&gate_up_bias_LJ, &guest_gate_up_bias_GJ},
+                                   {&down_bias_LH, &guest_down_bias_GH}};
+  for (std::vector<ExpertLowRank>* adapters : {&gate_up_low_rank, &down_low_rank})
+    for (ExpertLowRank& adapter : *adapters) {
+      all.push_back({&adapter.a_LPM, &adapter.guest_a_GPM});
+      all.push_back({&adapter.b_LNP, &adapter.guest_b_GNP});
+    }
+  std::erase_if(all, [](const OwnAndGuests& part) { return !part.own->defined(); });
+  return all;
+}
+
+std::vector<ExpertGradients::OwnAndGuests> ExpertGradients::wanted() {
+  std::vector<OwnAndGuests> all = {{&gate_up_LJH, &guest_gate_up_GJH},
+                                   {&down_LHI, &guest_down_GHI},
+                                   {&gate_up_bias_LJ, &guest_gate_up_bias_GJ},
+                                   {&down_bias_LH, &guest_down_bias_GH}};
+  for (std::vector<ExpertLowRankGradients>* adapters : {&gate_up_low_rank, &down_low_rank})
+    for (ExpertLowRankGradients& adapter : *adapters) {
+      all.push_back({&adapter.a_LPM, &adapter.guest_a_GPM});
+      all.push_back({&adapter.b_LNP, &adapter.guest_b_GNP});
+    }
+  std::erase_if(all, [](const OwnAndGuests& gradient) { return !gradient.own->is_wanted(); });
+  return all;
+}
+
 ExpertOutput experts_forward(const ExpertRows& rows, const std::vector<int64_t>& rows_per_expert,
                              const ExpertWeights& weights, PreActivation pre_activation) {
   return chunked_experts_forward<Products>(rows, rows_per_expert, weights, pre_activation);

@@ -8,6 +8,7 @@
 
 #include "base/gradient.h"
 #include "kernels/clamped_swiglu.h"
+#include "kernels/dropout.h"
 #include "moe/dispatcher.h"
 
 namespace conclave {
@@ -19,6 +20,18 @@ enum class ExpertMatrices { output_major, input_major };
 struct ExpertForm {
   ExpertMatrices matrices = ExpertMatrices::output_major;
   std::optional<ClampedSwiglu> clamped = {};  // the activation is that; else SwiGLU (kernels/swiglu.h)
+};
+
+// The two matrices of an adapter (kernels/low_rank.h) beside one of each expert's, or beside some rows of it: A [P,M]
+// and B [N,P], whichever way the expert's own matrix lies.
+struct ExpertLowRank {
+  at::Tensor a_LPM;
+  at::Tensor b_LNP;
+  at::Tensor guest_a_GPM = {};
+  at::Tensor guest_b_GNP = {};
+  int64_t first = 0;  // of the outputs
+  double scale = 1;
+  std::optional<Dropout> dropout = {};  // of what A reads; rows are those of a micro-batch in their order
 };
 
 // On a CPU whole experts may be fp32 where rows are bf16 (kernels/linear.h rounds them); guests are of the rows' dtype.
@@ -34,6 +47,15 @@ struct ExpertWeights {
   at::Tensor down_bias_LH = {};
   at::Tensor guest_gate_up_bias_GJ = {};
   at::Tensor guest_down_bias_GH = {};
+  std::vector<ExpertLowRank> gate_up_low_rank = {};
+  std::vector<ExpertLowRank> down_low_rank = {};
+
+  // Of a rank's own experts, those that there are, each with the place of its guests'.
+  struct OwnAndGuests {
+    at::Tensor* own;
+    at::Tensor* guests;
+  };
+  std::vector<OwnAndGuests> parts();
 
   bool is_input_major() const { return form.matrices == ExpertMatrices::input_major; }
   int64_t experts() const { return down_LHI.size(0); }
@@ -41,7 +63,14 @@ struct ExpertWeights {
   int64_t intermediate() const { return down_LHI.size(is_input_major() ? 1 : 2); }
 };
 
-// Those of biases are there where the biases are.
+struct ExpertLowRankGradients {
+  Gradient a_LPM;
+  Gradient b_LNP;
+  Gradient guest_a_GPM = {};
+  Gradient guest_b_GNP = {};
+};
+
+// Those of biases are there where the biases are; of what is frozen there is no tensor.
 struct ExpertGradients {
   Gradient gate_up_LJH;
   Gradient down_LHI;
@@ -51,10 +80,18 @@ struct ExpertGradients {
   Gradient down_bias_LH = {};
   Gradient guest_gate_up_bias_GJ = {};
   Gradient guest_down_bias_GH = {};
+  std::vector<ExpertLowRankGradients> gate_up_low_rank = {};
+  std::vector<ExpertLowRankGradients> down_low_rank = {};
 
+  // Of a rank's own experts, those that are wanted, each with the place of its guests'.
+  struct OwnAndGuests {
+    Gradient* own;
+    Gradient* guests;
+  };
+  std::vector<OwnAndGuests> wanted();
   // From now on more is added to what is there.
   void accumulate() {
-    for (Gradient* gradient : {&gate_up_LJH, &down_LHI, &gate_up_bias_LJ, &down_bias_LH}) gradient->accumulate = true;
+    for (const OwnAndGuests& gradient : wanted()) gradient.own->accumulate = true;
   }
 };
 

@@ -7,22 +7,16 @@
 namespace conclave {
 namespace {
 
-// An expert's parameters, each with those of all experts: matrices, and biases where it has them.
-std::vector<at::Tensor> stacks_of(const ExpertWeights& weights) {
-  std::vector<at::Tensor> stacks{weights.gate_up_LJH, weights.down_LHI};
-  if (weights.gate_up_bias_LJ.defined()) {
-    stacks.push_back(weights.gate_up_bias_LJ);
-    stacks.push_back(weights.down_bias_LH);
-  }
+// An expert's parameters, each with those of all experts.
+std::vector<at::Tensor> stacks_of(ExpertWeights& weights) {
+  std::vector<at::Tensor> stacks;
+  for (const auto& part : weights.parts()) stacks.push_back(*part.own);
   return stacks;
 }
 
-std::vector<at::Tensor> stacks_of(const ExpertGradients& gradients) {
-  std::vector<at::Tensor> stacks{gradients.gate_up_LJH.tensor, gradients.down_LHI.tensor};
-  if (gradients.gate_up_bias_LJ.tensor.defined()) {
-    stacks.push_back(gradients.gate_up_bias_LJ.tensor);
-    stacks.push_back(gradients.down_bias_LH.tensor);
-  }
+std::vector<at::Tensor> stacks_of(ExpertGradients& gradients) {
+  std::vector<at::Tensor> stacks;
+  for (const auto& gradient : gradients.wanted()) stacks.push_back(gradient.own->tensor);
   return stacks;
 }
 
@@ -32,9 +26,9 @@ int64_t elements_of_one(const at::Tensor& stack) {
   return elements;
 }
 
-int64_t elements_of_expert(const ExpertWeights& weights) {
+int64_t elements_of_expert(const std::vector<at::Tensor>& stacks) {
   int64_t elements = 0;
-  for (const at::Tensor& stack : stacks_of(weights)) elements += elements_of_one(stack);
+  for (const at::Tensor& stack : stacks) elements += elements_of_one(stack);
   return elements;
 }
 
@@ -68,12 +62,13 @@ std::vector<at::Tensor> in_message(const at::Tensor& message_GN, const std::vect
   return stacks;
 }
 
-RowsInFlight send_weights(const SpillPlan& spill, const ExpertWeights& own, at::ScalarType dtype, Communicator& expert,
+RowsInFlight send_weights(const SpillPlan& spill, ExpertWeights own, at::ScalarType dtype, Communicator& expert,
                           StepClock& clock) {
   MemoryScope scope(MemoryCategory::dispatch);
   const Splits splits = splits_of(spill, expert);
-  at::Tensor lent = at::empty({sum(splits.lent), elements_of_expert(own)}, own.down_LHI.options().dtype(dtype));
-  const std::vector<at::Tensor> from = stacks_of(own), to = in_message(lent, from);
+  const std::vector<at::Tensor> from = stacks_of(own);
+  at::Tensor lent = at::empty({sum(splits.lent), elements_of_expert(from)}, own.down_LHI.options().dtype(dtype));
+  const std::vector<at::Tensor> to = in_message(lent, from);
   int64_t place = 0;
   for (const SpillPlan::Loan& loan : spill.loans_of(expert.rank(), expert.size())) {
     const int64_t local = loan.expert % spill.experts_per_rank;
@@ -92,32 +87,25 @@ GuestWeights::GuestWeights(const SpillPlan& spill, const ExpertWeights& own, at:
     : own_(own), in_flight_(send_weights(spill, own, dtype, expert, clock)) {}
 
 ExpertWeights GuestWeights::finish() {
+  const std::vector<ExpertWeights::OwnAndGuests> parts = own_.parts();
   const std::vector<at::Tensor> guests = in_message(in_flight_.take(), stacks_of(own_));
-  own_.guest_gate_up_GJH = guests[0];
-  own_.guest_down_GHI = guests[1];
-  if (guests.size() > 2) {
-    own_.guest_gate_up_bias_GJ = guests[2];
-    own_.guest_down_bias_GH = guests[3];
-  }
+  for (size_t i = 0; i < parts.size(); ++i) *parts[i].guests = guests[i];
   return std::move(own_);
 }
 
-GuestGradients::GuestGradients(const SpillPlan& spill, const ExpertWeights& own, Communicator& expert, StepClock& clock)
+GuestGradients::GuestGradients(const SpillPlan& spill, ExpertGradients own, Communicator& expert, StepClock& clock)
     : spill_(spill), expert_(expert), clock_(clock) {
   MemoryScope scope(MemoryCategory::dispatch);
   const auto guests = static_cast<int64_t>(spill.guests_of(expert.rank()).size());
-  guest_GN_ = at::empty({guests, elements_of_expert(own)}, own.down_LHI.options().dtype(at::kFloat));
+  const std::vector<at::Tensor> like = stacks_of(own);
+  guest_GN_ = at::empty({guests, elements_of_expert(like)}, like.front().options().dtype(at::kFloat));
 }
 
 ExpertGradients GuestGradients::with_guests(const ExpertGradients& own) const {
   ExpertGradients gradients = own;
-  const std::vector<at::Tensor> guests = in_message(guest_GN_, stacks_of(own));
-  gradients.guest_gate_up_GJH = {guests[0]};
-  gradients.guest_down_GHI = {guests[1]};
-  if (guests.size() > 2) {
-    gradients.guest_gate_up_bias_GJ = {guests[2]};
-    gradients.guest_down_bias_GH = {guests[3]};
-  }
+  const std::vector<ExpertGradients::OwnAndGuests> wanted = gradients.wanted();
+  const std::vector<at::Tensor> guests = in_message(guest_GN_, stacks_of(gradients));
+  for (size_t i = 0; i < wanted.size(); ++i) *wanted[i].guests = {guests[i]};
   return gradients;
 }
 

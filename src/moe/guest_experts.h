@@ -1,6 +1,6 @@
 // What lending experts costs: their weights travel to the helpers, and the gradients of the weights come home. One
-// message per lender and helper holds all experts lent, each as gate_up, down and, where it has them, their biases, one
-// behind the other.
+// message per lender and helper holds all experts lent, each as gate_up, down and, where it has them, biases and
+// adapters, one behind the other; of gradients those that are wanted.
 #pragma once
 
 #include "moe/experts.h"
@@ -26,7 +26,8 @@ class GuestWeights {
 // Room for the gradients of this rank's guests, zero rows of it if there are none.
 class GuestGradients {
  public:
-  GuestGradients(const SpillPlan& spill, const ExpertWeights& own, Communicator& expert, StepClock& clock);
+  // `own`: one of them is wanted at least.
+  GuestGradients(const SpillPlan& spill, ExpertGradients own, Communicator& expert, StepClock& clock);
   // `own` with places for the guests' gradients, to be written.
   ExpertGradients with_guests(const ExpertGradients& own) const;
   // Starts them on their way home.

@@ -149,8 +149,8 @@ DispatchGradient RoutedExperts::backward(RoutedTokens tokens, const at::Tensor& 
     if (!part.rows.row_RH.defined()) part.rows = dispatching[i].rows.finish();
     at::Tensor grad_RH = arriving[i].finish();
     std::optional<GuestGradients> guest_gradients;
-    if (part.plan.spill && gradients.gate_up_LJH.tensor.defined())
-      guest_gradients.emplace(*part.plan.spill, weights, expert_, clock_);
+    if (part.plan.spill && !gradients.wanted().empty())
+      guest_gradients.emplace(*part.plan.spill, gradients, expert_, clock_);
     ExpertGradients with_guests = guest_gradients ? guest_gradients->with_guests(gradients) : gradients;
     ExpertRows grad_rows = [&] {
       const RangeScope range(clock_, "experts");

@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
+#include <cmath>
+
 #include "base/error.h"
 #include "config/fields.h"
 #include "config/moe_section.h"
@@ -74,9 +76,11 @@ void check(const at::Tensor& token, const at::Tensor& weight, const at::Tensor& 
                   gate_up.size(1), gate_up.size(2), down.size(0), down.size(1), down.size(2));
   check_invariant(choice.dim() == 2 && choice.size(0) == token.size(0) && weight.sizes() == choice.sizes(),
                   "{} tokens, choices of {} tokens, weights of {}", token.size(0), choice.size(0), weight.size(0));
-  check_invariant(token.scalar_type() == gate_up.scalar_type() && token.scalar_type() == down.scalar_type() &&
-                      weight.scalar_type() == at::kFloat,
-                  "tokens and expert weights are of one dtype, routing weights fp32");
+  const bool rounds_weights = token.is_cpu() && token.scalar_type() == at::kBFloat16;  // fp32 ones, as it reads them
+  check_invariant(
+      gate_up.scalar_type() == down.scalar_type() && weight.scalar_type() == at::kFloat &&
+          (token.scalar_type() == gate_up.scalar_type() || (rounds_weights && gate_up.scalar_type() == at::kFloat)),
+      "tokens and expert weights are of one dtype, routing weights fp32");
 }
 
 // The second result is what backward needs, as tensors so that PyTorch's selective activation checkpointing can keep
@@ -156,13 +160,19 @@ class RoutedExpertsFunction : public torch::autograd::Function<RoutedExpertsFunc
     if (trains_experts) gradients = {{fp32(gate_up)}, {fp32(down)}};
     const bool needs_tokens = RoutedExperts::needs_tokens(parts);
     const ExpertAxis axis(settings_of(*context), gate_up.device());
+    // A power of two goes into what comes in, and out of what leaves, without rounding: a pass over the tokens instead
+    // of one over the experts.
+    const double scale = trains_experts ? context->saved_data["gradient_scale"].toDouble() : 1;
+    const bool scales_tokens = scale != 1 && std::exp2(std::round(std::log2(scale))) == scale;
+    const at::Tensor grad_out = scales_tokens ? grad[0] * scale : grad[0];
     DispatchGradient result = axis.routed.backward(
-        {needs_tokens ? token.contiguous() : at::Tensor(), weight.contiguous(), choices_of(kept)}, grad[0].contiguous(),
-        {gate_up.contiguous(), down.contiguous()}, gradients, std::move(parts));
-    const double scale = context->saved_data["gradient_scale"].toDouble();
+        {needs_tokens ? token.contiguous() : at::Tensor(), weight.contiguous(), choices_of(kept)},
+        grad_out.contiguous(), {gate_up.contiguous(), down.contiguous()}, gradients, std::move(parts));
+    if (scales_tokens)
+      for (const at::Tensor& scaled : {result.token_TH, result.weight_TK}) scaled.mul_(1 / scale);
     const auto scaled = [&](const Gradient& gradient, const at::Tensor& of) {
       if (!trains_experts) return at::Tensor();
-      if (scale != 1) gradient.tensor.mul_(scale);
+      if (scale != 1 && !scales_tokens) gradient.tensor.mul_(scale);
       return gradient.tensor.to(of.scalar_type());
     };
     return {result.token_TH,

@@ -24,7 +24,7 @@ double collective_seconds(CollectivePattern pattern, double bytes, const GroupOn
   const double within = bytes - away;
   // NCCL's rings pass a part that came from another node on within the node: each part crosses once for each node, not
   // once for each rank. Gloo's collectives here, and all_to_all anywhere, send to each rank by itself.
-  const bool rings = device.device.kind == DeviceKind::cuda && pattern != CollectivePattern::all_to_all;
+  const bool rings = device.device.kind == at::kCUDA && pattern != CollectivePattern::all_to_all;
   if (rings) return latency + std::max(away / here / network.cluster_bandwidth, bytes / network.node_bandwidth);
   return latency + std::max(away / network.cluster_bandwidth, within / network.node_bandwidth);
 }

@@ -16,8 +16,7 @@ namespace {
 Fields fields_of(DeviceDescription& device) {
   Fields fields;
   fields.section("device", "what computes");
-  fields.field("device.kind", device.device.kind,
-               OneOf<DeviceKind>{{{"cuda", DeviceKind::cuda}, {"cpu", DeviceKind::cpu}}},
+  fields.field("device.kind", device.device.kind, OneOf<at::DeviceType>{{{"cuda", at::kCUDA}, {"cpu", at::kCPU}}},
                "cuda: a rank is a GPU, and speaks by NCCL; cpu: by Gloo");
   fields.section("compute", "of one rank");
   fields.field("compute.fp32_flops", device.compute.fp32_flops, more_than(0),
@@ -59,7 +58,7 @@ DeviceDescription gpu(double fp32, double bf16, double fp8, double efficiency, d
                       double host_link, double nvlink, double nic) {
   constexpr double reached = 0.8;
   DeviceDescription device;
-  device.device.kind = DeviceKind::cuda;
+  device.device.kind = at::kCUDA;
   device.compute = {fp32, bf16, fp8, efficiency, efficiency};
   device.memory = {memory_gib * gib, 2 * gib, reached * bandwidth, reached * host_link, reached * bandwidth};
   device.network = {8, 5e-6, reached * nvlink, 15e-6, reached * nic};
@@ -69,7 +68,7 @@ DeviceDescription gpu(double fp32, double bf16, double fp8, double efficiency, d
 // One core with AVX512 of a small cloud machine, measured; ranks on one machine speak over loopback.
 DeviceDescription core() {
   DeviceDescription device;
-  device.device.kind = DeviceKind::cpu;
+  device.device.kind = at::kCPU;
   device.compute = {92e9, 204e9, 0, 0.85, 0.85};
   device.memory = {8 * gib, 0.2 * gib, 19e9, 1e9, 19e9};
   device.network = {64, 50e-6, 4e9, 100e-6, 1e9};

@@ -2,17 +2,17 @@
 // memory, the host and other ranks.
 #pragma once
 
+#include <c10/core/DeviceType.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
 
 namespace conclave {
 
-enum class DeviceKind { cpu, cuda };
-
 struct DeviceDescription {
   struct {
-    DeviceKind kind = DeviceKind::cuda;  // cuda: NCCL; cpu: Gloo
+    at::DeviceType kind = at::kCUDA;  // cuda: NCCL; cpu: Gloo
   } device;
   struct {
     double fp32_flops = 0;            // peak operations per second in matrix products

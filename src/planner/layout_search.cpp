@@ -110,7 +110,9 @@ LayoutSearch search_layouts(const CheckedJob& given, const DeviceDescription& de
             job.memory.activation_checkpointing = policy.checkpointing;
             job.memory.activation_offloading = policy.offloading;
             job.data.micro_batch_size = micro_batch;
-            LayoutOption option = try_out(check_job(job, given.model, world), device, imbalance);
+            CheckedJob checked = check_job(job, given.model, world);
+            checked.document_tokens = given.document_tokens;
+            LayoutOption option = try_out(std::move(checked), device, imbalance);
             option.changes = changes_from(given, option.settings);
             option.is_given = option.changes.empty();
             (option.left_bytes >= 0 ? search.fit : search.too_large).push_back(std::move(option));

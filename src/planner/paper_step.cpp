@@ -40,7 +40,7 @@ class CurrentRouting final : public AssumedChoices {
 PaperMachine machine_of(const PlannedRank& planned) {
   const DeviceDescription& device = planned.device;
   const double efficiency = device.compute.product_efficiency;
-  return {.is_gpu = device.device.kind == DeviceKind::cuda,
+  return {.is_gpu = device.device.kind == at::kCUDA,
           .has_bf16 = device.has_bf16(),
           .threads = planned.threads,
           .stages_sums = planned.stages_sums,
@@ -164,12 +164,7 @@ class PaperRank {
     if (device_.machine().is_gpu) {
       hold(MemoryCategory::workspace, cublas_workspace_bytes);
     } else if (checkpoints.saves() && checkpoints.async) {
-      int64_t saved = 0;
-      for (const Unit* unit : job_.model().units())
-        for (const FlatParameter& group : unit->groups())
-          saved += group.layout().shard_numel() / group.replica_axis().size();
-      hold(MemoryCategory::checkpoint,
-           static_cast<int64_t>(job_.model().kept().size()) * saved * static_cast<int64_t>(sizeof(float)));
+      hold(MemoryCategory::checkpoint, job_.model().kept_elements() * static_cast<int64_t>(sizeof(float)));
     }
   }
 
@@ -182,7 +177,19 @@ class PaperRank {
     std::vector<int64_t> samples(static_cast<size_t>(batch));
     const std::vector<int64_t> sources(targets_of_source().size() > 1 ? samples.size() : 0);
     std::iota(samples.begin(), samples.end(), planned_.rank * batch);
-    return {tokens(), tokens(), batch, sequence, std::move(samples), sources};
+    return {tokens(), tokens(), batch, sequence, std::move(samples), sources, documents()};
+  }
+  // All of one length, but for what a sequence leaves for its last one.
+  std::shared_ptr<const Documents> documents() const {
+    if (!planned_.job.document_tokens) return nullptr;
+    const int64_t batch = job_.job().data.micro_batch_size, sequence = job_.job().data.sequence_length;
+    std::vector<int64_t> ends;
+    for (int64_t begin = 0; begin < batch * sequence; begin += sequence)
+      for (int64_t end = 0; end < sequence;) {
+        end = std::min(end + *planned_.job.document_tokens, sequence);
+        ends.push_back(begin + end);
+      }
+    return std::make_shared<const Documents>(documents_of(std::move(ends), sequence, at::kMeta));
   }
   // Which source a target is of changes no cost; how many sources there are is how many losses are summed.
   std::vector<int64_t> targets_of_source() {
@@ -219,8 +226,9 @@ class PaperRank {
       if (busy > 0) time.busy_by_axis[axis] = busy;
     time.tokens_per_second = static_cast<double>(planned_.job.tokens_per_step()) / time.step_seconds;
     const auto item = static_cast<int64_t>(c10::elementSize(job_.compute()));
+    const int64_t tokens_of_document = planned_.job.document_tokens.value_or(job_.job().data.sequence_length);
     time.model_flops_utilization =
-        model_flops_utilization(training_flops_per_token(job_.model_config(), job_.job().data.sequence_length),
+        model_flops_utilization(training_flops_per_token(job_.model_config(), tokens_of_document),
                                 time.tokens_per_second, planned_.device.peak_flops(item) * job_.layout().world_size())
             .value_or(0);
     return time;
@@ -242,7 +250,7 @@ class PaperRank {
 
 PlannedRank plan_rank(const CheckedJob& job, int rank, const DeviceDescription& device,
                       std::shared_ptr<const AssumedChoices> routing) {
-  const bool by_gloo = device.device.kind == DeviceKind::cpu && job.layout.world_size() > 1;
+  const bool by_gloo = device.device.kind == at::kCPU && job.layout.world_size() > 1;
   return {.job = job, .rank = rank, .device = device, .routing = {std::move(routing)}, .stages_sums = by_gloo};
 }
 

@@ -71,7 +71,7 @@ GroupLoad load_of(const RowsBySource& world, int first, int degree, const std::o
 
 std::optional<SpillOptions> spill_of(const CheckedJob& job, const DeviceDescription& device) {
   if (job.job.moe.overload != OverloadPolicy::spill || job.layout.degree(Axis::expert) == 1) return std::nullopt;
-  const DeviceFacts& facts = device.device.kind == DeviceKind::cuda ? cuda_facts : cpu_facts;
+  const DeviceFacts& facts = device.device.kind == at::kCUDA ? cuda_facts : cpu_facts;
   return dispatch_settings(job.job.moe, job.job.precision.experts, /*shuffle_seed=*/0, facts).spill;
 }
 

@@ -1,13 +1,18 @@
 #include "run/run_export.h"
 
+#include <map>
+
 #include "base/error.h"
 #include "base/log.h"
 #include "base/text_file.h"
 #include "checkpoint/checkpoint_folder.h"
 #include "checkpoint/checkpoint_state.h"
 #include "checkpoint/hugging_face_files.h"
+#include "checkpoint/together.h"
+#include "families/adapter_folder.h"
 #include "families/family.h"
 #include "run/export_options.h"
+#include "run/whole_parameter.h"
 
 namespace conclave {
 namespace {
@@ -25,6 +30,21 @@ void write_export(ParallelJob& job, const std::filesystem::path& folder, const H
   HuggingFaceExport out(folder, names, options, job.host_world());
   for (const TensorSlice& slice : job.model().slices(kind_parameter, ParallelModel::Replicas::shared)) out.write(slice);
   out.finish();
+}
+
+// An adapter is small: all ranks gather it, and the first one writes.
+void write_adapter_export(ParallelJob& job, const std::filesystem::path& folder) {
+  const std::vector<TensorSlice> slices =
+      job.model().slices(kind_parameter, ParallelModel::Replicas::once, ParallelModel::Which::kept);
+  std::map<std::string, at::Tensor> whole;
+  for (const AdapterTensor& tensor : adapter_tensors(job.model_config()))
+    whole[tensor.parameter] = whole_parameter(job, slices, tensor.parameter, tensor.shape);
+  together(job.host_world(), [&] {
+    if (!job.is_first()) return;
+    write_adapter(OutputFolder(folder, Overwrite::replace, is_adapter_file), job.model_config(), job.job().adapter,
+                  job.job().model.init_from.value_or("").string(),
+                  [&](const AdapterTensor& tensor) { return whole.at(tensor.parameter); });
+  });
 }
 
 }  // namespace
@@ -52,7 +72,7 @@ void export_run(ParallelJob& job, int64_t step) {
   options.overwrite = Overwrite::replace;
   const std::filesystem::path folder = exports_folder(settings) / checkpoint_name(step);
   try {
-    write_export(job, folder, options);
+    job.model_config().adapter ? write_adapter_export(job, folder) : write_export(job, folder, options);
     if (job.is_first() && settings.checkpoint.export_keep > 0)
       remove_older(exports_folder(settings), settings.checkpoint.export_keep);
     spdlog::info("step {}: exported {}", step, folder.string());

@@ -4,6 +4,7 @@
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -14,6 +15,7 @@
 #include "families/family.h"
 #include "run/abandoned_history.h"
 #include "run/data_position.h"
+#include "run/model_source.h"
 #include "run/resume_choice.h"
 #include "run/same_run.h"
 #include "step/compute_precision.h"
@@ -21,9 +23,11 @@
 namespace conclave {
 namespace {
 
+constexpr const char* key_freeze = "train.freeze";
+
 void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, std::string_view kind,
                    ParallelModel::Replicas replicas) {
-  for (TensorSlice& slice : job.model().slices(kind, replicas)) {
+  for (TensorSlice& slice : job.model().slices(kind, replicas, ParallelModel::Which::kept)) {
     slice.name = state_tensor_name(kind, slice.name);
     out.push_back(std::move(slice));
   }
@@ -31,6 +35,22 @@ void append_slices(std::vector<TensorSlice>& out, ParallelJob& job, std::string_
 
 RunIdentity identity_of(const ParallelJob& job, const std::string& data_fingerprint) {
   return identity_of(job.checked(), precision_name(job.compute()), data_fingerprint);
+}
+
+// What resuming loads of a checkpoint: all that the run keeps. Parameters that were frozen when it was written have no
+// optimizer state there: theirs begins as zeros.
+std::vector<TensorSlice> slices_to_resume(ParallelJob& job, const CheckpointReader& checkpoint,
+                                          const RunIdentity& identity, std::vector<std::string>& said) {
+  std::vector<TensorSlice> slices;
+  for (const std::string& kind : job.model().kept()) append_slices(slices, job, kind, ParallelModel::Replicas::all);
+  const auto was = checkpoint.state().job.find(key_freeze);
+  if (was == checkpoint.state().job.end() || was->second == identity.values.at(key_freeze)) return slices;
+  const std::string of_parameters = state_tensor_name(kind_parameter, "");
+  const size_t begun_anew = std::erase_if(slices, [&](const TensorSlice& slice) {
+    return !slice.name.starts_with(of_parameters) && !checkpoint.manifest().tensors.contains(slice.name);
+  });
+  if (begun_anew > 0) said.push_back("the optimizer's state of parameters that were frozen begins as zeros");
+  return slices;
 }
 
 TrainingPosition position_of(const CheckpointState& state) {
@@ -106,16 +126,15 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) 
   const bool may_fall_back = job.max_over_world({static_cast<double>(choice.may_fall_back)})[0] != 0;
   std::vector<std::string> said;
   std::string origin;
+  bool has_base = !job.job().adapter.exists();
   std::optional<LoadedCheckpoint> loaded;
   try {
     loaded = load_agreed(choice.candidates, job.host_world(), may_fall_back ? WhenDamaged::try_next : WhenDamaged::stop,
                          hashes, [&](const CheckpointReader& checkpoint) {
                            said = check_same_run(job.checked(), identity, checkpoint.state(), checkpoint.path());
                            origin = origin_after(job.job(), checkpoint.path(), checkpoint.manifest());
-                           std::vector<TensorSlice> slices;
-                           for (const std::string& kind : job.model().kept())
-                             append_slices(slices, job, kind, ParallelModel::Replicas::all);
-                           return slices;
+                           if (!std::exchange(has_base, true)) start_base(job);
+                           return slices_to_resume(job, checkpoint, identity, said);
                          });
   } catch (const DamagedCheckpoint& damage) {
     user_error("{}\n       {}", damage.what(),
@@ -134,7 +153,7 @@ std::optional<TrainingPosition> resume(ParallelJob& job, const Blend& training) 
   if (!in_data.said.empty()) said.push_back(in_data.said);
   if (job.is_first())
     for (const std::string& line : said) spdlog::warn(line);
-  say_what_is_not_read(job.job().model, loaded->path);
+  if (!job.job().adapter.exists()) say_what_is_not_read(job.job().model, loaded->path);
   if (const auto path = path_to_resume(job.job()); path && loaded->path != *path)
     spdlog::info(
         "checkpoint.resume is {}, from which this run went on already: it goes on from its own newest checkpoint. To "
@@ -169,6 +188,7 @@ std::map<std::string, std::vector<double>> load_parameters(ParallelJob& job,
   const std::vector<std::filesystem::path> candidates =
       checkpoint ? std::vector{*checkpoint} : checkpoints_to_try(checkpoints_folder(job.job()));
   const HashCheck hashes = hash_check(job.job());
+  if (job.job().adapter.exists()) start_base(job);
   const auto loaded = load_agreed(candidates, job.host_world(), checkpoint ? WhenDamaged::stop : WhenDamaged::try_next,
                                   hashes, [&](const CheckpointReader&) {
                                     std::vector<TensorSlice> slices;

@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "run/run_folder.h"
 #include "step/compute_precision.h"
@@ -15,11 +17,30 @@ std::vector<double> list_of(const at::Tensor& tensor) {
   return {values.const_data_ptr<double>(), values.const_data_ptr<double>() + values.numel()};
 }
 
-std::vector<std::vector<double>> rows_of(const at::Tensor& tensor) {
-  std::vector<std::vector<double>> rows;
-  for (int64_t row = 0; row < tensor.size(0); ++row) rows.push_back(list_of(tensor[row]));
-  return rows;
-}
+// What is known of each mixture, as entries of the model's layers.
+class ByLayer {
+ public:
+  explicit ByLayer(const ModelConfig& model) : layers_(model.mixture_layers()), count_(model.layer_count()) {}
+
+  LayerNumbers operator()(const at::Tensor& values_L) const { return placed(list_of(values_L)); }
+  LayerRows rows(const at::Tensor& values_LE) const {
+    std::vector<std::vector<double>> rows;
+    for (int64_t mixture = 0; mixture < values_LE.size(0); ++mixture) rows.push_back(list_of(values_LE[mixture]));
+    return placed(std::move(rows));
+  }
+
+ private:
+  template <class Value>
+  std::vector<std::optional<Value>> placed(std::vector<Value> of_mixtures) const {
+    std::vector<std::optional<Value>> of_layers(static_cast<size_t>(count_));
+    for (size_t mixture = 0; mixture < of_mixtures.size(); ++mixture)
+      of_layers.at(static_cast<size_t>(layers_.at(mixture))) = std::move(of_mixtures[mixture]);
+    return of_layers;
+  }
+
+  std::vector<int64_t> layers_;
+  int64_t count_;
+};
 
 }  // namespace
 
@@ -44,22 +65,23 @@ MetricsRecord record_of_step(const StepReport& report, const RankExtremes& highe
           {"drop_rate", report.drop_rate}};
 }
 
-void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadExperts& dead_experts,
-                 LoadDetail detail) {
+void append_load(MetricsRecord& record, const ModelConfig& model, const LoadStatistics& load,
+                 const DeadExperts& dead_experts, LoadDetail detail) {
+  const ByLayer by_layer(model);
   record.emplace_back("expert_imbalance", load.imbalance());
-  record.emplace_back("expert_imbalance_by_layer", list_of(load.imbalance_L()));
+  record.emplace_back("expert_imbalance_by_layer", by_layer(load.imbalance_L()));
   const at::Tensor& count_LE = load.count_LE();
   record.emplace_back("expert_share", list_of(count_LE.sum(0) / count_LE.sum()));  // of all layers' choices, by expert
   record.emplace_back("load_entropy", load.entropy_L().mean().item<double>());
   record.emplace_back("router_confidence", load.confidence_L().mean().item<double>());
   record.emplace_back("dead_experts", static_cast<int64_t>(dead_experts.dead_L().sum().item<double>()));
   if (detail == LoadDetail::brief) return;
-  record.emplace_back("expert_share_by_layer", rows_of(load.share_LE()));
-  record.emplace_back("load_entropy_by_layer", list_of(load.entropy_L()));
-  record.emplace_back("router_confidence_by_layer", list_of(load.confidence_L()));
-  record.emplace_back("aux_loss_by_layer", list_of(load.aux_loss_L()));
-  record.emplace_back("z_loss_by_layer", list_of(load.z_loss_L()));
-  record.emplace_back("dead_experts_by_layer", list_of(dead_experts.dead_L()));
+  record.emplace_back("expert_share_by_layer", by_layer.rows(load.share_LE()));
+  record.emplace_back("load_entropy_by_layer", by_layer(load.entropy_L()));
+  record.emplace_back("router_confidence_by_layer", by_layer(load.confidence_L()));
+  record.emplace_back("aux_loss_by_layer", by_layer(load.aux_loss_L()));
+  record.emplace_back("z_loss_by_layer", by_layer(load.z_loss_L()));
+  record.emplace_back("dead_experts_by_layer", by_layer(dead_experts.dead_L()));
 }
 
 void append_sources(MetricsRecord& record, const Blend& blend, int64_t samples, const StepReport& report) {

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "config/model_config.h"
 #include "metrics/record.h"
 #include "moe/dead_experts.h"
 #include "moe/load_statistics.h"
@@ -27,8 +28,9 @@ MetricsRecord record_of_step(const StepReport& report, const RankExtremes& highe
 enum class LoadDetail { brief, by_layer };
 
 // `brief`: one number for the model, or a short list. `by_layer`: also what there is of each layer and expert, under
-// names that end in `_by_layer`.
-void append_load(MetricsRecord& record, const LoadStatistics& load, const DeadExperts& dead_experts, LoadDetail detail);
+// names that end in `_by_layer`. Those lists have an entry for each layer of the model.
+void append_load(MetricsRecord& record, const ModelConfig& model, const LoadStatistics& load,
+                 const DeadExperts& dead_experts, LoadDetail detail);
 
 // Of each source of a blend: its tokens that were read until sample `samples`, and of the step the targets that were
 // trained on and their mean loss (null: there were none).

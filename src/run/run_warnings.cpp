@@ -14,15 +14,6 @@ double imbalance_of(const at::Tensor& count_LE) {
   return (count_LE.amax(1) / count_LE.mean(1)).mean().item<double>();
 }
 
-std::string layers_with(const at::Tensor& dead_L) {
-  std::vector<int64_t> layers;
-  for (int64_t layer = 0; layer < dead_L.size(0); ++layer)
-    if (dead_L[layer].item<double>() > 0) layers.push_back(layer);
-  const size_t count = layers.size();
-  layers.resize(std::min<size_t>(count, 8));
-  return fmt::format("{} {}{}", count == 1 ? "layer" : "layers", fmt::join(layers, ", "), count > 8 ? ", ..." : "");
-}
-
 }  // namespace
 
 std::vector<std::string> RunWarnings::after_step(int64_t step, double lm_loss, const at::Tensor& count_LE,
@@ -82,6 +73,15 @@ std::optional<std::string> RunWarnings::of_divergence(double lm_loss) {
       "schedule.warmup_steps ({}){}, and go back to an earlier checkpoint or begin anew",
       lm_loss, *first_loss_, job_.optimizer.lr, job_.schedule.warmup_steps,
       job_.optimizer.grad_clip == 0 ? ", set optimizer.grad_clip (0) to 1" : "");
+}
+
+std::string RunWarnings::layers_with(const at::Tensor& dead_L) const {
+  std::vector<int64_t> layers;
+  for (int64_t mixture = 0; mixture < dead_L.size(0); ++mixture)
+    if (dead_L[mixture].item<double>() > 0) layers.push_back(layers_.at(static_cast<size_t>(mixture)));
+  const size_t count = layers.size();
+  layers.resize(std::min<size_t>(count, 8));
+  return fmt::format("{} {}{}", count == 1 ? "layer" : "layers", fmt::join(layers, ", "), count > 8 ? ", ..." : "");
 }
 
 std::string RunWarnings::balancing_remedy() const {

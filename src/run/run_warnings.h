@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "config/job.h"
@@ -20,8 +21,9 @@ class RunWarnings {
   // A loss is far above its start when this many steps in a row are above it by half of it, and by 1 at least.
   static constexpr size_t steps_of_divergence = 10;
 
-  // `top_k`: of the model's router. `job` outlives this object.
-  RunWarnings(const Job& job, int64_t top_k) : job_(job), top_k_(top_k) {}
+  // `top_k`: of the model's router. `layers`: those of the model that have experts. `job` outlives this object.
+  RunWarnings(const Job& job, int64_t top_k, std::vector<int64_t> layers)
+      : job_(job), top_k_(top_k), layers_(std::move(layers)) {}
 
   // After a step that changed the weights: the warnings that are due, mostly none. count [L,E] double, CPU: the choices
   // that fell on each expert.
@@ -33,9 +35,11 @@ class RunWarnings {
   std::optional<std::string> of_imbalance(const at::Tensor& count_LE);
   std::optional<std::string> of_divergence(double lm_loss);
   std::string balancing_remedy() const;
+  std::string layers_with(const at::Tensor& dead_L) const;
 
   const Job& job_;
   int64_t top_k_;
+  std::vector<int64_t> layers_;
   bool told_of_dead_experts_ = false;
   bool told_of_imbalance_ = false;
   bool told_of_divergence_ = false;

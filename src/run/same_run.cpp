@@ -28,6 +28,9 @@ KeyValues with_model(KeyValues values, const std::string& model_config) {
   return values;
 }
 
+// Of the weights that an adapter was trained beside.
+constexpr const char* key_base_weights = "model.init_from: fingerprint of the weights";
+
 // The part before ":" of "model.config: hidden_size" is what checkpoint.allow_changed can name.
 std::string key_of(const Difference& difference) {
   return difference.key.substr(0, difference.key.find(':'));
@@ -108,6 +111,7 @@ RunIdentity identity_of(const CheckedJob& job, const std::string& compute, const
   name_drop_policy(values);
   if (job.aux_coefficient() == 0) values["moe.aux_loss_layers"] = "together";  // of no loss
   if (compute == "fp32") values["precision.router"] = "compute";               // which is fp32
+  if (!job.base_fingerprint.empty()) values[key_base_weights] = job.base_fingerprint;
   return {std::move(values), hugging_face_config_json(job.model, "float32"), data_fingerprint};
 }
 

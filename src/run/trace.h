@@ -10,8 +10,9 @@ namespace conclave {
 
 struct TraceRequest {
   std::filesystem::path model;  // a Hugging Face checkpoint folder
-  std::filesystem::path
-      tokens;                 // safetensors: input_ids, labels (int64 [B,S]; labels already shifted, -100 is ignored)
+  // safetensors: input_ids, labels (int64 [B,S]; labels already shifted, -100 is ignored), perhaps segment_ids (int64
+  // [B,S]: neighbours of one number are of one document, and documents do not see each other)
+  std::filesystem::path tokens;
   std::filesystem::path out;  // safetensors, written by rank 0
   bool gradients = false;
 };

@@ -10,9 +10,9 @@
 #include "base/seconds_since.h"
 #include "checkpoint/together.h"
 #include "config/model_flops.h"
+#include "data/document_length.h"
 #include "data/fingerprint.h"
 #include "device/device.h"
-#include "memory/memory_category.h"
 #include "metrics/running_memory.h"
 #include "model/parameters.h"
 #include "optim/learning_rate.h"
@@ -23,14 +23,13 @@
 #include "run/output_place.h"
 #include "run/resume_choice.h"
 #include "run/run_export.h"
-#include "run/run_record.h"
 #include "run/same_run.h"
 #include "step/compute_precision.h"
 #include "step/step_exchange.h"
 
 namespace conclave {
 
-Trainer::Trainer(ParallelJob& job)
+Trainer::Trainer(ParallelJob& job, std::unique_ptr<TextCoder> coder)
     : job_(job),
       training_(open_training(job.job(), job.model_config().vocab_size)),
       validation_(open_validation(job.job(), job.model_config().vocab_size)),
@@ -45,13 +44,13 @@ Trainer::Trainer(ParallelJob& job)
             signals_.tell_of_saved(saved.step);
           }),
       dead_experts_(job.model_config().mixtures(), job.model_config().experts()),
-      warnings_(job.job(), job.model_config().top_k()),
+      warnings_(job.job(), job.model_config().top_k(), job.model_config().mixture_layers()),
       signals_(job.is_first() ? RunSignals::Voice::speaks : RunSignals::Voice::silent),
       clock_(job.job(), seconds_since_process_start()) {
-  start();
+  start(std::move(coder));
 }
 
-void Trainer::start() {
+void Trainer::start(std::unique_ptr<TextCoder> coder) {
   const Job& job = job_.job();
   together(job_.host_world(), [&] {
     if (!job_.is_first()) return;
@@ -60,6 +59,8 @@ void Trainer::start() {
     std::filesystem::create_directories(job.run.output_dir);
     lock_ = std::make_unique<RunLock>(job.run.output_dir);
   });
+  if (job.validation.prompts)
+    samples_ = std::make_unique<TrainingSamples>(job_, forward_backward_.selection(), std::move(coder));
   job_.model().allocate_parameters();
   job_.model().allocate_training_state();
   if (const auto position = resume(job_, *training_)) {
@@ -75,20 +76,22 @@ void Trainer::start() {
   forward_backward_.take_parameters();
   first_step_ = position_.step + 1;
 
-  spdlog::info("{} parameters, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",
-               count_parameters(job_.model().declarations()),
-               count_parameters_per_token(job_.model().declarations(), job_.model_config()), job_.tokens_per_step(),
-               job_.micro_steps(), precision_name(job_.compute()),
+  const std::vector<UnitDeclaration>& declared = job_.model().declarations();
+  const int64_t parameters = count_parameters(declared), trained = count_trained_parameters(declared);
+  spdlog::info("{} parameters{}, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",
+               parameters, trained < parameters ? fmt::format(", of which {} are trained", trained) : "",
+               count_parameters_per_token(declared, job_.model_config()), job_.tokens_per_step(), job_.micro_steps(),
+               precision_name(job_.compute()),
                job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "",
                job_.device().str());
   if (job_.is_first())
     log_reading(*training_, position_.samples, job.run.steps - position_.step, job_.sequences_per_step());
   spdlog::info(what_is_kept(job));
   if (job.run.stop_after) spdlog::info("the run ends before {} (run.stop_after)", text_of(*job.run.stop_after));
-  flops_per_token_ = training_flops_per_token(job_.model_config(), job.data.sequence_length);
+  flops_per_token_ = training_flops_per_token(job_.model_config(), document_length_of_tokens(*training_));
   peak_flops_per_second_ = job_.sum_over_world({measure_product_rate(job_.compute(), job_.device())})[0];
   device_of(job_.device()).reset_peak_memory(job_.device());  // the peak is training's own
-  spdlog::info("ready; no rank held more than {:.1f} MiB so far", job_.most_resident_mebibytes());
+  spdlog::info("ready; peak memory per rank so far: {:.1f} MiB", job_.most_resident_mebibytes());
   if (job_.is_first() && position_.step == 0) put_metrics_aside(job);
   routing_ = std::make_unique<RoutingRecorder>(job_, position_.step);
   if (!job_.is_first()) return;
@@ -133,6 +136,7 @@ ExitCode Trainer::run() {
       dead_experts_.finish_step(step_report.load.count_LE());
 
     last_validation_.clear();
+    last_samples_.clear();
     if (!validation_.empty() && job.validation.every > 0 && (step % job.validation.every == 0 || step == job.run.steps))
       validate(step);
     const Agreed agreed = report(step, step_report, lr, seconds);
@@ -199,6 +203,7 @@ void Trainer::count_skipped(int64_t step, const StepReport& step_report) {
 void Trainer::validate(int64_t step) {
   if (progress_) progress_->end_line();
   last_validation_ = conclave::validate(job_, forward_backward_, validation_, step);
+  if (samples_) last_samples_ = samples_->write(step);
 }
 
 void Trainer::save(RunSaves::Kind kind) {
@@ -217,43 +222,52 @@ Trainer::Agreed Trainer::own_view() {
           save_was_asked_for || (job_.is_first() && clock_.save_is_due(now)), saves_.is_busy()};
 }
 
+RankExtremes Trainer::extremes_of(const StepReport& step_report) {
+  const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
+  const Agreed own = own_view();
+  return highest_over_ranks(job_, {.peak_memory_bytes = static_cast<double>(device_of(job_.device()).peak_memory()),
+                                   .peak_resident_bytes = static_cast<double>(running_memory().peak_resident_bytes),
+                                   .gather_seconds = seconds_in(Phase::gather),
+                                   .reduce_seconds = seconds_in(Phase::reduce),
+                                   .dispatch_seconds = seconds_in(Phase::dispatch),
+                                   .data_seconds = seconds_in(Phase::data),
+                                   .offload_seconds = seconds_in(Phase::offload),
+                                   .stop_signal = static_cast<double>(own.stop_signal),
+                                   .saving_is_busy = static_cast<double>(own.saving_is_busy),
+                                   .save_stall_seconds = saves_.take_stall_seconds(),
+                                   .deadline_is_near = static_cast<double>(own.deadline_is_near),
+                                   .save_is_due = static_cast<double>(own.save_is_due)});
+}
+
 Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, double lr, double seconds) {
   const MemoryReport memory = memory_report();
-  const auto seconds_in = [&](Phase phase) { return total_seconds(step_report.times, phase); };
   const std::optional<FinishedSave> saved = saves_.take_finished();
-  const Agreed own = own_view();
-  const RankExtremes highest =
-      highest_over_ranks(job_, {.peak_memory_bytes = static_cast<double>(device_of(job_.device()).peak_memory()),
-                                .peak_resident_bytes = static_cast<double>(running_memory().peak_resident_bytes),
-                                .gather_seconds = seconds_in(Phase::gather),
-                                .reduce_seconds = seconds_in(Phase::reduce),
-                                .dispatch_seconds = seconds_in(Phase::dispatch),
-                                .data_seconds = seconds_in(Phase::data),
-                                .offload_seconds = seconds_in(Phase::offload),
-                                .stop_signal = static_cast<double>(own.stop_signal),
-                                .saving_is_busy = static_cast<double>(own.saving_is_busy),
-                                .save_stall_seconds = saves_.take_stall_seconds(),
-                                .deadline_is_near = static_cast<double>(own.deadline_is_near),
-                                .save_is_due = static_cast<double>(own.save_is_due)});
-  const Agreed agreed{static_cast<int>(highest.stop_signal), highest.deadline_is_near != 0, highest.save_is_due != 0,
-                      highest.saving_is_busy != 0};
+  const RankExtremes highest = extremes_of(step_report);
   routing_->record(step, step_report);
-  if (!job_.is_first()) return agreed;
+  if (job_.is_first()) {
+    const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
+    const StepCourse course{lr, position_.tokens, tokens_per_second, seconds};
+    const MetricsRecord record = write_record(step, step_report, highest, course, memory, saved);
+    show_progress(step, step_report, highest, course, memory, record);
+  }
+  return {static_cast<int>(highest.stop_signal), highest.deadline_is_near != 0, highest.save_is_due != 0,
+          highest.saving_is_busy != 0};
+}
 
-  const double tokens_per_second = static_cast<double>(job_.tokens_per_step()) / seconds;
-  MetricsRecord record = record_of_step(step_report, highest, {lr, position_.tokens, tokens_per_second, seconds});
+MetricsRecord Trainer::write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest,
+                                    const StepCourse& course, const MemoryReport& memory,
+                                    const std::optional<FinishedSave>& saved) {
+  MetricsRecord record = record_of_step(step_report, highest, course);
   const bool in_detail = step == 1 || step == job_.job().run.steps || step % job_.job().metrics.log_every == 0;
   if (!step_report.load.is_empty())
-    append_load(record, step_report.load, dead_experts_, in_detail ? LoadDetail::by_layer : LoadDetail::brief);
-  const auto mfu = model_flops_utilization(flops_per_token_, tokens_per_second, peak_flops_per_second_);
+    append_load(record, job_.model_config(), step_report.load, dead_experts_,
+                in_detail ? LoadDetail::by_layer : LoadDetail::brief);
+  const auto mfu = model_flops_utilization(flops_per_token_, course.tokens_per_second, peak_flops_per_second_);
   record.emplace_back("mfu", mfu ? MetricValue(*mfu) : MetricValue());
   record.emplace_back("skipped", static_cast<int64_t>(!step_report.not_finite.empty()));
-  Progress progress;
-  for (int category = 0; category < memory_categories; ++category) {
-    const char* name = name_of(static_cast<MemoryCategory>(category));
-    record.emplace_back(fmt::format("memory/{}", name), memory.at_peak.of[category]);
-    progress.memory_of.emplace_back(name, memory.at_peak.of[category]);
-  }
+  for (int category = 0; category < memory_categories; ++category)
+    record.emplace_back(fmt::format("memory/{}", name_of(static_cast<MemoryCategory>(category))),
+                        memory.at_peak.of[category]);
   record.emplace_back("save_stall_seconds",
                       highest.save_stall_seconds);  // waiting for checkpoints since the record before
   if (saved) {                                      // a checkpoint was finished since then
@@ -264,22 +278,32 @@ Trainer::Agreed Trainer::report(int64_t step, const StepReport& step_report, dou
   if (saves_.failed() > 0) record.emplace_back("failed_saves", saves_.failed());
   const auto& validation = job_.job().data.validation;
   append_validation(record, validation_, last_validation_, validation && validation->is_named());
+  append_samples(record, last_samples_);
   append_sources(record, *training_, position_.samples, step_report);
   if (step == first_step_) append_start(record, job_, first_step_ - 1);
   metrics_->write(step, record);
   if (tensorboard_) tensorboard_->write(step, record);
+  return record;
+}
 
+void Trainer::show_progress(int64_t step, const StepReport& step_report, const RankExtremes& highest,
+                            const StepCourse& course, const MemoryReport& memory, const MetricsRecord& record) {
+  Progress progress;
+  for (int category = 0; category < memory_categories; ++category)
+    progress.memory_of.emplace_back(name_of(static_cast<MemoryCategory>(category)), memory.at_peak.of[category]);
   progress.step = step;
   progress.sources = losses_of(*training_, step_report);
   progress.loss = step_report.loss;
   progress.grad_norm = step_report.gradient_norm;
-  progress.lr = lr;
-  progress.tokens_per_second = tokens_per_second;
-  progress.step_seconds = seconds;
+  progress.lr = course.lr;
+  progress.tokens_per_second = course.tokens_per_second;
+  progress.step_seconds = course.seconds;
+  if (const double* loss = find_metric<double>(record, "validation_loss")) progress.validation_loss = *loss;
   progress.expert_imbalance = step_report.load.is_empty() ? 1 : step_report.load.imbalance();
+  if (const auto* by_layer = find_metric<LayerNumbers>(record, "expert_imbalance_by_layer"))
+    progress.imbalance_by_layer = *by_layer;
   progress.peak_memory_bytes = static_cast<int64_t>(highest.peak_memory_bytes);
   progress_->show(progress);
-  return agreed;
 }
 
 }  // namespace conclave

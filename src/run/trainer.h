@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "memory/memory_category.h"
 #include "metrics/metrics_log.h"
 #include "metrics/progress_line.h"
 #include "metrics/tensorboard.h"
@@ -13,10 +14,12 @@
 #include "run/run_clock.h"
 #include "run/run_folder.h"
 #include "run/run_lock.h"
+#include "run/run_record.h"
 #include "run/run_saves.h"
 #include "run/run_signals.h"
 #include "run/run_warnings.h"
 #include "run/step_tracer.h"
+#include "run/training_samples.h"
 #include "step/train_step.h"
 
 namespace conclave {
@@ -24,8 +27,8 @@ namespace conclave {
 class Trainer {
  public:
   // Opens the data, allocates and fills the shards: from a checkpoint, a Hugging Face folder, or the declared
-  // initialization. `job` outlives it.
-  explicit Trainer(ParallelJob& job);
+  // initialization. `job` outlives it. `coder`: for validation.prompts, on rank 0.
+  explicit Trainer(ParallelJob& job, std::unique_ptr<TextCoder> coder = nullptr);
 
   // These steps of the run are to be written as a Chrome trace (run/step_tracer.h).
   void profile(ProfiledSteps steps);
@@ -45,8 +48,15 @@ class Trainer {
     bool ends() const { return stop_signal != 0 || deadline_is_near; }
   };
 
-  void start();
+  void start(std::unique_ptr<TextCoder> coder);
+  // Of the step, to the other ranks, and on rank 0 to metrics and terminal.
   Agreed report(int64_t step, const StepReport& step_report, double lr, double seconds);
+  RankExtremes extremes_of(const StepReport& step_report);
+  MetricsRecord write_record(int64_t step, const StepReport& step_report, const RankExtremes& highest,
+                             const StepCourse& course, const MemoryReport& memory,
+                             const std::optional<FinishedSave>& saved);
+  void show_progress(int64_t step, const StepReport& step_report, const RankExtremes& highest, const StepCourse& course,
+                     const MemoryReport& memory, const MetricsRecord& record);
   void warn(int64_t step, const StepReport& step_report);
   void count_skipped(int64_t step, const StepReport& step_report);
   void validate(int64_t step);
@@ -69,6 +79,8 @@ class Trainer {
   RunClock clock_;
   double save_seconds_ = 0;                        // that the iteration in hand waited for saves
   std::vector<EvaluationResult> last_validation_;  // of the step being reported
+  std::unique_ptr<TrainingSamples> samples_;       // null without validation.prompts
+  std::vector<std::string> last_samples_;          // of the step being reported
 
   std::unique_ptr<RoutingRecorder> routing_;
 

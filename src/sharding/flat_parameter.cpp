@@ -6,6 +6,18 @@
 #include "memory/memory_category.h"
 
 namespace conclave {
+namespace {
+
+// The elements from `begin` on.
+void draw(std::span<float> out, const ParameterDeclaration& parameter, uint64_t seed, int64_t begin) {
+  const uint64_t stream = random_stream(parameter.name), first = static_cast<uint64_t>(begin);
+  if (parameter.init_bound > 0.0f)
+    fill_uniform(out, seed, stream, first, -parameter.init_bound, parameter.init_bound);
+  else
+    fill_normal(out, seed, stream, first, parameter.init_mean, parameter.init_std);
+}
+
+}  // namespace
 
 FlatParameter::FlatParameter(std::vector<ParameterDeclaration> parameters, int expert_index, int expert_degree,
                              Communicator& shard, Communicator& replica, FlatParameterOptions options)
@@ -21,6 +33,7 @@ void FlatParameter::allocate_parameters() {
 }
 
 void FlatParameter::allocate_training_state() {
+  if (is_frozen()) return;
   const auto options = at::device(options_.device).dtype(at::kFloat);
   {
     MemoryScope scope(MemoryCategory::moments);
@@ -32,27 +45,31 @@ void FlatParameter::allocate_training_state() {
 }
 
 void FlatParameter::initialize(uint64_t seed) {
+  for (const FlatLayout::Slice& slice : layout_.slices(shard_.rank())) initialize(slice, seed);
+}
+
+void FlatParameter::initialize_adapters(uint64_t seed) {
+  for (const FlatLayout::Slice& slice : layout_.slices(shard_.rank()))
+    if (parameters_[slice.parameter].of_adapter) initialize(slice, seed);
+}
+
+void FlatParameter::initialize(const FlatLayout::Slice& slice, uint64_t seed) {
   constexpr int64_t block = int64_t{1} << 20;  // elements staged on the host when the shard is on a device
-  for (const FlatLayout::Slice& slice : layout_.slices(shard_.rank())) {
-    const ParameterDeclaration& parameter = parameters_[slice.parameter];
-    at::Tensor target = parameter_shard.narrow(0, slice.shard_offset, slice.numel);
-    if (parameter.init_std == 0.0f) {
-      target.fill_(parameter.init_mean);
-      continue;
-    }
-    const uint64_t stream = random_stream(parameter.name);
-    if (target.is_cpu()) {
-      fill_normal({target.data_ptr<float>(), static_cast<size_t>(slice.numel)}, seed, stream, slice.begin,
-                  parameter.init_mean, parameter.init_std);
-      continue;
-    }
-    for (int64_t begin = 0; begin < slice.numel; begin += block) {
-      const int64_t count = std::min(block, slice.numel - begin);
-      at::Tensor host = at::empty({count}, at::kFloat);
-      fill_normal({host.data_ptr<float>(), static_cast<size_t>(count)}, seed, stream, slice.begin + begin,
-                  parameter.init_mean, parameter.init_std);
-      target.narrow(0, begin, count).copy_(host);
-    }
+  const ParameterDeclaration& parameter = parameters_[slice.parameter];
+  at::Tensor target = parameter_shard.narrow(0, slice.shard_offset, slice.numel);
+  if (parameter.init_std == 0.0f && parameter.init_bound == 0.0f) {
+    target.fill_(parameter.init_mean);
+    return;
+  }
+  if (target.is_cpu()) {
+    draw({target.data_ptr<float>(), static_cast<size_t>(slice.numel)}, parameter, seed, slice.begin);
+    return;
+  }
+  for (int64_t begin = 0; begin < slice.numel; begin += block) {
+    const int64_t count = std::min(block, slice.numel - begin);
+    at::Tensor host = at::empty({count}, at::kFloat);
+    draw({host.data_ptr<float>(), static_cast<size_t>(count)}, parameter, seed, slice.begin + begin);
+    target.narrow(0, begin, count).copy_(host);
   }
 }
 
@@ -101,6 +118,7 @@ const std::vector<at::Tensor>& FlatParameter::weights() const {
 }
 
 std::vector<Gradient> FlatParameter::gradients() {
+  if (is_frozen()) return std::vector<Gradient>(parameters_.size());
   check_invariant(!reducing_, "gradients of {} are asked for while they are being reduced", parameters_.front().name);
   if (!gradient_.defined()) {
     if (shard_is_whole()) {
@@ -125,6 +143,7 @@ std::vector<Gradient> FlatParameter::gradients() {
 }
 
 void FlatParameter::begin_reduce(bool first, bool last) {
+  if (is_frozen()) return;
   check_invariant(gradient_.defined(), "gradients of {} are reduced that were never computed",
                   parameters_.front().name);
   first_ = first;

@@ -42,6 +42,8 @@ class FlatParameter {
 
   const std::vector<ParameterDeclaration>& parameters() const { return parameters_; }
   const FlatParameterOptions& options() const { return options_; }
+  // All parameters of a group are frozen, or none. A frozen group has neither gradients nor optimizer state.
+  bool is_frozen() const { return parameters_.front().frozen; }
   const FlatLayout& layout() const { return layout_; }
   Communicator& shard_axis() const { return shard_; }
   Communicator& replica_axis() const { return replica_; }
@@ -55,6 +57,7 @@ class FlatParameter {
   void allocate_training_state();
   // Fills the parameter shard by the declared initialization; the same values on any layout.
   void initialize(uint64_t seed);
+  void initialize_adapters(uint64_t seed);  // and nothing else
 
   ParameterState state() const { return state_; }
   void begin_unshard();
@@ -65,7 +68,7 @@ class FlatParameter {
   const std::vector<at::Tensor>& weights() const;
 
   // The unsharded gradient, one per parameter. The first call since the last reduction gives undefined content (padding
-  // is zero) to be written, later calls what was written, to be added to.
+  // is zero) to be written, later calls what was written, to be added to. Of a frozen group they have no tensors.
   std::vector<Gradient> gradients();
   // Starts to sum the unsharded gradients over the shard axis; adds to gradient_shard unless `first` (the step's first
   // micro-step).
@@ -80,6 +83,7 @@ class FlatParameter {
   bool is_summing() const { return !reduce_.is_ready(); }
 
  private:
+  void initialize(const FlatLayout::Slice& slice, uint64_t seed);
   std::vector<at::Tensor> views(const at::Tensor& flat) const;
   bool shard_is_whole() const { return shard_.size() == 1; }
 

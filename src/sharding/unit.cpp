@@ -8,24 +8,32 @@ namespace conclave {
 
 Unit::Unit(const UnitDeclaration& declaration, const ShardingAxes& axes, const FlatParameterOptions& options)
     : name_(declaration.name) {
-  std::vector<ParameterDeclaration> dense;
-  std::vector<ParameterDeclaration> expert;
-  for (const ParameterDeclaration& parameter : declaration.parameters)
-    (parameter.kind == ParameterKind::dense ? dense : expert).push_back(parameter);
-  size_t next_dense = 0;
-  size_t next_expert = 0;
-  for (const ParameterDeclaration& parameter : declaration.parameters) {
-    if (parameter.kind == ParameterKind::dense)
-      places_.push_back({0, next_dense++});
-    else
-      places_.push_back({dense.empty() ? 0u : 1u, next_expert++});
+  for (const ParameterKind kind : {ParameterKind::dense, ParameterKind::expert})
+    for (const bool frozen : {false, true}) add_group(declaration, kind, frozen, axes, options);
+}
+
+void Unit::add_group(const UnitDeclaration& declaration, ParameterKind kind, bool frozen, const ShardingAxes& axes,
+                     FlatParameterOptions options) {
+  places_.resize(declaration.parameters.size());
+  std::vector<ParameterDeclaration> members;
+  for (size_t i = 0; i < declaration.parameters.size(); ++i) {
+    const ParameterDeclaration& parameter = declaration.parameters[i];
+    if (parameter.kind != kind || parameter.frozen != frozen) continue;
+    places_[i] = {groups_.size(), members.size()};
+    members.push_back(parameter);
   }
-  FlatParameterOptions of_dense = options;
-  of_dense.readers_round = false;  // norms and the embedding want the compute dtype
-  if (!dense.empty()) groups_.emplace_back(std::move(dense), 0, 1, axes.shard, axes.replica, of_dense);
-  if (!expert.empty())
-    groups_.emplace_back(std::move(expert), axes.expert.rank(), axes.expert.size(), axes.expert_shard,
-                         axes.expert_replica, options);
+  if (members.empty()) return;
+  if (kind == ParameterKind::dense) {
+    options.readers_round = false;  // norms and the embedding want the compute dtype
+    groups_.emplace_back(std::move(members), 0, 1, axes.shard, axes.replica, std::move(options));
+  } else {
+    groups_.emplace_back(std::move(members), axes.expert.rank(), axes.expert.size(), axes.expert_shard,
+                         axes.expert_replica, std::move(options));
+  }
+}
+
+bool Unit::is_frozen() const {
+  return std::all_of(groups_.begin(), groups_.end(), [](const FlatParameter& group) { return group.is_frozen(); });
 }
 
 void Unit::begin_unshard() {

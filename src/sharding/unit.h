@@ -1,5 +1,5 @@
-// A unit: what is gathered and freed together. Its dense and its expert parameters are two flat groups on different
-// axes; a model sees one list of tensors in declared order.
+// A unit: what is gathered and freed together. Its dense and its expert parameters are flat groups on different axes,
+// the frozen ones of each a group of their own; a model sees one list of tensors in declared order.
 #pragma once
 
 #include <memory>
@@ -24,6 +24,7 @@ class Unit {
   Unit(const UnitDeclaration& declaration, const ShardingAxes& axes, const FlatParameterOptions& options);
 
   const std::string& name() const { return name_; }
+  bool is_frozen() const;  // all of its parameters are
   std::vector<FlatParameter>& groups() { return groups_; }
   const std::vector<FlatParameter>& groups() const { return groups_; }
 
@@ -44,8 +45,11 @@ class Unit {
   bool is_summing_replicas() const;
 
  private:
+  void add_group(const UnitDeclaration& declaration, ParameterKind kind, bool frozen, const ShardingAxes& axes,
+                 FlatParameterOptions options);
+
   std::string name_;
-  std::vector<FlatParameter> groups_;  // at most one of each kind; never empty groups
+  std::vector<FlatParameter> groups_;  // at most two of each kind; never empty groups
   struct Place {
     size_t group;
     size_t index;

@@ -34,6 +34,13 @@ std::vector<bool> units_that_stay_gathered(const ReshardRule& rule, const std::v
   return stays;
 }
 
+// The layer at which the backward pass ends: below it nothing is trained.
+size_t first_layer_with_backward(const std::vector<Unit*>& units) {
+  size_t unit = 0;
+  while (unit + 1 < units.size() && units[unit]->is_frozen()) ++unit;
+  return unit == embedding_unit ? 0 : unit - 1;
+}
+
 }  // namespace
 
 void MicroStepResult::set_losses(std::vector<double> losses) {
@@ -53,7 +60,8 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& setti
       capacity_(settings.capacity, model.axes().world()),
       experts_(model.axes().of(Axis::expert), model.config().experts(), settings.dispatch, clock_),
       embedding_(model.declarations().front()),
-      head_(model.config(), model.declarations().back(), embedding_, settings.loss_chunk_tokens) {
+      head_(model.config(), model.declarations().back(), embedding_, settings.loss_chunk_tokens),
+      first_backward_(first_layer_with_backward(units_)) {
   const ModelConfig& config = model.config();
   const MixtureOptions mixtures{.selection = *selection_,
                                 .capacity = settings.capacity.factor > 0 ? &capacity_ : nullptr,
@@ -69,8 +77,8 @@ ForwardBackward::ForwardBackward(ParallelModel& model, const StepSettings& setti
   }
   if (settings.offloads)
     offloaded_ = std::make_unique<ActivationStore>(
-        device_of(model.options().device).make_offload_medium(settings.offload_folder), config.layer_count(),
-        settings.loading_horizon, clock_);
+        device_of(model.options().device).make_offload_medium(settings.offload_folder),
+        config.layer_count() - static_cast<int64_t>(first_backward_), settings.loading_horizon, clock_);
 }
 
 void ForwardBackward::take_parameters() {
@@ -93,13 +101,14 @@ std::vector<size_t> ForwardBackward::visits(bool with_backward) const {
   for (size_t unit = 0; unit <= head_unit(); ++unit) visits.push_back(unit);
   if (model_.config().tie_word_embeddings) visits.push_back(embedding_unit);  // the head projects with its table
   if (with_backward)
-    for (size_t layer = layers_.size(); layer >= 1; --layer) visits.push_back(layer);
+    for (size_t layer = layers_.size(); layer > first_backward_; --layer) visits.push_back(layer);
   return visits;  // the embedding's backward needs no weights
 }
 
 void ForwardBackward::begin_rotary(const MicroBatch& batch) {
-  if (rotary_.cos_SD.defined() && rotary_.cos_SD.size(0) == batch.sequence) return;
-  rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
+  if (!rotary_.cos_SD.defined() || rotary_.cos_SD.size(0) != batch.sequence)
+    rotary_ = rotary_table(batch.sequence, rotary_options(model_.config().rotary), model_.options().device);
+  rotary_.position_T = batch.documents ? batch.documents->position_T : at::Tensor();
 }
 
 at::Tensor ForwardBackward::embed(const MicroBatch& batch) {
@@ -148,7 +157,8 @@ std::vector<RouterLossGradient> ForwardBackward::router_losses(const Balance& ba
   return losses;
 }
 
-MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep& micro_step) {
+MicroStepResult ForwardBackward::train(MicroBatch batch, const MicroStep& micro_step) {
+  batch.trains = true;
   reserve_offload(batch.tokens());
   begin_rotary(batch);
   schedule_.start(visits(/*with_backward=*/true));
@@ -165,7 +175,10 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
           layers_[layer].forward(weights, std::move(hidden_TH), batch, rotary_, states[layer], statistics[layer]);
     }
     schedule_.end(layer + 1);
-    if (offloaded_) offloaded_->put(static_cast<int64_t>(layer), std::move(states[layer].input_TH));
+    if (layer < first_backward_)
+      states[layer] = {};
+    else if (offloaded_)
+      offloaded_->put(static_cast<int64_t>(layer - first_backward_), std::move(states[layer].input_TH));
   }
   // Summed over the ranks while the head computes.
   std::optional<BalanceReduction> balance = begin_balance(statistics, batch);
@@ -185,9 +198,9 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     if (balance) result.balance = balance->finish();
   }
   const std::vector<RouterLossGradient> router_loss = router_losses(result.balance, micro_step.balance_scale);
-  for (size_t layer = layers_.size(); layer-- > 0;) {
+  for (size_t layer = layers_.size(); layer-- > first_backward_;) {
     const ClockScope clock(clock_, Phase::computing, layer + 1);
-    if (offloaded_) states[layer].input_TH = offloaded_->take(static_cast<int64_t>(layer));
+    if (offloaded_) states[layer].input_TH = offloaded_->take(static_cast<int64_t>(layer - first_backward_));
     Unit& unit = schedule_.begin(layer + 1);
     grad_TH = layers_[layer].backward(unit.weights(), unit.gradients(), std::move(grad_TH), batch, rotary_,
                                       router_loss[layer], std::move(states[layer]));
@@ -195,9 +208,11 @@ MicroStepResult ForwardBackward::train(const MicroBatch& batch, const MicroStep&
     schedule_.reduce(layer + 1, micro_step.first, micro_step.last);
   }
   const ClockScope clock(clock_, Phase::computing, embedding_unit);
-  UnitGradients gradients = units_[embedding_unit]->gradients();
-  embedding_.backward(gradients, grad_TH, batch);
-  schedule_.reduce(embedding_unit, micro_step.first, micro_step.last);
+  if (!units_[embedding_unit]->is_frozen()) {
+    UnitGradients gradients = units_[embedding_unit]->gradients();
+    embedding_.backward(gradients, grad_TH, batch);
+    schedule_.reduce(embedding_unit, micro_step.first, micro_step.last);
+  }
   schedule_.finish();
   return result;
 }

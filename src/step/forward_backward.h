@@ -39,7 +39,7 @@ class ForwardBackward {
   ForwardBackward(ParallelModel& model, const StepSettings& settings, const AssumedChoices* assumed = nullptr);
 
   // Leaves reduced gradients in the shards after the step's last micro-step. Collective, like evaluate and trace.
-  MicroStepResult train(const MicroBatch& batch, const MicroStep& micro_step);
+  MicroStepResult train(MicroBatch batch, const MicroStep& micro_step);
 
   // Losses without gradients.
   MicroStepResult evaluate(const MicroBatch& batch);
@@ -92,6 +92,7 @@ class ForwardBackward {
   Embedding embedding_;
   std::vector<DecoderLayer> layers_;
   Head head_;
+  size_t first_backward_;  // layers below it, and the embedding, are frozen
   RotaryTable rotary_;
   std::unique_ptr<ActivationStore> offloaded_;
 };

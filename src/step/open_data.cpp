@@ -10,7 +10,8 @@ namespace {
 
 std::shared_ptr<const SampleStream> open_set(const DataSet& set, const Job& job, int64_t vocab_size, Order order) {
   return std::make_shared<const SampleStream>(std::make_shared<const IndexedTokens>(set.prefix, vocab_size),
-                                              job.data.sequence_length, static_cast<uint64_t>(job.run.seed), order);
+                                              job.data.sequence_length, static_cast<uint64_t>(job.run.seed), order,
+                                              job.data.document_mask ? Packing::apart : Packing::joined);
 }
 
 }  // namespace
@@ -35,10 +36,11 @@ std::vector<NamedSet> open_validation(const Job& job, int64_t vocab_size) {
     const int64_t samples = job.validation.samples > 0 ? std::min(job.validation.samples, all) : all;
     if (Blend(stream).content(0, samples).all_targets() == 0)
       user_error(
-          "the first {} samples of data.validation {} have no token that the loss is of (its mask leaves out all).\n   "
+          "the first {} samples of data.validation {} have no token that the loss is of (its mask leaves out all{}).\n "
+          "  "
           "  "
           "  Set validation.samples to 0 for the whole set, or give another one.",
-          samples, set.prefix.string());
+          samples, set.prefix.string(), job.data.document_mask ? ", or data.document_mask does" : "");
     opened.push_back({set.name, std::move(stream)});
   }
   return opened;

@@ -76,21 +76,44 @@ void ParallelModel::initialize(uint64_t seed) {
     for (FlatParameter& group : unit.groups()) group.initialize(seed);
 }
 
+// A group that is trained beside an adapter is the adapter's, and at most the router, whose values come from elsewhere.
+void ParallelModel::initialize_adapters(uint64_t seed) {
+  for (Unit& unit : units_)
+    for (FlatParameter& group : unit.groups()) group.initialize_adapters(seed);
+}
+
 std::vector<std::string> ParallelModel::kept() const {
   std::vector<std::string> names = options_.optimizer_state;
   names.insert(names.begin(), std::string(kind_parameter));
   return names;
 }
 
-std::vector<TensorSlice> ParallelModel::slices(std::string_view name, Replicas replicas) {
+bool ParallelModel::keeps(const FlatParameter& group) const {
+  return !config_.adapter || !group.is_frozen();
+}
+
+int64_t ParallelModel::kept_elements() const {
+  int64_t elements = 0;
+  for (const Unit& unit : units_)
+    for (const FlatParameter& group : unit.groups()) {
+      const int64_t kinds = group.is_frozen() ? 1 : static_cast<int64_t>(kept().size());
+      if (keeps(group)) elements += kinds * (group.layout().shard_numel() / group.replica_axis().size());
+    }
+  return elements;
+}
+
+std::vector<TensorSlice> ParallelModel::slices(std::string_view name, Replicas replicas, Which which) {
   std::vector<TensorSlice> slices;
   for (Unit& unit : units_) {
     for (FlatParameter& group : unit.groups()) {
+      if (group.is_frozen() && name != kind_parameter) continue;
+      if (which == Which::kept && !keeps(group)) continue;
       if (replicas == Replicas::once && group.replica_axis().rank() != 0) continue;
       const at::Tensor& shard = shard_of(group, name);
       std::vector<TensorSlice> of_group;
       for (const FlatLayout::Slice& slice : group.layout().slices(group.shard_axis().rank())) {
         const ParameterDeclaration& parameter = group.parameters()[slice.parameter];
+        if (which == Which::of_model && parameter.of_adapter) continue;
         of_group.push_back(
             {parameter.name, parameter.shape, slice.begin, shard.narrow(0, slice.shard_offset, slice.numel)});
       }
@@ -107,6 +130,7 @@ std::vector<OptimizerUnit> ParallelModel::optimizer_units() {
   for (Unit& unit : units_) {
     OptimizerUnit& optimizer_unit = units.emplace_back();
     for (FlatParameter& group : unit.groups()) {
+      if (group.is_frozen()) continue;
       for (OptimizerRange& range : ranges_of(group)) optimizer_unit.ranges.push_back(std::move(range));
       if (group.replica_axis().rank() == 0) optimizer_unit.counted_gradients.push_back(group.gradient_shard);
     }

@@ -30,6 +30,7 @@ class ParallelModel {
   void allocate_parameters();
   void allocate_training_state();
   void initialize(uint64_t seed);
+  void initialize_adapters(uint64_t seed);  // and nothing else
 
   // What a run keeps of each parameter from step to step, by the names of a checkpoint: itself, and the optimizer's
   // state.
@@ -39,10 +40,17 @@ class ParallelModel {
   // ranks that hold the same range, along the replica
   // axis, each gets it with `all`, only the first with `once`, and each a part of its own with `shared`.
   enum class Replicas { all, once, shared };
-  std::vector<TensorSlice> slices(std::string_view name, Replicas replicas);
+  // all; the model's own, of which a published one consists; those that a checkpoint keeps: beside an adapter only what
+  // is trained, else all.
+  enum class Which { all, of_model, kept };
+  std::vector<TensorSlice> slices(std::string_view name, Replicas replicas, Which which = Which::all);
+  // Of all parameters this rank's elements that a checkpoint keeps, its share of those that replicas hold too.
+  int64_t kept_elements() const;
   std::vector<OptimizerUnit> optimizer_units();
 
  private:
+  bool keeps(const FlatParameter& group) const;
+
   ModelConfig config_;
   const Axes& axes_;
   FlatParameterOptions options_;

@@ -17,6 +17,8 @@ MicroBatch to_micro_batch(const LoadedBatch& loaded, int64_t sequence, at::Devic
   };
   MicroBatch batch{tensor(loaded.inputs_BS), tensor(loaded.targets_BS), loaded.samples, sequence, {}, loaded.source_B};
   for (int64_t b = 0; b < loaded.samples; ++b) batch.sample_of_B.push_back(loaded.first_sample + b);
+  if (!loaded.document_ends.empty())
+    batch.documents = std::make_shared<const Documents>(documents_of(loaded.document_ends, sequence, device));
   return batch;
 }
 

@@ -33,7 +33,7 @@ class Moved {
     return on_device;
   }
   RotaryTable operator()(const RotaryTable& host) {
-    return {(*this)(host.cos_SD), (*this)(host.sin_SD), host.interleaved};
+    return {(*this)(host.cos_SD), (*this)(host.sin_SD), host.interleaved, (*this)(host.position_T)};
   }
   Routing operator()(const Routing& host) {
     return {(*this)(host.score_TE), (*this)(host.logsumexp_T), (*this)(host.expert_of_choice_TK),

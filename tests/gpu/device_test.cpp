@@ -49,6 +49,31 @@ TEST(DeviceAttention, equals_reference) {
   }
 }
 
+// The same for documents, which FlashAttention takes as sequences of their own lengths.
+TEST(DeviceAttention, of_documents_equals_reference) {
+  for (const std::optional<int64_t> window : {std::optional<int64_t>{}, std::optional<int64_t>{5}}) {
+    AttentionShape shape{2, 37, 8, 2, 64, window};
+    const std::vector<int64_t> ends = {1, 12, 37, 40, 74};
+    const Documents on_host = documents_of(ends, 37, at::kCPU), on_device = documents_of(ends, 37, at::kCUDA);
+    const at::Tensor qkv = random_tensor({2 * 37, 12 * 64}, at::kBFloat16);
+    const at::Tensor grad_out = random_tensor({2 * 37, 8 * 64}, at::kBFloat16);
+    at::Tensor out_exact = at::empty_like(grad_out, at::kDouble), grad_exact = at::empty_like(qkv, at::kDouble);
+    at::Tensor logsumexp_exact = at::empty({2, 8, 37}, at::kDouble);
+    shape.documents = &on_host;
+    reference::attention_forward(out_exact, logsumexp_exact, qkv.to(at::kDouble), shape);
+    reference::attention_backward(grad_exact, grad_out.to(at::kDouble), out_exact, logsumexp_exact, qkv.to(at::kDouble),
+                                  shape);
+    at::Tensor out = at::empty_like(grad_out).cuda(), grad_qkv = at::empty_like(qkv).cuda();
+    at::Tensor logsumexp = at::empty({2, 8, 37}).cuda();
+    shape.documents = &on_device;
+    attention_forward(out, logsumexp, qkv.cuda(), shape);
+    attention_backward(grad_qkv, grad_out.cuda(), out, logsumexp, qkv.cuda(), shape);
+    expect_close("out", out.cpu(), out_exact, {2 * eps_bf16, 2 * eps_bf16});
+    expect_close("logsumexp", logsumexp.cpu(), logsumexp_exact, {eps_bf16, eps_bf16});
+    expect_close("grad_qkv", grad_qkv.cpu(), grad_exact, {4 * eps_bf16, 16 * eps_bf16});
+  }
+}
+
 // Long enough that blocks of keys of one query run at once. What ATen was told about other operators stays.
 TEST(DeviceAttention, backward_gives_the_same_bits_again) {
   const AttentionShape shape{1, 2048, 4, 2, 64, {}};

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_training import ROWS, SEQUENCE, STEP_TOLERANCE, STEPS, make_job, tokens_of, train_with_transformers
 from grid import Grid
 from ranks import run_ranks, succeed
 from safetensors.torch import load_file, save_file
-from sample_order import SampleOrder
-from small_job import SmallJob, write_tokens
-from tiny_families import CASES, FAMILIES, Case, Reference, balancing_loss, compute_reference, lm_loss, make_batch, make_model, on_disk
+from small_job import SmallJob
+from tiny_families import CASES, Case, Reference, compute_reference, has_experts, lm_loss, make_batch, make_model, on_disk
 from transformers import AutoModelForCausalLM
 
 TOLERANCE = 1e-5
@@ -28,10 +28,6 @@ TOLERANCE = 1e-5
 
 GRIDS = [Grid(1), Grid(2, expert=2), Grid(4, expert=2), Grid(4, expert=2, shard=1)]
 DENSE_GRIDS = [Grid(1), Grid(2), Grid(4, shard=2), Grid(4, shard=1)]
-
-
-def has_experts(family: str) -> bool:
-    return "num_experts_per_tok" in FAMILIES[family]
 
 
 def grids_of(family: str) -> list[Grid]:
@@ -100,41 +96,9 @@ def test_logits_losses_and_gradients_equal_those_of_transformers(case, prepared)
 
 # ---- training
 
-STEPS, SEED, SEQUENCE, ROWS, RATE, DECAY = 10, 5, 16, 4, 1e-3, 0.1
-# Relative, of each step's loss and gradient norm; see test_training.py.
-STEP_TOLERANCE = 1e-4
 BASE = {case.family: case for case in CASES if case.name == "base"}
-
-
-def tokens_of(vocabulary: int) -> torch.Tensor:
-    """Each token follows from the one before but for one in four, so that there is something to learn."""
-    generator = torch.Generator().manual_seed(SEED)
-    tokens = torch.randint(0, vocabulary, (29 * SEQUENCE + 5,), generator=generator)
-    for i in range(1, len(tokens)):
-        if torch.rand((), generator=generator) < 0.75:
-            tokens[i] = (3 * tokens[i - 1] + 1) % vocabulary
-    return tokens
-
-
-def train_with_transformers(model, tokens: torch.Tensor) -> list[tuple[float, float]]:
-    """Trains `model` in place; the loss and the gradient norm of each step."""
-    decays = {name: parameter.dim() > 1 and not name.endswith("_bias") for name, parameter in model.named_parameters()}  # experts' biases are matrices
-    decaying = [parameter for name, parameter in model.named_parameters() if decays[name]]
-    others = [parameter for name, parameter in model.named_parameters() if not decays[name]]
-    optimizer = torch.optim.AdamW([{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}], lr=RATE, betas=(0.9, 0.95),
-                                  eps=1e-8)
-    order = SampleOrder((len(tokens) - 1) // SEQUENCE, SEED)
-    steps = []
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        begins = [order[step * ROWS + row] * SEQUENCE for row in range(ROWS)]
-        batch = torch.stack([tokens[begin : begin + SEQUENCE + 1] for begin in begins])
-        out = model(input_ids=batch[:, :-1])
-        loss = lm_loss(out.logits, batch[:, 1:]) + balancing_loss(model, out)
-        loss.backward()
-        steps.append((loss.item(), torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()))
-        optimizer.step()
-    return steps
+# The others are trained by ./dev test --all.
+FAST = ("qwen2_moe", "deepseek_v3", "gpt_oss", "llama")
 
 
 @dataclass
@@ -145,20 +109,14 @@ class Trained:
     steps: list[tuple[float, float]]
 
 
-@pytest.fixture(scope="module", params=BASE)
+@pytest.fixture(scope="module", params=[family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in BASE])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     case = BASE[request.param]
     folder = tmp_path_factory.mktemp("training")
     model = make_model(case)
     model.save_pretrained(folder / "initial")
     tokens = tokens_of(model.config.vocab_size)
-    (folder / "job").mkdir()
-    (folder / "job" / "config.json").write_text((folder / "initial" / "config.json").read_text())
-    write_tokens(folder / "job" / "tokens", [tokens.numpy()])
-    job = SmallJob(folder / "job", {
-        "run.steps": STEPS, "run.seed": SEED, "model.init_from": str(folder / "initial"), "data.sequence_length": SEQUENCE,
-        "data.micro_batch_size": ROWS // 2, "data.global_batch_size": ROWS, "optimizer.lr": RATE, "optimizer.weight_decay": DECAY,
-        "optimizer.grad_clip": 1.0, "checkpoint.every": STEPS // 2, "parallel.expert_parallel_degree": 2 if has_experts(case.family) else 1})
+    job = make_job(folder / "job", folder / "initial", case.family, tokens, **{"checkpoint.every": STEPS // 2})
     job.must_run(2)
     return Trained(job, job.metrics(), model, train_with_transformers(model, tokens))
 
@@ -195,6 +153,19 @@ def test_an_export_is_what_transformers_would_save(trained, tmp_path):
     succeed(run_ranks(1, ["trace", "--model", exported, "--tokens", batch, "--out", tmp_path / "trace.safetensors"]))
     traced = load_file(tmp_path / "trace.safetensors")["logits"]
     assert (traced - logits).abs().max().item() <= TOLERANCE * logits.abs().max().item()
+
+
+def test_an_untrained_export_writes_the_same_text(trained, tmp_path):
+    """Oracle: the source model in Transformers, and its own generate."""
+    job = variant(trained, tmp_path, {"run.steps": 1, "checkpoint.every": 1, "optimizer.lr": 1e-30, "optimizer.weight_decay": 0.0})  # no weight moves
+    job.must_run(2)
+    source, exported = (AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32).eval()
+                        for folder in (trained.job.folder.parent / "initial", job.must_export(tmp_path / "exported")))
+    prompt = tokens_of(source.config.vocab_size)[: 2 * SEQUENCE].view(2, SEQUENCE)
+    with torch.no_grad():
+        assert torch.equal(source(prompt).logits, exported(prompt).logits)
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "output_router_logits": False}
+    assert torch.equal(source.generate(prompt, **greedy), exported.generate(prompt, **greedy))
 
 
 @pytest.mark.parametrize("ranks, keys", [(1, {"parallel.expert_parallel_degree": 1, "data.micro_batch_size": ROWS}),

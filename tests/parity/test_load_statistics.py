@@ -10,9 +10,12 @@ import math
 
 import pytest
 import torch
+from family_training import batches_of, make_job, tokens_of
 from mixtral import BASE, Case, make_model, save_model
 from sample_order import SampleOrder
 from small_job import SmallJob, write_tokens
+from tiny_families import Case as FamilyCase
+from tiny_families import make_model as make_family_model
 
 SEED = 5
 SEQUENCE, SAMPLES, BATCH = 16, 20, 8
@@ -88,6 +91,27 @@ def test_a_step_is_described_as_transformers_routes_it(layout, routed):
         assert torch.tensor(record[name], dtype=torch.float64).numpy() == pytest.approx(expected.numpy(), rel=TOLERANCE), name
     assert record["dead_experts"] == 0 and record["dead_experts_by_layer"] == [0.0] * LAYERS
     assert record["ranks"] == ranks and record["started_after"] == 0
+
+
+def test_layers_are_named_by_their_numbers_in_the_model(tmp_path):
+    """Layers 0 and 2 of four have no experts: their entries are null, and the others' are where the layers are."""
+    model = make_family_model(FamilyCase("qwen3_moe", "dense layers", {"num_hidden_layers": 4, "mlp_only_layers": [0, 2]}))
+    model.save_pretrained(tmp_path / "model")
+    tokens = tokens_of(model.config.vocab_size)
+    job = make_job(tmp_path / "job", tmp_path / "model", "qwen3_moe", tokens, **{"run.steps": 1})
+    job.must_run(2)
+    ((_, batch),) = batches_of(tokens, 1)
+    with torch.no_grad():
+        logits = model(input_ids=batch[:, :-1], output_router_logits=True).router_logits
+    [record] = job.metrics()
+    assert len(logits) == 2
+    for name in ("expert_share_by_layer", "expert_imbalance_by_layer", "load_entropy_by_layer", "aux_loss_by_layer", "z_loss_by_layer", "dead_experts_by_layer",
+                 "router_confidence_by_layer"):
+        assert [value is None for value in record[name]] == [True, False, True, False], name
+    for layer, of_layer in zip((1, 3), logits, strict=True):
+        count = torch.bincount(of_layer.topk(model.config.num_experts_per_tok).indices.flatten(), minlength=8).double()
+        assert record["expert_share_by_layer"][layer] == pytest.approx((count / count.sum()).tolist(), rel=TOLERANCE)
+        assert record["z_loss_by_layer"][layer] == pytest.approx(of_layer.logsumexp(1).square().mean().item(), rel=TOLERANCE)
 
 
 def test_dead_experts_are_counted_across_a_resume(tmp_path):

@@ -33,6 +33,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 48, "num_local_experts": 8, **ROUTED},
     "qwen3_moe": {"num_experts": 8, "moe_intermediate_size": 48, "intermediate_size": 64, "head_dim": 8, "norm_topk_prob": True, **ROUTED},
+    "qwen2_moe": {"num_experts": 8, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 40, "intermediate_size": 64, **ROUTED},
     "olmoe": {"num_experts": 8, "intermediate_size": 48, "norm_topk_prob": False, **ROUTED},
     "llama": {"intermediate_size": 80},
     "mistral": {"intermediate_size": 80, "head_dim": 12, "sliding_window": 7},
@@ -42,6 +43,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4_moe": {**DEEPSEEK, "head_dim": 12, "attention_bias": True, "use_qk_norm": True, "routed_scaling_factor": 1.5},
     "gpt_oss": {"intermediate_size": 24, "num_local_experts": 8, "head_dim": 8, "sliding_window": 5, "rope_parameters": {**YARN, "truncate": False}, **ROUTED},
 }
+
+
+def has_experts(family: str) -> bool:
+    return "num_experts_per_tok" in FAMILIES[family]
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ CASES = [
     Case("qwen3_moe", "window, biases, weights as they are", {"norm_topk_prob": False, "use_sliding_window": True, "sliding_window": 5,
                                                               "attention_bias": True}, ignored=True),
     Case("qwen3_moe", "tied, 6 experts, 3 chosen", {"tie_word_embeddings": True, "num_experts": 6, "num_experts_per_tok": 3, "head_dim": 12}, batch=1),
+    Case("qwen2_moe"),
+    Case("qwen2_moe", "window in even layers, a dense layer, no biases, renormalized", {
+        "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3, "num_hidden_layers": 4, "mlp_only_layers": [1], "qkv_bias": False,
+        "norm_topk_prob": True, "num_experts_per_tok": 3}, batch=3, ignored=True),
     Case("olmoe"),
     Case("olmoe", "grouped heads, renormalized", {"num_key_value_heads": 1, "norm_topk_prob": True, "num_experts_per_tok": 3}, batch=3, sequence=13),
     Case("olmoe", "biases, three layers", {"attention_bias": True, "num_hidden_layers": 3}, ignored=True),
@@ -144,17 +153,27 @@ def balancing_loss(model: PreTrainedModel, out: Any) -> torch.Tensor:
     return torch.zeros(()) if aux is None else model.config.router_aux_loss_coef * aux
 
 
-def check_choices(case: Case, model: PreTrainedModel, out: Any) -> None:
+def check_choices(case: Case, model: PreTrainedModel, out: Any, closest: float = CLOSEST_CHOICE) -> None:
     for logits in getattr(out, "router_logits", None) or ():
         ordered = logits.detach().sort(dim=-1, descending=True).values
         chosen = model.config.num_experts_per_tok
         if chosen < ordered.shape[-1]:
             margin = (ordered[..., chosen - 1] - ordered[..., chosen]).min().item()
-            assert margin > CLOSEST_CHOICE, f"{case}: a choice of experts by {margin}: take another seed"
+            assert margin > closest, f"{case}: a choice of experts by {margin}: take another seed"
 
 
 def on_disk(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def save_gradients(model: PreTrainedModel, folder: Path) -> dict[str, torch.Tensor]:
+    """By the names that Transformers gives the model: in `folder`, a scratch one, they are saved as if they were it."""
+    gradients = copy.deepcopy(model)
+    with torch.no_grad():
+        for mine, theirs in zip(gradients.parameters(), model.parameters(), strict=True):
+            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    gradients.save_pretrained(folder)
+    return {name: gradient for name, gradient in on_disk(folder).items() if not name.endswith("e_score_correction_bias")}
 
 
 @dataclass
@@ -163,19 +182,15 @@ class Reference:
     gradients: dict[str, torch.Tensor]  # by the name on disk
 
 
-def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, folder: Path) -> Reference:
-    """`folder`: a scratch one, where the gradients are saved as if they were the model: so they get the names that Transformers gives it."""
+def compute_reference(case: Case, model: PreTrainedModel, inputs: torch.Tensor, targets: torch.Tensor, folder: Path,
+                      closest: float = CLOSEST_CHOICE) -> Reference:
+    """`folder`: as save_gradients takes it."""
     model.zero_grad()
     out = model(input_ids=inputs)
-    check_choices(case, model, out)
+    check_choices(case, model, out, closest)
     loss = lm_loss(out.logits, targets)
     (loss + balancing_loss(model, out)).backward()
     values = {"logits": out.logits.detach(), "lm_loss": loss.detach()}
     if getattr(out, "aux_loss", None) is not None:
         values["aux_loss"] = out.aux_loss.detach()
-    gradients = copy.deepcopy(model)
-    with torch.no_grad():
-        for mine, theirs in zip(gradients.parameters(), model.parameters(), strict=True):
-            mine.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
-    gradients.save_pretrained(folder)
-    return Reference(values, {name: gradient for name, gradient in on_disk(folder).items() if not name.endswith("e_score_correction_bias")})
+    return Reference(values, save_gradients(model, folder))

@@ -20,8 +20,8 @@ LEAST_SCALE = 1e-2
 SEED = 5
 
 
-def optimizer_of(groups) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
+def optimizer_of(groups, kind: type[torch.optim.AdamW] = torch.optim.AdamW) -> torch.optim.AdamW:
+    return kind(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1)
 
 
 def error_of(value: torch.Tensor, expected: torch.Tensor) -> float:
@@ -42,10 +42,10 @@ class Steps:
     norms: list[float]
 
 
-def compare_steps(model, right: Steps, averages_by_itself: bool, what: str) -> None:
-    """Trains `model` on this rank's batches. `averages_by_itself`: FSDP averages its gradients."""
+def compare_steps(model, right: Steps, averages_by_itself: bool, what: str, accelerated: bool = False) -> None:
+    """Trains `model` on this rank's batches. `averages_by_itself`: FSDP averages its gradients. `accelerated`: conclave.AdamW clips and updates."""
     ranks, rank = dist.get_world_size(), dist.get_rank()
-    optimizer = optimizer_of(conclave.parameter_groups(model))
+    optimizer = optimizer_of(conclave.parameter_groups(model), conclave.AdamW if accelerated else torch.optim.AdamW)
     for group in optimizer.param_groups:  # the oracle decays all
         group["weight_decay"] = 0.1
     for step, tokens in enumerate(batches(len(right.losses), ranks, seed=SEED)):
@@ -56,7 +56,7 @@ def compare_steps(model, right: Steps, averages_by_itself: bool, what: str) -> N
         for name, parameter in model.named_parameters() if step == 0 else ():
             error = error_of(whole(parameter.grad), right.gradients[name])
             assert error < TOLERANCE, f"{what}: gradient of {name} differs by {error:.1e}"
-        norm = conclave.clip_grad_norm_(model, 1.0).item()
+        norm = conclave.clip_grad_norm_(model, 1.0, optimizer=optimizer if accelerated else None).item()
         assert norm == pytest.approx(right.norms[step], rel=TOLERANCE), f"{what}: norm of the gradient in step {step}"
         optimizer.step()
         optimizer.zero_grad()

@@ -125,6 +125,7 @@ def on_ranks() -> None:
     compare({"moe_load_balancing": "aux_loss", "moe_aux_loss_coeff": 0.5, "aux_loss_scope": "all_ranks", "moe_z_loss_coeff": 0.1}, "olmoe", degree=1,
             sharded=False, checkpointing=False)
     compare({"moe_load_balancing": "bias", "bias_update_rate": 0.01}, "qwen3_moe", sharded=False, degree=degree)
+    compare({"moe_load_balancing": "bias", "bias_update_rate": 0.01, "capacity_factor": 1.0}, "qwen2_moe", degree=degree)
     check_padding()
     check_load_metrics()
     check_evaluation()
@@ -164,6 +165,11 @@ def check_load_metrics() -> None:
         assert torch.tensor(load[name]).numpy() == pytest.approx(value.detach().numpy(), rel=TOLERANCE), name
     assert load["load_entropy"] == pytest.approx(right["load_entropy_by_layer"].mean().item(), rel=TOLERANCE)
     assert load["dead_experts"] == int((counts == 0).sum())
+    model = conclave.transform(tiny_model("qwen3_moe"), conclave.MoEConfig())  # of three layers the first is dense
+    model(input_ids=tokens[rank])
+    load = conclave.load_metrics(model)
+    for name in ("expert_imbalance_by_layer", "expert_share_by_layer", "aux_loss_by_layer", "dead_experts_by_layer"):
+        assert [value is None for value in load[name]] == [True, False, False], name
 
 
 def check_evaluation() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from compared_steps import error_of, optimizer_of, whole
+from small_job import SmallJob, random_documents, write_tokens
 from tiny_models import batches, tiny_model
 from torch_ranks import run_torch_ranks
 from transformers import AutoModelForCausalLM
@@ -20,7 +21,10 @@ import conclave
 from conclave.job import run_program
 
 SEED = 5
-BALANCING = {"mixtral": conclave.MoEConfig(moe_load_balancing="bias", bias_update_rate=0.01), "qwen3_moe": conclave.MoEConfig()}
+BALANCING = {"mixtral": conclave.MoEConfig(moe_load_balancing="bias", bias_update_rate=0.01)}
+FAMILIES = ("mixtral", "qwen3_moe")  # the first has a selection bias of the rule, the second dense layers
+# Those whose checkpoints have the program's names: others keep their own.
+OF_THE_PROGRAM = ("mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "deepseek_v2", "deepseek_v3", "glm4_moe")
 
 
 def shared_folder() -> Path:
@@ -36,7 +40,7 @@ def start(family: str, degree: int, sharded: bool, on_meta: bool = False):
             model = AutoModelForCausalLM.from_config(tiny_model(family).config, attn_implementation="eager").train()
     else:
         model = tiny_model(family)
-    conclave.transform(model, BALANCING[family])
+    conclave.transform(model, BALANCING.get(family, conclave.MoEConfig()))
     if sharded:
         conclave.fully_shard(model)
     return model, optimizer_of(conclave.parameter_groups(model)) if not on_meta else None
@@ -61,7 +65,7 @@ def train(model, optimizer, first: int, last: int, sharded: bool, save=None) -> 
 
 def goes_on() -> None:
     ranks = dist.get_world_size()
-    for family in ("mixtral", "qwen3_moe"):
+    for family in FAMILIES:
         folder = shared_folder()
         model, optimizer = start(family, 2, True)
         losses = train(model, optimizer, 0, 6, True,
@@ -92,24 +96,57 @@ def goes_on() -> None:
         if dist.get_rank() == 0:
             check_program(family, folder, model.config)
         conclave.save_pretrained(model, folder / "model")
-        if dist.get_rank() == 0 and family == "mixtral":
-            exported, saved = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("export", "model"))
-            assert all(torch.equal(left, right) for left, right in zip(exported.parameters(), saved.parameters(), strict=True))
+        if dist.get_rank() == 0:
+            check_export(folder)
         dist.barrier()
         check_damage(family, folder)
 
 
 def check_program(family: str, folder: Path, config) -> None:
-    """`conclave ckpt` works on them; Mixtral's are the program's own, so they can be exported."""
+    """`conclave ckpt` works on them, and they can be exported."""
     newest = folder / "checkpoints/step-00000006"
     listed = json.loads(run_program(["ckpt", "list", folder, "--json"]))
     assert len(json.dumps(listed)) > 10 and "step-00000006" in json.dumps(listed)
     run_program(["ckpt", "verify", newest])
     shown = json.loads(run_program(["ckpt", "show", newest, "--json"]))
     assert shown["model_config"]["num_hidden_layers"] == config.num_hidden_layers
-    if family == "mixtral":
-        assert any("attention.qkv" in str(tensor) for tensor in shown["tensors"])
-        run_program(["ckpt", "export", newest, folder / "export"])
+    assert any("attention.qkv" in str(tensor) for tensor in shown["tensors"])
+    run_program(["ckpt", "export", newest, folder / "export"])
+
+
+def check_export(folder: Path) -> None:
+    """What `conclave ckpt export` makes of a checkpoint is what the script itself saves for Transformers."""
+    exported, saved = (AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32) for name in ("export", "model"))
+    left, right = exported.state_dict(), saved.state_dict()
+    assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def goes_on_in_the_program(folder: Path) -> None:
+    (folder / "job").mkdir()
+    (folder / "job/config.json").write_text((folder / "model/config.json").read_text())
+    write_tokens(folder / "job/tokens", random_documents())
+    job = SmallJob(folder / "job", {"run.steps": 3, "run.seed": 0, "checkpoint.resume": str(folder / "checkpoints/step-00000001")})
+    job.must_run(1)
+    assert [record["step"] for record in job.metrics()] == [2, 3]
+
+
+def every_family() -> None:
+    """Each family of the program: the checkpoint of a script exports to its model, and comes back at another layout."""
+    for family in OF_THE_PROGRAM:
+        folder = shared_folder()
+        model, optimizer = start(family, 2, True)
+        train(model, optimizer, 0, 1, True)
+        conclave.save_checkpoint(model, optimizer, folder, 1, asynchronous=False)
+        conclave.save_pretrained(model, folder / "model")
+        if dist.get_rank() == 0:
+            run_program(["ckpt", "export", folder / "checkpoints/step-00000001", folder / "export"])
+            check_export(folder)
+            goes_on_in_the_program(folder)
+        other, its_optimizer = start(family, 1, False)
+        conclave.load_checkpoint(other, its_optimizer, folder)
+        for name, parameter in other.named_parameters():
+            assert torch.equal(parameter.detach(), whole(model.get_parameter(name).detach())), f"{family}: {name}"
+        dist.barrier()
 
 
 def check_damage(family: str, folder: Path) -> None:
@@ -150,6 +187,11 @@ def refusals() -> None:
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_goes_on_at_any_layout(ranks):
     run_torch_ranks(ranks, goes_on, patience=400)
+
+
+@pytest.mark.slow
+def test_checkpoints_of_every_family_are_the_programs():
+    run_torch_ranks(2, every_family, patience=400)
 
 
 def test_refusals():

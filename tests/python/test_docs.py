@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "build/conclave"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = [("examples/quickstart/job.yaml", 2), ("examples/mixtral-8x7b.yaml", 64), ("examples/mixtral-8x22b.yaml", 64),
-            ("examples/olmoe-1b-7b.yaml", 8), ("examples/qwen3-30b-a3b.yaml", 64)]
+            ("examples/olmoe-1b-7b.yaml", 8), ("examples/qwen3-30b-a3b.yaml", 64),
+            ("examples/deepseek-v3.yaml", 256), ("examples/gpt-oss-20b.yaml", 16)]
 
 needs_program = pytest.mark.skipif(not PROGRAM.exists(), reason="build/conclave is not built")
 
@@ -119,7 +120,7 @@ def test_job_page_has_exactly_the_keys_there_are():
     assert keys_of(yaml.safe_load(block)) == described_keys()
 
 
-@pytest.mark.parametrize("job", [job for job, _ in EXAMPLES])
+@pytest.mark.parametrize("job", [*(job for job, _ in EXAMPLES), "examples/finetune/job.yaml"])
 def test_example_job_has_known_keys(job):
     assert keys_of(yaml.safe_load((ROOT / job).read_text())) <= described_keys()
 
@@ -132,13 +133,50 @@ def test_example_job_is_valid(job, ranks, tmp_path):
     index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 1, 2) + struct.pack("<iqqq", 5000, 0, 0, 1)
     (tmp_path / "tokens.idx").write_bytes(index)
     tokens = tmp_path / "tokens"
-    done = subprocess.run([PROGRAM, "validate", job, "--world", str(ranks), "--quiet", "--set", f"data.train={tokens}", "--set",
+    done = subprocess.run([PROGRAM, "validate", job, "--world", str(ranks), "--set", f"data.train={tokens}", "--set",
                            f"data.validation={tokens}", "--set", f"run.output_dir={tmp_path / 'run'}"],
                           cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "has keys that" not in done.stdout + done.stderr  # a published file has none that nobody knows
 
 
 def test_quickstart_and_its_model_agree_on_the_vocabulary():
     vocabulary = re.search(r"^VOCABULARY = (\d+)", (ROOT / "examples/quickstart/run.py").read_text(), re.MULTILINE)
     config = yaml.safe_load((ROOT / "examples/quickstart/model/config.json").read_text())
     assert config["vocab_size"] == int(vocabulary[1])
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What a link may name behind #: the headings, as Markdown renderers spell them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+def links_with_anchors() -> list:
+    found = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]*#[^)\s]+)\)", page.read_text()):
+            if "://" not in target:
+                found.append(pytest.param(page, target, id=f"{page.name}: {target}"))
+    return found
+
+
+@pytest.mark.parametrize("page, target", links_with_anchors())
+def test_anchor_exists(page, target):
+    file, _, anchor = target.partition("#")
+    assert anchor in anchors_of(page.parent / file if file else page)
+
+
+def test_every_page_is_in_the_site():
+    named = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == {name for name in named if "/" not in name} - {"index.md"}
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning():
+    done = subprocess.run([ROOT / "dev", "docs"], cwd=ROOT, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "WARNING" not in done.stdout + done.stderr
+    commands = (ROOT / "build/site/reference/commands.html").read_text()
+    assert "conclave ckpt export" in commands and "load_checkpoint" in (ROOT / "build/site/reference/python.html").read_text()

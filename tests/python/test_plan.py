@@ -5,6 +5,7 @@ other commands.
 """
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -32,15 +33,26 @@ def test_sinkhorns_reductions_are_counted():
     assert not any("sinkhorn" in line for line in plain["assumptions"])
 
 
-# Oracle: docs/families.md, by hand from the published configs.
-@pytest.mark.parametrize("job, world, parameters, per_token, of_rank", [
-    ("examples/olmoe-1b-7b.yaml", 8, 6_919_161_856, 1_282_017_280, 864_895_232),
-    ("examples/qwen3-30b-a3b.yaml", 64, 30_532_122_624, 3_353_032_704, 477_064_992),
-])
-def test_examples_of_families_have_their_published_sizes(job, world, parameters, per_token, of_rank):
+def counted_by_hand():
+    """(job, world, parameters, of a token, of a rank, their bytes), as docs/families.md counts them from the published configs."""
+    page = (ROOT / "docs/families.md").read_text()
+    found = re.findall(r"\]\(\.\./(examples/\S+\.yaml)\).*?\*\*the model\*\* \| \*\*([\d,]+)\*\* \| \*\*([\d,]+)\*\* \|\n\n"
+                       r"On (\d+) ranks.*?([\d,]+) parameters.*?([\d,]+) bytes\s+in\s+fp32", page, re.DOTALL)
+    return [(job, *(int(number.replace(",", "")) for number in (world, parameters, of_token, of_rank, size)))
+            for job, parameters, of_token, world, of_rank, size in found]
+
+
+def test_the_docs_count_four_models():
+    jobs = sorted(job for job, *_ in counted_by_hand())
+    assert jobs == [f"examples/{name}.yaml" for name in ("deepseek-v3", "gpt-oss-20b", "olmoe-1b-7b", "qwen3-30b-a3b")]
+
+
+@pytest.mark.parametrize("job, world, parameters, per_token, of_rank, size", counted_by_hand())
+def test_examples_of_families_have_the_sizes_that_the_docs_count(job, world, parameters, per_token, of_rank, size):
     answer = json.loads(plan(job, "--world", world, "--device", "h100-80", "--json"))
     assert (answer["parameters"], answer["parameters_per_token"], answer["parameters_of_rank"]) == (parameters, per_token, of_rank)
-    assert answer["classes"][0]["at_peak"]["parameters"] == 4 * of_rank
+    at_peak = answer["classes"][0]["at_peak"]
+    assert (at_peak["parameters"], at_peak["moments"], at_peak["gradients"]) == (size, 2 * size, size)
     assert answer["fits"]
 
 

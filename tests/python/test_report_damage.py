@@ -132,6 +132,20 @@ def test_damaged_values_are_counted_and_the_others_shown(tmp_path):
     assert len(run.tables["expert_share_by_layer"].steps) == 17
 
 
+def test_a_layer_without_experts_is_left_blank(tmp_path):
+    made = records()
+    for record in made:
+        for name in ("expert_imbalance_by_layer", "expert_share_by_layer"):
+            record[name].insert(0, None)
+    run = read_run(write(tmp_path, made))
+    assert run.flaws == []
+    shares, imbalance = run.tables["expert_share_by_layer"].values, run.tables["expert_imbalance_by_layer"].values
+    assert shares.shape == (20, 3, 4) and np.isnan(shares[:, 0]).all() and shares[3, 2].tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert imbalance.shape == (20, 3) and np.isnan(imbalance[:, 0]).all() and imbalance[3, 1:].tolist() == [1.4, 1.6]
+    text = page_text(tmp_path)
+    assert "layer 1" in text and "layer 2" in text and "layer 0" not in text and "of 8" in text
+
+
 @pytest.mark.parametrize("steps, left", [
     ([1, 2, 300, 4, 5], [1, 2, 4, 5]), ([1, 2, 300, 299, 5], [1, 2, 5]), ([7 * 10**11, 2, 3], [2, 3]), ([1, 2, 3, 2, 3, 4], [1, 2, 3, 4]),
     ([1, 2, 1, 4], [1, 2, 4]), ([1, 2, 5, 9], [1, 2, 5, 9]), ([5, 5, 6], [5, 6]),

@@ -40,7 +40,7 @@ def job_of(folder, model, ranks, expert, **keys):
 
 
 def most_held(text):
-    return float(re.search(r"no rank held more than ([0-9.]+) MiB", text).group(1)) * MEBIBYTE
+    return float(re.search(r"peak memory per rank so far: ([0-9.]+) MiB", text).group(1)) * MEBIBYTE
 
 
 def held_by(job, ranks):

@@ -47,19 +47,23 @@ def shard_by_hand(model, mesh) -> None:
     torch_fully_shard(model, mesh=mesh.dense_data)
 
 
-def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False) -> None:
+def compare_training(family: str, degree: int, sharded: bool | str, steps: int, aux_loss: bool, shard_degree: int = 0, checkpointing: bool = False,
+                     accelerated: bool = False) -> None:
     ranks = dist.get_world_size()
-    what = f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, seed {SEED}"
+    what = (f"{family}, {ranks} ranks, expert degree {degree}, shard degree {shard_degree}, sharded {sharded}, checkpointing {checkpointing}, "
+            f"accelerated {accelerated}, seed {SEED}")
     losses, gradients, norms, trained = plain_training(family, ranks, steps, aux_loss)
     mesh = conclave.init({"expert_parallel_degree": degree, "hybrid_shard_degree": shard_degree})
     model = conclave.transform(tiny_model(family, output_router_logits=aux_loss))
     if checkpointing:
         model.gradient_checkpointing_enable()
+    if accelerated:
+        conclave.accelerate(model, attention=True, rotary=True, norms=True, loss=True)
     if sharded == "by hand":
         shard_by_hand(model, mesh)
     elif sharded:
         conclave.fully_shard(model)
-    compare_steps(model, Steps(losses, gradients, norms), averages_by_itself=bool(sharded), what=what)
+    compare_steps(model, Steps(losses, gradients, norms), averages_by_itself=bool(sharded), what=what, accelerated=accelerated)
     for name, parameter in model.named_parameters():
         error = error_of(whole(parameter.detach()), trained.get_parameter(name).detach())
         assert error < TOLERANCE, f"{what}: {name} differs by {error:.1e} after {steps} steps"
@@ -105,6 +109,7 @@ def on_two_ranks() -> None:
             compare_training("mixtral", degree, sharded, steps=20, aux_loss=True)
     compare_training("qwen3_moe", 2, True, steps=3, aux_loss=True)
     compare_training("olmoe", 2, False, steps=3, aux_loss=False)
+    compare_training("qwen2_moe", 2, True, steps=3, aux_loss=True)
     compare_training("mixtral", 2, "by hand", steps=3, aux_loss=True)
     compare_training("mixtral", 2, True, steps=20, aux_loss=True, checkpointing=True)
 

@@ -10,6 +10,7 @@ SHAPES = {
     "mixtral": dict(num_local_experts=8, intermediate_size=48, head_dim=8),
     "qwen3_moe": dict(num_experts=8, moe_intermediate_size=48, intermediate_size=64, head_dim=8, mlp_only_layers=[0], norm_topk_prob=True,
                       num_hidden_layers=3),
+    "qwen2_moe": dict(num_experts=8, moe_intermediate_size=48, shared_expert_intermediate_size=40, intermediate_size=64),
     "olmoe": dict(num_experts=8, intermediate_size=48, norm_topk_prob=False),
 }
 _DEEPSEEK = dict(n_routed_experts=8, moe_intermediate_size=48, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1, intermediate_size=64)

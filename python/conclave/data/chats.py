@@ -11,7 +11,13 @@ from conclave.data.left_out import Flaw
 from conclave.printable import shortened
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-CHAT_COLUMNS = ("prompt", "completion", "tools")  # beside the key of the messages
+SHAREGPT_KEY = "conversations"
+# Whom ShareGPT's rows, and the sets made after them, call what.
+SHAREGPT_ROLES = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant", "model": "assistant",
+    "tool": "tool", "observation": "tool",
+}  # fmt: skip
+CHAT_COLUMNS = (SHAREGPT_KEY, "system", "prompt", "completion", "tools")  # beside the key of the messages
 
 Message = dict[str, Any]
 
@@ -43,20 +49,22 @@ class Chat:
 
 
 def chat_of(row: Mapping[str, Any], key: str) -> Chat:
-    """The chat of a JSON object, or of a table's row: messages under `key`, or `prompt` and `completion`.
+    """The chat of a JSON object, or of a table's row: messages under `key` or ShareGPT's, or `prompt` and `completion`.
 
     Raises:
         Flaw: it holds none, or one that cannot be used.
     """
     tools = _tools(row.get("tools"))
-    if row.get(key) is not None:
+    if row.get(key) is not None and key != SHAREGPT_KEY:
         return Chat(_messages(row[key], key), tools)
+    if row.get(SHAREGPT_KEY) is not None:
+        return Chat(_with_system(_messages(row[SHAREGPT_KEY], SHAREGPT_KEY), row), tools)
     if row.get("prompt") is not None and row.get("completion") is not None:
         prompt = _messages(_as_turn(row["prompt"], "user"), "prompt")
         return Chat(prompt + _messages(_as_turn(row["completion"], "assistant"), "completion"), tools, len(prompt))
     names = ", ".join(repr(shortened(name, 40)) for name in list(row)[:6])
     raise Flaw(
-        f"neither {key!r} nor 'prompt' with 'completion'", f"its keys are {names}. --json-key names the one of the messages"
+        f"neither {key!r} nor {SHAREGPT_KEY!r} nor 'prompt' with 'completion'", f"its keys are {names}. --json-key names the one of the messages"
     )
 
 
@@ -69,9 +77,32 @@ def _messages(value: Any, key: str) -> tuple[Message, ...]:
         value = _parsed(value, key)
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise Flaw(f"no list of messages under {key!r}")
-    for number, message in enumerate(value):
+    messages = [_by_role(message, number) for number, message in enumerate(value)]
+    for number, message in enumerate(messages):
         _check(message, number)
-    return tuple(value)
+    return tuple(messages)
+
+
+def _by_role(message: Message, number: int) -> Message:
+    """One of ShareGPT's, with `from` and `value`, as templates take it."""
+    if "role" in message or not {"from", "value"} <= message.keys():
+        return message
+    speaker = message["from"]
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+        known = ", ".join(SHAREGPT_ROLES)
+        raise Flaw(f"a message from the unknown {shortened(speaker, 40)!r}", f"message {number + 1}; those that are known are {known}")
+    others = {name: value for name, value in message.items() if name not in ("from", "value")}
+    return {"role": SHAREGPT_ROLES[speaker], "content": message["value"], **others}
+
+
+def _with_system(messages: tuple[Message, ...], row: Mapping[str, Any]) -> tuple[Message, ...]:
+    """Some of ShareGPT's sets hold what the system says beside the messages."""
+    said = row.get("system")
+    if not isinstance(said, str) or _is_blank(said):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise Flaw("a message of the system in two places", "under 'system', and as the first message")
+    return ({"role": "system", "content": said}, *messages)
 
 
 def _check(message: Message, number: int) -> None:

@@ -72,7 +72,7 @@ def value_under(key_values: dict[str, Any], key: str) -> Any:
         Flaw: it is not there.
     """
     if key not in key_values:
-        chat = " (it is a chat: --chats reads those)" if key_values.keys() & {"messages", "completion"} else ""
+        chat = " (it is a chat: --chats reads those)" if key_values.keys() & {"messages", "conversations", "completion"} else ""
         raise Flaw(
             f"no key {key!r}{chat}",
             f"its keys are {_listed(key_values)}. --json-key names the one that holds the document",

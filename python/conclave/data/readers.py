@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from conclave.data.chats import CHAT_COLUMNS, Chat, chat_of, without_nulls
+from conclave.data.chats import CHAT_COLUMNS, SHAREGPT_KEY, Chat, chat_of, without_nulls
 from conclave.data.content import NOT_UTF8, Content, content_of_value, object_of_json, value_under
 from conclave.data.errors import DataError
 from conclave.data.left_out import Flaw
@@ -58,11 +58,11 @@ class ChatReader:
         Raises:
             DataError: it has no chats.
         """
-        wanted = [name for name in (self.key, *CHAT_COLUMNS) if name in names]
-        if self.key not in wanted and not {"prompt", "completion"} <= set(wanted):
+        wanted = [name for name in dict.fromkeys((self.key, *CHAT_COLUMNS)) if name in names]
+        if self.key not in wanted and SHAREGPT_KEY not in wanted and not {"prompt", "completion"} <= set(wanted):
             listed = ", ".join(repr(shortened(name, 40)) for name in names) or "none"
             raise DataError(
-                f"{where} has neither a column {self.key!r} nor 'prompt' with 'completion'; its columns are {listed}. "
+                f"{where} has neither a column {self.key!r} nor {SHAREGPT_KEY!r} nor 'prompt' with 'completion'; its columns are {listed}. "
                 "--json-key names the one of the messages"
             )
         return wanted

@@ -15,8 +15,8 @@ from conclave.report.run import read_run
 
 def main() -> int:
     """Exit codes: 0, 2 for a user's mistake, 1 for a failure of the machine."""
-    parser = argparse.ArgumentParser(prog="python -m conclave.report", description="Makes an HTML page of a run's metrics. Started by: conclave report.")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="the folder of a run (run.output_dir)")
+    parser = argparse.ArgumentParser(prog="python -m conclave.report", description="Makes an HTML page of a run's metrics, or one that compares runs. Started by: conclave report.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="the folder of a run (run.output_dir)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page to write")
     options = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
@@ -24,16 +24,16 @@ def main() -> int:
     # Numbers and letters that cannot be drawn are left out of a picture, which is all there is to say of them.
     warnings.simplefilter("ignore")
     try:
-        run = read_run(options.run)
+        runs = [read_run(folder) for folder in options.runs]
+        from conclave.report.comparison import comparison_of, named_runs  # these need matplotlib
+        from conclave.report.page import page_of
+        page = page_of(runs[0]) if len(runs) == 1 else comparison_of(named_runs(runs))
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        from conclave.report.page import page_of  # needs matplotlib
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed, which a report needs. ./dev setup installs it.", file=sys.stderr)
+        print(f"error: {error.name} is not installed, which a report needs: pip install {error.name}.", file=sys.stderr)
         return 1
-    page = page_of(run)
     aside = options.output.with_name(f".{options.output.name}.{os.getpid()}")  # whoever has the old page open never sees half of a new one
     try:
         aside.write_text(page, encoding="utf-8")
@@ -42,8 +42,10 @@ def main() -> int:
         aside.unlink(missing_ok=True)
         print(f"error: {printable(options.output)} cannot be written: {error.strerror}", file=sys.stderr)
         return 1
-    for flaw in run.flaws:
-        print(f"note: {flaw}", file=sys.stderr)
+    for run in runs:
+        of = f"{printable(run.folder)}: " if len(runs) > 1 else ""
+        for flaw in run.flaws:
+            print(f"note: {of}{flaw}", file=sys.stderr)
     return 0
 
 

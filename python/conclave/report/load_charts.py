@@ -24,12 +24,14 @@ def imbalance_chart(run: Run) -> str | None:
         return None
     figure, axes = new_axes(height=3.1)
     layers = run.tables.get("expert_imbalance_by_layer")
-    if layers is not None and layers.values.shape[1] > 1:
-        if layers.values.shape[1] <= MOST_LINES:
-            for layer, values in enumerate(layers.values.T):
-                draw_curve(axes, layers.steps, values, SERIES[(layer + 1) % len(SERIES)], f"layer {layer}", linewidth=0.9, alpha=0.75)
+    drawn = [] if layers is None else np.flatnonzero(np.isfinite(layers.values).any(0))  # others have no experts
+    if len(drawn) > 1:
+        if len(drawn) <= MOST_LINES:
+            for layer in drawn:
+                draw_curve(axes, layers.steps, layers.values[:, layer], SERIES[(layer + 1) % len(SERIES)], f"layer {layer}", linewidth=0.9, alpha=0.75)
         else:
-            axes.fill_between(layers.steps, layers.values.min(1), layers.values.max(1), color=BLUE, alpha=0.18, linewidth=0, label="all layers")
+            of_layers = layers.values[:, drawn]
+            axes.fill_between(layers.steps, of_layers.min(1), of_layers.max(1), color=BLUE, alpha=0.18, linewidth=0, label="all layers")
     draw_curve(axes, run.steps, run.scalars["expert_imbalance"], BLUE, "mean", linewidth=2)
     axes.axhline(EVEN, color=GREY, linewidth=1, linestyle="--")
     axes.set_ylim(bottom=1)
@@ -89,6 +91,7 @@ def dead_experts_chart(run: Run) -> str | None:
 
 def _draw_shares(axes: Axes, load_LE: np.ndarray, norm: TwoSlopeNorm, most_ticks: int, numbers: bool = False) -> AxesImage:
     image = axes.imshow(load_LE, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
+    image.cmap.set_bad(GREY, 0.25)  # a layer without experts
     axes.grid(False)
     axes.spines[:].set_visible(False)
     for axis, count in ((axes.xaxis, load_LE.shape[1]), (axes.yaxis, load_LE.shape[0])):
@@ -96,6 +99,8 @@ def _draw_shares(axes: Axes, load_LE: np.ndarray, norm: TwoSlopeNorm, most_ticks
     axes.tick_params(length=0)
     if numbers:
         for (layer, expert), load in np.ndenumerate(load_LE):
+            if not np.isfinite(load):
+                continue
             dark = abs(norm(load) - 0.5) > 0.3
             axes.text(expert, layer, f"{load:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "#1f2933")
     return image

@@ -18,6 +18,9 @@ MOST_CELLS = 1_000_000  # of a list by layer
 LARGEST_CELL = 1e9  # its numbers are shares, ratios, losses and counts
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}  # as the log writes them
 _LONGEST_WORD = 60
+SAMPLE = "sample/"  # what the names of texts begin with
+MOST_SAMPLES = 50  # of a step
+_LONGEST_SAMPLE = 5000
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Record:
     scalars: dict[str, float] = field(default_factory=dict)
     tables: dict[str, np.ndarray] = field(default_factory=dict)  # [L] or [L, E] by the metric's name
     start: dict[str, Any] | None = None  # START_KEYS, if the program was started before this step
+    samples: list[str] = field(default_factory=list)  # texts of the model
     damaged_values: int = 0  # that were left out
 
 
@@ -42,6 +46,12 @@ def read_record(line: bytes) -> Record | None:
     record = Record(values["step"])
     for name, value in values.items():
         if name == "step" or name in START_KEYS:
+            continue
+        if name.startswith(SAMPLE):
+            if isinstance(value, str) and len(record.samples) < MOST_SAMPLES:
+                record.samples.append(value[:_LONGEST_SAMPLE])
+            else:
+                record.damaged_values += 1
             continue
         if name.endswith("_by_layer"):
             table = _table(value, 2 if name == "expert_share_by_layer" else 1)
@@ -80,18 +90,21 @@ def _number(value: Any) -> float | None:
 
 
 def _table(value: Any, dims: int) -> np.ndarray | None:
-    """A list of numbers, or of lists of the same length; None for anything else."""
-    rows = value if dims == 2 else [value]
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+    """A list of numbers, or of lists of the same length, by layer. A layer without experts (null) is NaN. None for anything else."""
+    if not isinstance(value, list) or all(layer is None for layer in value):
         return None
-    if len(rows) * len(rows[0]) > MOST_CELLS or any(len(row) != len(rows[0]) for row in rows):
+    without_experts = [layer is None for layer in value]
+    rows = value if dims == 2 else [[layer] for layer in value]
+    width = len(rows[without_experts.index(False)]) if isinstance(rows[without_experts.index(False)], list) else 0
+    rows = [[math.nan] * width if absent else row for row, absent in zip(rows, without_experts)]
+    if not all(isinstance(row, list) and row and len(row) == width for row in rows) or len(rows) * width > MOST_CELLS:
         return None
     numbers = [[_number(cell) for cell in row] for row in rows]
     if any(cell is None for row in numbers for cell in row):
         return None
     table = np.array(numbers, dtype=np.float64)
     table[~(np.abs(table) <= LARGEST_CELL)] = np.nan
-    return table if dims == 2 else table[0]
+    return table if dims == 2 else table[:, 0]
 
 
 def _start_value(key: str, value: Any) -> Any:

@@ -17,6 +17,7 @@ from conclave.report.record import Record, read_record
 MOST_TABLES = 400  # of one by-layer value over time; a longer run keeps every second, fourth, ... of them
 MOST_METRICS = 500  # names
 MOST_STARTS = 200  # the newest
+MOST_SAMPLED_STEPS = 10  # the newest
 LONGEST_LINE = 1 << 24
 
 
@@ -39,6 +40,7 @@ class Run:
     starts: list[dict[str, Any]]  # START_KEYS of the newest starts of the program, in the order of steps
     job: dict[str, dict[str, Any]]  # empty where job.yaml is missing
     flaws: list[str] = field(default_factory=list)  # what was left out, in words
+    samples: list[tuple[int, list[str]]] = field(default_factory=list)  # texts of the model with their steps, the newest of them
 
     def __contains__(self, name: str) -> bool:
         """Whether any step has a value of that name."""
@@ -98,6 +100,7 @@ class _Reader:
         self.tables: dict[str, _TableCollector] = {}
         self.starts: deque[dict[str, Any]] = deque(maxlen=MOST_STARTS)
         self.started = 0
+        self.samples: deque[tuple[int, list[str]]] = deque(maxlen=MOST_SAMPLED_STEPS)
         self.damaged_values = 0
         self.unreadable = 0
         self.out_of_order = 0
@@ -159,6 +162,8 @@ class _Reader:
                 self.damaged_values += 1
             else:
                 self.tables[name].add(record.step, table)
+        if record.samples:
+            self.samples.append((record.step, record.samples))
         if record.start is not None:
             self.starts.append(record.start)
             self.started += 1
@@ -194,4 +199,5 @@ def read_run(folder: Path) -> Run:
         starts=list(reader.starts),
         job=job,
         flaws=flaws,
+        samples=list(reader.samples),
     )

@@ -119,7 +119,7 @@ TEST_P(EmulatedStep, allocates_what_is_planned_for_a_gpu) {
   const CheckedJob job = job_of(c, shape);
   const Measured measured = measure(c, job, axes_of(job, c.rank));
   const auto routing = testing::routing_of_fake_rank(c, measured.choices_LE);
-  PlannedMemory planned = plan_step(testing::plan_of(c, job, DeviceKind::cuda, false, routing)).memory;
+  PlannedMemory planned = plan_step(testing::plan_of(c, job, at::kCUDA, false, routing)).memory;
   for (MemoryUse* use : {&planned.peak_of, &planned.at_peak}) {
     use->total -= cublas_workspace_bytes;
     use->of[static_cast<int>(MemoryCategory::workspace)] -= cublas_workspace_bytes;

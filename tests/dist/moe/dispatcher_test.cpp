@@ -4,6 +4,7 @@
 #include <ATen/ATen.h>
 
 #include "comm/local_communicator.h"
+#include "dispatch_at_once.h"
 #include "dist/world.h"
 #include "moe/all_to_all_dispatcher.h"
 #include "moe/balancing.h"
@@ -65,12 +66,13 @@ struct Results {
 Results run(Dispatcher& dispatcher, const Tokens& tokens, int64_t first_expert) {
   Results results;
   results.plan = dispatcher.plan(tokens.expert_TK);
-  results.rows = dispatcher.dispatch(results.plan, tokens.token_TH, tokens.weight_TK);
-  results.out_TH = dispatcher.combine(results.plan, tokens.residual_TH,
-                                      expert_formula(results.rows, results.plan.rows_per_expert, first_expert).row_RH);
-  results.grad_RH = dispatcher.combine_backward(results.plan, tokens.grad_TH);
-  results.grad = dispatcher.dispatch_backward(results.plan, expert_formula({results.grad_RH, results.rows.weight_R},
-                                                                           results.plan.rows_per_expert, first_expert));
+  results.rows = dispatch(dispatcher, results.plan, tokens.token_TH, tokens.weight_TK);
+  results.out_TH = combine(dispatcher, results.plan, tokens.residual_TH,
+                           expert_formula(results.rows, results.plan.rows_per_expert, first_expert).row_RH);
+  results.grad_RH = combine_backward(dispatcher, results.plan, tokens.grad_TH);
+  results.grad = dispatch_backward(
+      dispatcher, results.plan,
+      expert_formula({results.grad_RH, results.rows.weight_R}, results.plan.rows_per_expert, first_expert));
   return results;
 }
 

@@ -8,11 +8,13 @@
 #include <filesystem>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
 #include "device/device.h"
+#include "model/parameters.h"
 #include "planner/paper_step.h"
 #include "step/forward_backward.h"
 
@@ -34,11 +36,22 @@ struct Case {
   int64_t micro_steps = 1;
   int64_t sequences = 2;
   MoeConfig moe = {};
+  std::set<std::string> frozen = {};
+  std::optional<AdapterShape> adapter = {};
 
   bool in_bf16() const { return compute == at::kBFloat16; }
 };
 inline void PrintTo(const Case& c, std::ostream* out) {
   *out << c.name;
+}
+
+// The embedding and the first layer, of the second one half of its experts, of the third the router.
+inline std::set<std::string> lower_part() {
+  std::set<std::string> names = {"embed_tokens", "layers.1.experts.down", "layers.1.input_norm", "layers.2.router"};
+  for (const char* part : {"input_norm", "attention.qkv", "attention.output", "post_attention_norm", "router",
+                           "experts.gate_up", "experts.down"})
+    names.insert(std::string("layers.0.") + part);
+  return names;
 }
 
 // Experts that are chosen, lent or reached in other ways than usual: both what they need and what they send is planned.
@@ -68,6 +81,42 @@ inline std::vector<Case> cases_of_routing() {
        .expert = 4,
        .checkpointing = full,
        .moe = {.dispatcher = DispatcherKind::all_gather}},
+      {.name = "frozen", .world = 4, .rank = 1, .shard = 4, .expert = 2, .frozen = lower_part()},
+      {.name = "frozen_offloading",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = full,
+       .offloading = true,
+       .frozen = lower_part()},
+      {.name = "lent_experts_half_frozen",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1},
+       .frozen = lower_part()},
+      {.name = "adapter",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 2,
+       .checkpointing = selective,
+       .adapter = AdapterShape{.rank = 8, .targets = {"attention.qkv.q", "attention.output"}, .experts = true}},
+      {.name = "adapter_with_dropout",
+       .world = 2,
+       .rank = 1,
+       .shard = 2,
+       .checkpointing = full,
+       .adapter = AdapterShape{.rank = 8, .dropout = 0.1, .targets = {"attention.qkv.v", "attention.output"}}},
+      {.name = "lent_experts_with_adapters",
+       .world = 4,
+       .rank = 1,
+       .shard = 4,
+       .expert = 4,
+       .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1},
+       .adapter = AdapterShape{.rank = 8, .experts = true, .router = true}},
       {.name = "lent_experts",
        .world = 4,
        .rank = 1,
@@ -80,6 +129,11 @@ inline std::vector<Case> cases_of_routing() {
 
 inline CheckedJob check(const Case& c, ModelConfig model, int64_t sequence, int64_t loss_chunk_tokens) {
   model.tie_word_embeddings = c.tied;
+  model.frozen = c.frozen;
+  if (c.adapter)
+    for (const UnitDeclaration& unit : declare_model(model))
+      for (const ParameterDeclaration& parameter : unit.parameters) model.frozen.insert(parameter.name);
+  model.adapter = c.adapter;
   Job job;
   job.data.sequence_length = sequence;
   job.data.micro_batch_size = c.sequences;
@@ -163,7 +217,7 @@ inline std::shared_ptr<const AssumedChoices> routing_of_fake_rank(const Case& c,
 }
 
 // `kind` of device; `by_gloo`: other ranks are really there.
-inline PlannedRank plan_of(const Case& c, const CheckedJob& job, DeviceKind kind, bool by_gloo,
+inline PlannedRank plan_of(const Case& c, const CheckedJob& job, at::DeviceType kind, bool by_gloo,
                            std::shared_ptr<const AssumedChoices> routing) {
   DeviceDescription device = read_device("cpu");
   device.device.kind = kind;

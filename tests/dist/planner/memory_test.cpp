@@ -153,7 +153,7 @@ TEST_P(PlannedMemoryOf, a_step_is_what_the_engine_allocates) {
   });
   const Measured measured = measure(c, job, axes);
   const auto routing = routing_of_fake_rank(c, measured.choices_LE);
-  expect_planned(measured.memory, plan_step(plan_of(c, job, DeviceKind::cpu, false, routing)).memory);
+  expect_planned(measured.memory, plan_step(plan_of(c, job, at::kCPU, false, routing)).memory);
 }
 
 // Validation between the steps needs no more than the step.
@@ -170,7 +170,7 @@ TEST_P(PlannedMemoryOf, an_evaluation_stays_below_the_step) {
   reset_memory_peaks();
   const at::Tensor choices_LE = engine.forward_backward->evaluate(batch).balance.count_LE;
   const int64_t needed = memory_report().peak_of.total - before.total;
-  const PlannedRank rank = plan_of(c, job, DeviceKind::cpu, false, routing_of_fake_rank(c, choices_LE));
+  const PlannedRank rank = plan_of(c, job, at::kCPU, false, routing_of_fake_rank(c, choices_LE));
   const PlannedMemory evaluation = plan_evaluation(rank).memory, step = plan_step(rank).memory;
   const auto state = [](const PlannedMemory& m) {
     return m.peak_of.of[0] + m.peak_of.of[1] + m.peak_of.of[2];  // parameters, moments, gradients
@@ -221,8 +221,7 @@ TEST(PlannedMemoryOfRanks, a_step_is_what_the_engine_allocates) {
         choices.push_back(engine.forward_backward->evaluate(batch_of(job, rank)).balance.count_LE);
       }
       const Measured measured = measure(c, job, axes);
-      expect_planned(measured.memory,
-                     plan_step(plan_of(c, job, DeviceKind::cpu, true, testing::routing_of(choices))).memory);
+      expect_planned(measured.memory, plan_step(plan_of(c, job, at::kCPU, true, testing::routing_of(choices))).memory);
     }
   });
 }

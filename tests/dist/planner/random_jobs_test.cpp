@@ -40,8 +40,8 @@ TEST(RandomJobs, are_on_paper_what_they_are_in_the_engine) {
       return std::make_unique<FakeCommunicator>(axis, group.index, group.size());
     });
     const testing::Measured measured = testing::measure(c, job, axes);
-    const PlannedStep planned = plan_step(
-        testing::plan_of(c, job, DeviceKind::cpu, false, testing::routing_of_fake_rank(c, measured.choices_LE)));
+    const PlannedStep planned =
+        plan_step(testing::plan_of(c, job, at::kCPU, false, testing::routing_of_fake_rank(c, measured.choices_LE)));
     // Which of an expert's rows fall into which part of the tokens, a plan cannot know.
     if (!c.moe.dispatch_chunks) testing::expect_planned(measured.memory, planned.memory);
     EXPECT_EQ(planned.traffic, traffic_of_engine(c, job));

@@ -147,7 +147,7 @@ void hold_against_record(World& world, unsigned seed) {
     if (step + 1 == steps) {
       EXPECT_NEAR(drop_rate, ran.drop_rate, 1e-12);
     }
-    PlannedRank planned = testing::plan_of(c, job, DeviceKind::cpu, true, nullptr);
+    PlannedRank planned = testing::plan_of(c, job, at::kCPU, true, nullptr);
     planned.routing = routing_of_rank(rows, job, c.rank);
     const PlannedStep on_paper = plan_step(planned);
     EXPECT_EQ(on_paper.traffic, ran.of_step[step]) << "step " << step + 1;

@@ -181,14 +181,14 @@ TEST_P(FakeWorld, sends_what_was_planned) {
   const TrafficByOperation of_norm = count->reset();
   expect_equal(of_norm, {{{"world", "all_reduce"}, {1, (c.world - 1) * 5 * 8}}});  // one double for each unit
   add(of_step, of_norm);
-  const PlannedRank planned = plan_of(c, job, DeviceKind::cpu, false, routing_of_fake_rank(c, choices_LE));
+  const PlannedRank planned = plan_of(c, job, at::kCPU, false, routing_of_fake_rank(c, choices_LE));
   expect_equal(of_step, plan_step(planned).traffic);
 
   optimizer.update(0.0, 1, 1.0);
   EXPECT_TRUE(count->reset().empty()) << "the update sends nothing";
   // Sinkhorn and balanced choices are training's alone, so an evaluation routes anew.
   const at::Tensor evaluated_LE = engine.forward_backward->evaluate(batch).balance.count_LE;
-  const PlannedRank evaluated = plan_of(c, job, DeviceKind::cpu, false, routing_of_fake_rank(c, evaluated_LE));
+  const PlannedRank evaluated = plan_of(c, job, at::kCPU, false, routing_of_fake_rank(c, evaluated_LE));
   expect_equal(count->reset(), plan_evaluation(evaluated).traffic);
 }
 
@@ -237,7 +237,7 @@ TEST(GlooTraffic, two_ranks_send_what_was_planned) {
       const int first = c.expert == 2 ? 0 : c.rank;
       for (int64_t place = 0; place < c.expert; ++place)
         choices.push_back(choices_alone(c, job, first + static_cast<int>(place)));
-      const PlannedRank planned = plan_of(c, job, DeviceKind::cpu, true, routing_of(choices));
+      const PlannedRank planned = plan_of(c, job, at::kCPU, true, routing_of(choices));
       EXPECT_TRUE(count->reset().empty()) << "setting up sends nothing";
       for (int64_t m = 0; m < c.micro_steps; ++m) {
         const bool last = m == c.micro_steps - 1;

@@ -45,6 +45,24 @@ TEST(JobDifference, what_changes_a_result_matters) {
   EXPECT_EQ(difference.was, "2048");
 }
 
+TEST(JobDifference, places_differ_between_hosts_but_not_what_a_blend_is_of) {
+  Job job, elsewhere;
+  job.data.train.sets = {{"a", "here/a", 1}};
+  elsewhere.data.train.sets = {{"b", "there/b", 1}};
+  EXPECT_EQ(values_but_places_of(job), values_but_places_of(elsewhere));
+  job.data.train.sets = {{"a", "here/a", 0.7}, {"b", "here/b", 2}};
+  elsewhere.data.train.sets = {{"a", "there/c", 0.7}, {"b", "there/d", 2}};
+  EXPECT_EQ(values_but_places_of(job).at("data.train"), "a with weight 0.7, b with weight 2");
+  EXPECT_EQ(values_but_places_of(job), values_but_places_of(elsewhere));
+  elsewhere.data.train.sets[1].weight = 3;
+  EXPECT_NE(values_but_places_of(job), values_but_places_of(elsewhere));
+  elsewhere.data.train.sets[1] = {"c", "there/d", 2};
+  EXPECT_NE(values_but_places_of(job), values_but_places_of(elsewhere));
+  elsewhere = job;
+  elsewhere.data.validation = ValidationData{{{"a", "a", 1}, {"b", "b", 1}}};
+  EXPECT_NE(values_but_places_of(job), values_but_places_of(elsewhere));
+}
+
 TEST(JobDifference, what_changes_none_does_not) {
   Job is;
   is.run.name = "other";

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "kernel_test.h"
+#include "kernels/blocked_product.h"
 
 namespace conclave {
 namespace {
@@ -107,6 +108,62 @@ TEST(Linear, rounds_a_weight_in_fp32_as_it_reads_it) {
       w[n / 2][m / 2] = std::nanf("");
       expect_same_as_rounded();
     }
+}
+
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  const at::ScalarType bits = a.scalar_type() == at::kFloat ? at::kInt : at::kShort;
+  return at::equal(a.contiguous().view(bits), b.contiguous().view(bits));
+}
+
+// Oracle: the same rows among many, whose product with a weight is computed another way round on CPUs
+// (turned_product.h). Partial blocks and panels in every direction, and numbers of terms that cannot be turned.
+TEST(Linear, few_rows_have_the_bits_that_they_have_among_many) {
+  constexpr int64_t many = 700;
+  for (const auto& [dtype, of_weight] :
+       {std::pair{at::kFloat, at::kFloat}, {at::kBFloat16, at::kBFloat16}, {at::kBFloat16, at::kFloat}}) {
+    if (!cpu::multiplies_in_blocks(dtype)) continue;  // MKL's sums may change with the number of rows
+    for (const auto& [n, m] : {std::pair<int64_t, int64_t>{512, 256}, {130, 1030}, {1100, 514}, {257, 33}})
+      for (const int64_t gap : {0, 3}) {
+        const at::Tensor x = view_inside(many, m, 1, m + gap, dtype), w = view_inside(n, m, 4, m + gap, of_weight);
+        const at::Tensor before = view_inside(many, n, 3, n + gap, dtype);
+        at::Tensor all = at::empty({many, n}, dtype), all_added = before.clone();
+        linear_forward(all, x, w);
+        linear_forward_add(all_added, x, w);
+        for (const int64_t rows : {1, 8, 17, 64, 129, 200}) {
+          SCOPED_TRACE(testing::Message() << rows << " rows, " << n << " x " << m << ", gap " << gap << ", " << dtype);
+          const at::Tensor buffer = view_inside(many, n, 3, n + gap, dtype).copy_(before);
+          const at::Tensor y = buffer.narrow(0, 50, rows), behind = buffer.narrow(0, 50 + rows, 5);
+          linear_forward_add(y, x.narrow(0, 50, rows), w);
+          EXPECT_TRUE(same_bits(y, all_added.narrow(0, 50, rows)));
+          linear_forward(y, x.narrow(0, 50, rows), w);
+          EXPECT_TRUE(same_bits(y, all.narrow(0, 50, rows)));
+          EXPECT_TRUE(same_bits(behind, before.narrow(0, 50 + rows, 5)));
+        }
+      }
+  }
+}
+
+// Oracle: its parts, one after the other. Of few rows, a large one is written past the caches.
+TEST(Linear, a_large_weight_gradient_has_the_bits_of_its_parts) {
+  constexpr int64_t n = 520, m = 300, part = 104;
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    if (!cpu::multiplies_in_blocks(dtype)) continue;
+    for (const int64_t before : {0, 3})
+      for (const int64_t rows : {1, 8, 31, 130, 256}) {
+        SCOPED_TRACE(testing::Message() << rows << " rows, " << before << " before, " << dtype);
+        const at::Tensor x = random_tensor({rows, m}, dtype), grad_y = random_tensor({rows, n}, dtype);
+        const at::Tensor buffer = at::full({before + n * m + 20}, 42.0F);
+        const at::Tensor grad_w = buffer.narrow(0, before, n * m).view({n, m});
+        linear_backward_weight(grad_w, grad_y, x, /*accumulate=*/false);
+        for (int64_t first = 0; first < n; first += part) {
+          const at::Tensor alone = at::empty({part, m});
+          linear_backward_weight(alone, grad_y.narrow(1, first, part), x, /*accumulate=*/false);
+          EXPECT_TRUE(same_bits(grad_w.narrow(0, first, part), alone));
+        }
+        EXPECT_TRUE(buffer.narrow(0, 0, before).eq(42).all().item<bool>());
+        EXPECT_TRUE(buffer.narrow(0, before + n * m, 20).eq(42).all().item<bool>());
+      }
+  }
 }
 
 // Written in place: the view still points into the buffer, and its neighbours keep their values.

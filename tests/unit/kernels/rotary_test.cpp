@@ -158,6 +158,27 @@ TEST_P(Rotary, turns_pairs_of_neighbours_and_the_first_dims_alone) {
                               rotary_table(9, {.dims = dims, .interleaved = interleaved}, at::kCPU), dtype);
 }
 
+// Oracle: a table whose rows are those of the positions, one for each row of the tensor.
+TEST_P(Rotary, takes_the_positions_it_is_given) {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16, at::kDouble})
+    for (const bool interleaved : {false, true})
+      for (const int64_t dims : {2, 14, 64})
+        for (const int64_t count : {0, 1, 13}) {
+          RotaryTable table = rotary_table(9, {.dims = dims, .interleaved = interleaved}, at::kCPU);
+          const at::Tensor position = random_integers(0, 9, {count}, at::kInt);
+          const RotaryTable by_row{table.cos_SD.index_select(0, position), table.sin_SD.index_select(0, position),
+                                   interleaved};
+          table.position_T = position;
+          const at::Tensor rows = random_tensor({count, 3 * dims}, dtype);
+          for (const auto turn_ : {rotary_forward_, rotary_backward_}) {
+            at::Tensor actual = rows.clone(), expected = rows.clone();
+            turn_(actual, 3, dims, table);
+            if (count > 0) turn_(expected, 3, dims, by_row);
+            expect_identical("rows", actual, expected);
+          }
+        }
+}
+
 TEST_P(Rotary, does_not_depend_on_threads) {
   const RotaryTable table = rotary_table(100, {.dims = 64}, at::kCPU);
   const at::Tensor rows = random_tensor({300, 8 * 64});
@@ -174,6 +195,9 @@ TEST(RotaryEntry, refuses_what_does_not_fit) {
   EXPECT_THROW(rotary_forward_(at::zeros({10, 12}), 3, 6, table), InvariantError);  // 3 heads of 6 in rows of 12
   EXPECT_THROW(rotary_forward_(at::zeros({10, 12}), 2, 5, table), InvariantError);  // 6 dims of 5
   EXPECT_THROW(rotary_table(5, {.dims = 7}, at::kCPU), InvariantError);
+  RotaryTable with_positions = table;
+  with_positions.position_T = at::zeros({9}, at::kInt);
+  EXPECT_THROW(rotary_forward_(at::zeros({10, 12}), 2, 6, with_positions), InvariantError);  // of another row each
   EXPECT_THROW(rotary_table(5, {.dims = 8, .scaling = RotaryScaling::yarn}, at::kCPU), InvariantError);
 }
 

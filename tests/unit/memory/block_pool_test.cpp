@@ -66,6 +66,30 @@ TEST(BlockPool, what_is_resident_never_exceeds_the_most_that_was_needed) {
   EXPECT_EQ(between[page - 1], 2);
 }
 
+// Large blocks may have huge pages, which must not reach beyond them: neither while they are there, nor when small ones
+// come to their places.
+TEST(BlockPool, holds_no_more_than_blocks_of_any_size_fill) {
+  constexpr size_t large = (size_t{21} << 20) + 3 * page;
+  BlockPool pool(4 * large);
+  const char* base = nullptr;
+  const auto touched = [&](size_t bytes) {
+    char* block = static_cast<char*>(pool.allocate(bytes).data);
+    std::memset(block, 1, bytes);
+    if (base == nullptr) base = block;
+    return block;
+  };
+  touched(3 * page);
+  char* first = touched(large);
+  touched(page);
+  EXPECT_EQ(resident_pages(base, 4 * large), (large + 4 * page) / page);
+  pool.free(first, large);
+  touched(large + page);  // does not fit: what was freed goes back
+  const size_t most = pool.use().most_in_use + pool.use().most_in_use / BlockPool::kept_part;
+  EXPECT_LE(resident_pages(base, 4 * large) * page, most);
+  touched(page);
+  EXPECT_LE(resident_pages(base, 4 * large) * page, most + page);
+}
+
 // Steps forward and back through eight layers, whose blocks differ in size by a twentieth, as those of routed rows do,
 // beside much that stays. Without the kept part every step asks for some 1450 pages.
 TEST(BlockPool, asks_for_nothing_new_after_some_steps) {

@@ -43,9 +43,10 @@ TEST(MetricsLine, stays_json_when_a_value_is_not_a_number_or_not_text) {
   EXPECT_EQ(metrics_line(1, {{"a", nan},
                              {"b", infinity},
                              {"c", std::vector<double>{-infinity, 0.0}},
-                             {"d", std::vector<std::vector<double>>{{nan, 1.5}, {}}}}),
+                             {"d", LayerRows{std::vector<double>{nan, 1.5}, std::nullopt, std::vector<double>{}}},
+                             {"e", LayerNumbers{std::nullopt, 2.0}}}),
             "{\"step\":1,\"a\":\"NaN\",\"b\":\"Infinity\",\"c\":[\"-Infinity\",0.0],"
-            "\"d\":[[\"NaN\",1.5],[]]}\n");
+            "\"d\":[[\"NaN\",1.5],null,[]],\"e\":[null,2.0]}\n");
   EXPECT_EQ(metrics_line(1, {{"path", "a\xff\"b"}}), "{\"step\":1,\"path\":\"a\xef\xbf\xbd\\\"b\"}\n");
 }
 

@@ -168,7 +168,8 @@ TEST(TensorBoardLog, holds_the_records_scalars_in_order) {
                 {"mfu", std::monostate{}},
                 {"device", "cpu"},
                 {"expert_load", std::vector<double>{1.0, 0.5}},
-                {"expert_share_by_layer", std::vector<std::vector<double>>{{0.25, 0.75}, {0.5, 0.5}}}});
+                {"expert_share_by_layer",
+                 LayerRows{std::vector<double>{0.25, 0.75}, std::nullopt, std::vector<double>{0.5, 0.5}}}});
   log.write(300, {{"loss", 0.0}});
   log.write(301, {{"device", "cpu"}});  // nothing to draw
   const double end = now();
@@ -178,20 +179,50 @@ TEST(TensorBoardLog, holds_the_records_scalars_in_order) {
   EXPECT_EQ(events[0].version, "brain.Event:2");
   EXPECT_EQ(events[1].session_status, 1);
   EXPECT_EQ(events[2].step, 1);
-  const std::vector<std::pair<std::string, float>> expected = {{"loss", 2.5f},
-                                                               {"tokens", 4096.0f},
-                                                               {"expert_load/0", 1.0f},
-                                                               {"expert_load/1", 0.5f},
-                                                               {"expert_share_by_layer/0/0", 0.25f},
-                                                               {"expert_share_by_layer/0/1", 0.75f},
-                                                               {"expert_share_by_layer/1/0", 0.5f},
-                                                               {"expert_share_by_layer/1/1", 0.5f}};
+  const std::vector<std::pair<std::string, float>> expected = {{"train/loss", 2.5f},
+                                                               {"train/tokens", 4096.0f},
+                                                               {"experts/expert_load/0", 1.0f},
+                                                               {"experts/expert_load/1", 0.5f},
+                                                               {"experts/expert_share_by_layer/0/0", 0.25f},
+                                                               {"experts/expert_share_by_layer/0/1", 0.75f},
+                                                               {"experts/expert_share_by_layer/2/0", 0.5f},
+                                                               {"experts/expert_share_by_layer/2/1", 0.5f}};
   EXPECT_EQ(events[2].scalars, expected);
   EXPECT_EQ(events[3].step, 300);
   for (const ReadEvent& event : events) {
     EXPECT_GE(event.wall_time, begin);
     EXPECT_LE(event.wall_time, end);
   }
+}
+
+TEST(TensorBoardLog, groups_names_as_people_look_for_them) {
+  const std::vector<std::pair<std::string, std::string>> tags = {
+      {"lm_loss", "train/lm_loss"},
+      {"lr", "train/lr"},
+      {"grad_norm", "train/grad_norm"},
+      {"validation_loss", "validation/loss"},
+      {"validation/code/loss", "validation/code/loss"},
+      {"source/chat/loss", "source/chat/loss"},
+      {"tokens_per_second", "speed/tokens_per_second"},
+      {"gather_wait_seconds", "speed/gather_wait_seconds"},
+      {"mfu", "speed/mfu"},
+      {"save_seconds", "checkpoints/save_seconds"},
+      {"save_stall_seconds", "checkpoints/save_stall_seconds"},
+      {"peak_memory_bytes", "memory/peak_memory_bytes"},
+      {"memory/moments", "memory/moments"},
+      {"expert_imbalance", "experts/expert_imbalance"},
+      {"z_loss", "train/z_loss"},
+      {"z_loss_by_layer", "experts/z_loss_by_layer"},
+      {"ranks", "run/ranks"},
+  };
+  TemporaryFolder folder;
+  TensorBoardLog log(folder / "tensorboard", 0);
+  MetricsRecord record;
+  for (const auto& [name, tag] : tags) record.emplace_back(name, 1.0);
+  log.write(1, record);
+  const ReadEvent event = events_of(log.path()).at(2);
+  ASSERT_EQ(event.scalars.size(), tags.size());
+  for (size_t i = 0; i < tags.size(); ++i) EXPECT_EQ(event.scalars[i].first, tags[i].second);
 }
 
 // Oracle: TensorBoard's own rule (plugin_event_accumulator.py): of the SessionLog.START events of a folder, each after

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "device/device.h"
+#include "dispatch_at_once.h"
 #include "moe/local_dispatcher.h"
 #include "unit/moe/plain_experts.h"
 
@@ -42,20 +43,20 @@ Answer dispatched(const Problem& p, bool keep_gate_up) {
   LocalDispatcher dispatcher(p.gate_up_EJH.size(0));
   const ExpertWeights weights{p.gate_up_EJH, p.down_EHI};
   const DispatchPlan plan = dispatcher.plan(p.expert_TK);
-  ExpertRows rows = dispatcher.dispatch(plan, p.token_TH, p.weight_TK);
+  ExpertRows rows = dispatch(dispatcher, plan, p.token_TH, p.weight_TK);
   ExpertOutput output = experts_forward(rows, plan.rows_per_expert, weights,
                                         keep_gate_up ? PreActivation::kept : PreActivation::repeated);
   EXPECT_EQ(output.gate_up_RJ.defined(), keep_gate_up);
   Answer a;
-  a.out_TH = dispatcher.combine(plan, p.residual_TH, output.row_RH);
+  a.out_TH = combine(dispatcher, plan, p.residual_TH, output.row_RH);
   // What is not written keeps the garbage.
   a.grad_gate_up_EJH = at::full_like(p.gate_up_EJH, 1e30);
   a.grad_down_EHI = at::full_like(p.down_EHI, 1e30);
   ExpertGradients gradients{{a.grad_gate_up_EJH}, {a.grad_down_EHI}};
-  const at::Tensor grad_RH = dispatcher.combine_backward(plan, p.grad_TH);
+  const at::Tensor grad_RH = combine_backward(dispatcher, plan, p.grad_TH);
   const ExpertRows grad =
       experts_backward(grad_RH, std::move(rows), output.gate_up_RJ, plan.rows_per_expert, weights, gradients);
-  const DispatchGradient result = dispatcher.dispatch_backward(plan, grad);
+  const DispatchGradient result = dispatch_backward(dispatcher, plan, grad);
   a.grad_token_TH = result.token_TH;
   a.grad_weight_TK = result.weight_TK;
   return a;
@@ -110,13 +111,13 @@ TEST(Experts, weight_gradients_that_nobody_wants_are_left_out) {
     const DispatchPlan plan = dispatcher.plan(p.expert_TK);
     std::vector<DispatchGradient> results;
     for (const bool wanted : {true, false}) {
-      ExpertRows rows = dispatcher.dispatch(plan, p.token_TH, p.weight_TK);
+      ExpertRows rows = dispatch(dispatcher, plan, p.token_TH, p.weight_TK);
       ExpertOutput output = experts_forward(rows, plan.rows_per_expert, weights, PreActivation::kept);
       ExpertGradients gradients;
       if (wanted) gradients = {{at::empty_like(p.gate_up_EJH)}, {at::empty_like(p.down_EHI)}};
-      const ExpertRows grad = experts_backward(dispatcher.combine_backward(plan, p.grad_TH), std::move(rows),
+      const ExpertRows grad = experts_backward(combine_backward(dispatcher, plan, p.grad_TH), std::move(rows),
                                                output.gate_up_RJ, plan.rows_per_expert, weights, gradients);
-      results.push_back(dispatcher.dispatch_backward(plan, grad));
+      results.push_back(dispatch_backward(dispatcher, plan, grad));
     }
     EXPECT_TRUE(at::equal(results[0].token_TH, results[1].token_TH));
     EXPECT_TRUE(at::equal(results[0].weight_TK, results[1].weight_TK));
@@ -131,10 +132,10 @@ TEST(Experts, weight_gradients_accumulate) {
   const DispatchPlan plan = dispatcher.plan(p.expert_TK);
   at::Tensor gate_up = at::full_like(p.gate_up_EJH, 1e30), down = at::full_like(p.down_EHI, 1e30), once;
   for (const bool accumulate : {false, true}) {
-    ExpertRows rows = dispatcher.dispatch(plan, p.token_TH, p.weight_TK);
+    ExpertRows rows = dispatch(dispatcher, plan, p.token_TH, p.weight_TK);
     ExpertOutput output = experts_forward(rows, plan.rows_per_expert, weights, PreActivation::kept);
     ExpertGradients gradients{{gate_up, accumulate}, {down, accumulate}};
-    experts_backward(dispatcher.combine_backward(plan, p.grad_TH), rows, output.gate_up_RJ, plan.rows_per_expert,
+    experts_backward(combine_backward(dispatcher, plan, p.grad_TH), rows, output.gate_up_RJ, plan.rows_per_expert,
                      weights, gradients);
     if (!accumulate) once = gate_up.clone();
   }
@@ -151,9 +152,9 @@ TEST(LocalDispatcher, dispatch_then_combine_with_uniform_weights_is_the_identity
         LocalDispatcher dispatcher(13);
         const DispatchPlan plan = dispatcher.plan(p.expert_TK);
         const ExpertRows rows =
-            dispatcher.dispatch(plan, token_TH, at::full({tokens, top_k}, 1.0f / static_cast<float>(top_k)));
+            dispatch(dispatcher, plan, token_TH, at::full({tokens, top_k}, 1.0f / static_cast<float>(top_k)));
         const at::Tensor weighted = rows.row_RH * rows.weight_R.unsqueeze(1).to(dtype);
-        EXPECT_TRUE(dispatcher.combine(plan, at::zeros_like(token_TH), weighted).equal(token_TH))
+        EXPECT_TRUE(combine(dispatcher, plan, at::zeros_like(token_TH), weighted).equal(token_TH))
             << tokens << " " << top_k;
       }
 }

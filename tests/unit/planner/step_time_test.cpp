@@ -114,7 +114,7 @@ TEST(CollectiveTime, crosses_nodes_once_for_each_node_with_rings_and_once_for_ea
   // 7 parts of 1 byte, 4 of them for the other node, whose 4 ranks pass them on.
   EXPECT_DOUBLE_EQ(collective_seconds(CollectivePattern::gather_or_scatter, 7, group, device), 1.0);
   EXPECT_DOUBLE_EQ(collective_seconds(CollectivePattern::all_to_all, 7, group, device), 4.0);
-  device.device.kind = DeviceKind::cpu;
+  device.device.kind = at::kCPU;
   EXPECT_DOUBLE_EQ(collective_seconds(CollectivePattern::gather_or_scatter, 7, group, device), 4.0);
 }
 

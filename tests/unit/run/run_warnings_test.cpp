@@ -15,7 +15,8 @@ using testing::IsEmpty;
 
 constexpr int64_t top_k = 2;  // of 8 experts: max / mean is 4 at most
 
-// Two layers' counts: of the first layer `busiest` of 800 choices fall on expert 0, of the second all experts have 100.
+// Of a model whose first layer is dense, two layers' counts: of the first one `busiest` of 800 choices fall on expert
+// 0, of the second all experts have 100.
 at::Tensor load_of(double busiest) {
   at::Tensor count_LE = at::full({2, 8}, 100.0, at::kDouble);
   count_LE[0] = at::full({8}, (800 - busiest) / 7, at::kDouble);
@@ -41,7 +42,7 @@ class Training {
  private:
   Job job_;
   DeadExperts dead_{2, 8};
-  RunWarnings warnings_{job_, top_k};
+  RunWarnings warnings_{job_, top_k, {1, 2}};
   int64_t step_ = 0;
   std::vector<std::string> said_;
 };
@@ -57,7 +58,7 @@ TEST(RunWarnings, name_dead_experts_once_with_their_layers) {
   load_LE[1][5] = 2;
   EXPECT_THAT(run.after(99, load_LE), IsEmpty());
   EXPECT_THAT(run.after(101, load_LE),
-              ElementsAre(AllOf(HasSubstr("step 100: "), HasSubstr("2 of 16 experts are dead"), HasSubstr("(layer 1)"),
+              ElementsAre(AllOf(HasSubstr("step 100: "), HasSubstr("2 of 16 experts are dead"), HasSubstr("(layer 2)"),
                                 HasSubstr("Set moe.aux_loss_layers (together) to each"))));
 }
 

@@ -172,6 +172,41 @@ TEST(FlatParameter, gradients_add_up_over_micro_steps_and_start_anew) {
       }
 }
 
+// Its parameters are gathered as those of others; nothing else is ever allocated, computed or sent.
+TEST(FlatParameter, a_frozen_group_has_neither_gradients_nor_optimizer_state) {
+  std::vector<ParameterDeclaration> parameters = dense_parameters();
+  for (ParameterDeclaration& parameter : parameters) parameter.frozen = true;
+  FakeCommunicator shard("shard", 1, 2);
+  LocalCommunicator replica("replica");
+  FlatParameterOptions options;
+  options.optimizer_state = {"exp_avg"};
+  FlatParameter group(parameters, 0, 1, shard, replica, options);
+  group.allocate_parameters();
+  group.allocate_training_state();
+  EXPECT_TRUE(group.is_frozen());
+  EXPECT_FALSE(group.gradient_shard.defined());
+  EXPECT_TRUE(group.optimizer_state.empty());
+  ASSERT_EQ(group.gradients().size(), parameters.size());
+  for (const Gradient& gradient : group.gradients()) EXPECT_FALSE(gradient.is_wanted());
+  group.begin_reduce(true, true);
+  EXPECT_FALSE(group.is_reducing());
+  group.finish_reduce();
+  group.begin_unshard();
+  group.finish_unshard();
+  EXPECT_EQ(group.weights().size(), parameters.size());
+}
+
+// Uniform values, too, are a pure function of (seed, name, element), within their bound.
+TEST(FlatParameter, uniform_initial_values_keep_their_bound) {
+  std::vector<ParameterDeclaration> parameters = dense_parameters();
+  parameters[1].init_bound = 0.25f;
+  const at::Tensor drawn = initialized_alone(parameters)[1];
+  EXPECT_LT(drawn.abs().max().item<float>(), 0.25f);
+  EXPECT_GT(drawn.abs().max().item<float>(), 0.2f);
+  EXPECT_NEAR(drawn.mean().item<float>(), 0, 0.05);
+  expect_same_on_every_rank(parameters, 1, 3);
+}
+
 // Several visits of one backward (tied weights) add to one gradient.
 TEST(FlatParameter, second_request_of_gradients_accumulates) {
   FakeCommunicator shard("shard", 1, 2);
