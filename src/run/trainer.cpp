@@ -23,6 +23,7 @@
 #include "run/resume_choice.h"
 #include "run/run_export.h"
 #include "run/same_run.h"
+#include "step/compute_precision.h"
 #include "step/step_exchange.h"
 
 namespace conclave {
