@@ -67,7 +67,13 @@ void add_ckpt_export(CLI::App& ckpt) {
     CheckpointReader from(checkpoint_of(options->checkpoint));
     if (const auto lost = lost_in_export(from.state().values)) fmt::print(stderr, "warning: {}\n", *lost);
     const ModelConfig model = model_of(from);
-    if (adapter_of_run(from.state()).exists()) return export_adapter(from, model, options->output);
+    if (adapter_of_run(from.state()).exists()) {
+      if (options->dtype != "fp32" || !options->tokenizer.empty())
+        user_error(
+            "{} holds an adapter, which is written in fp32 and without a tokenizer. Leave out --dtype and --tokenizer.",
+            from.path().string());
+      return export_adapter(from, model, options->output);
+    }
     const std::vector<DiskNames> names = disk_names(model);
     const at::ScalarType dtype = options->dtype == "bf16"   ? at::kBFloat16
                                  : options->dtype == "fp16" ? at::kHalf
