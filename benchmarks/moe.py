@@ -3,14 +3,15 @@ Transformers' experts (eager and grouped_mm) and a plain loop over the experts.
 
     ./dev bench moe
     ./dev bench moe --precision bf16 --shapes small
-    ./dev bench moe --no-rivals
+    ./dev bench moe --rivals
     ./dev bench moe --shapes wide --sweeps experts --experts 64
     ./dev bench moe --shapes olmoe qwen3_moe --sweeps rows --rows 64 32 16 8
 
 Cases that are not measured again stay in the results as they were.
 
 Rows per expert fall from many to few at a fixed model (tokens vary), and experts rise from 8 to 64 at equal work (tokens x choices is fixed).
-In bf16 Conclave's weights and their gradients are fp32, as in training; the rivals' are bf16, and what casts them is not counted.
+In bf16 Conclave's weights and their gradients are fp32, as in training; the rivals' are bf16, and what casts them is not counted. "cast" is grouped_mm with
+fp32 weights that are cast to bf16, and whose gradients are cast back, as in a step of mixed precision.
 """
 
 import argparse
@@ -50,7 +51,10 @@ def measure_conclave(case: dict, rounds: int, program: Path = ROOT / "build/benc
     return json.loads(done.stdout)
 
 
-def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
+RIVALS = {"transformers_eager": "eager", "transformers_grouped_mm": "grouped", "plain_loop": "loop", "transformers_grouped_mm_cast": "cast"}
+
+
+def measure_rivals(case: dict, rounds: int, names: tuple[str, ...] = tuple(RIVALS)[:3]) -> dict[str, float]:
     """Median seconds of forward and backward of the same layer by each rival, with gradients written anew in each round."""
     import torch
     from transformers import MixtralConfig
@@ -76,6 +80,11 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
                 parameter.normal_(std=0.02)
         return layer, lambda: layer(token, chosen, weight)
 
+    def cast_from_fp32():
+        layer, _ = transformers_experts("grouped_mm")
+        layer.float()
+        return layer, lambda: torch.func.functional_call(layer, {name: value.to(dtype) for name, value in layer.named_parameters()}, (token, chosen, weight))
+
     def plain_loop():
         layer, _ = transformers_experts("eager")
         gate_up = [matrix.detach().clone().requires_grad_() for matrix in layer.gate_up_proj]
@@ -94,8 +103,11 @@ def measure_rivals(case: dict, rounds: int) -> dict[str, float]:
         return owner, forward
 
     seconds = {}
-    for name, made in {"transformers_eager": lambda: transformers_experts("eager"), "transformers_grouped_mm": lambda: transformers_experts("grouped_mm"),
-                       "plain_loop": plain_loop}.items():
+    rivals = {"transformers_eager": lambda: transformers_experts("eager"), "transformers_grouped_mm": lambda: transformers_experts("grouped_mm"),
+              "plain_loop": plain_loop, "transformers_grouped_mm_cast": cast_from_fp32}
+    if dtype == torch.float32:
+        del rivals["transformers_grouped_mm_cast"]
+    for name, made in ((name, made) for name, made in rivals.items() if name in names):
         layer, forward = made()  # one at a time: 64 wide experts with their gradients take 6 GB
         taken = []
         for _ in range(rounds + 1):  # the first one warms up
@@ -124,14 +136,15 @@ def cases_of(options: argparse.Namespace) -> list[dict]:
     return [case for case in cases if case["sweep"] in options.sweeps]
 
 
-HEADER = f"{'shape':<10}{'sweep':<9}{'experts':>8}{'rows each':>10}{'ms':>9}{'us/token':>10}{'of products':>12}{'eager':>8}{'grouped':>9}{'loop':>8}"
+HEADER = (f"{'shape':<10}{'sweep':<9}{'experts':>8}{'rows each':>10}{'ms':>9}{'us/token':>10}{'of products':>12}"
+          + "".join(f"{word:>9}" for word in RIVALS.values()))
 
 
 def show(result: dict) -> None:
     own = result["layer_seconds"]["median"]
-    ratios = [f"{result['rivals'][name] / own:.2f} x" if result["rivals"] else "" for name in ("transformers_eager", "transformers_grouped_mm", "plain_loop")]
+    ratios = [f"{result['rivals'][name] / own:.2f} x" if name in result["rivals"] else "" for name in RIVALS]
     print(f"{result['shape']:<10}{result['sweep']:<9}{result['experts']:>8}{result['rows_per_expert']:>10}{own * 1e3:>9.1f}"
-          f"{own / result['tokens'] * 1e6:>10.1f}{result['fraction_of_product_rate']:>12.2f}{ratios[0]:>8}{ratios[1]:>9}{ratios[2]:>8}", flush=True)
+          f"{own / result['tokens'] * 1e6:>10.1f}{result['fraction_of_product_rate']:>12.2f}" + "".join(f"{ratio:>9}" for ratio in ratios), flush=True)
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -141,7 +154,7 @@ def measure(options: argparse.Namespace) -> None:
     print(HEADER)
     for case in cases_of(options):
         result = {**case, **measure_conclave(case, options.rounds)}
-        result["rivals"] = measure_rivals(case, options.rival_rounds) if options.rivals else {}
+        result["rivals"] = measure_rivals(case, options.rival_rounds, options.rivals)
         results = [other for other in results if any(other[key] != value for key, value in case.items())] + [result]
         show(result)
         file.write_text(json.dumps({"machine": processor_name(), "load": os.getloadavg()[0], "precision": options.precision, "cases": results}, indent=1) + "\n")
@@ -157,7 +170,7 @@ def main() -> int:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rival-rounds", type=int, default=3)
-    parser.add_argument("--no-rivals", dest="rivals", action="store_false", help="Conclave and its products alone")
+    parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=tuple(RIVALS), help="(default: all; none: Conclave and its products alone)")
     return exit_code_of(measure, parser.parse_args())
 
 

@@ -1,4 +1,4 @@
-"""Steps of training from Python: Transformers' Mixtral under FSDP2, the same with conclave.transform, and the program, on the same ranks.
+"""Steps of training from Python: Transformers' model under FSDP2, the same with conclave.transform, and the program, on the same ranks.
 
     ./dev bench python_step --shape small --steps 12 --rounds 2
 
@@ -16,8 +16,8 @@ import statistics
 from importlib.metadata import version
 from pathlib import Path
 
-from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, find_program, find_tcmalloc, processor_name,
-                   run_conclave, run_rival, summary_of)
+from sides import (OPTIMIZER, RESULTS, SHAPES, BenchmarkError, Setting, confine_to_cores, exit_code_of, experts_of, find_program, find_tcmalloc,
+                   processor_name, run_conclave, run_rival, summary_of)
 from train_step import check_losses, largest_difference
 
 SIDES = ("program", "transformed", "plain")
@@ -63,8 +63,8 @@ def measure(options: argparse.Namespace) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
-    parser.add_argument("--experts", type=int, default=8, help="experts of a layer (default 8)")
-    parser.add_argument("--choices", type=int, default=2, help="experts that each token is sent to (default 2)")
+    parser.add_argument("--experts", type=int, help="experts of a layer (default: the shape's, else 8)")
+    parser.add_argument("--choices", type=int, help="experts that each token is sent to (default: the shape's, else 2)")
     parser.add_argument("--batch", type=int, default=1, help="sequences of a rank in a step (default 1)")
     parser.add_argument("--sequence", type=int, default=512, help="tokens of a sequence (default 512)")
     parser.add_argument("--steps", type=int, default=12, help="steps of a run; the first half, at most 20, is not timed (default 12)")
@@ -76,6 +76,7 @@ def main() -> int:
     parser.add_argument("--tcmalloc", default="auto", metavar="PATH", help="what the Python sides preload: a path, auto (the system's, if any) or none")
     parser.add_argument("--output", type=Path, help="the result (default: benchmarks/results/python_step-....json)")
     options = parser.parse_args()
+    options.experts, options.choices = experts_of(SHAPES[options.shape], options.experts, options.choices)
     options.lr, options.rate = OPTIMIZER["lr"], None
     return exit_code_of(measure, options)
 

@@ -94,7 +94,7 @@ nlohmann::json keys_of(std::string_view model_type, const StarterSize& size, int
       {"n_routed_experts", size.experts},
       {"num_experts_per_tok", size.top_k},
       {"moe_intermediate_size", size.expert_intermediate},
-      {"norm_topk_prob", true},
+      {"shared_expert_intermediate_size", size.expert_intermediate},
       {"n_shared_experts", 1},
       {"first_k_dense_replace", 1},
       {"n_group", 1},

@@ -4,8 +4,10 @@
 
 #include <algorithm>
 
+#include "kernels/linear.h"
 #include "kernels/values.h"
 #include "memory/memory_category.h"
+#include "model/low_rank_adapter.h"
 #include "model/rotary_options.h"
 
 namespace conclave {
@@ -25,6 +27,20 @@ at::Tensor on_host(const std::vector<int64_t>& values) {
   const at::Tensor tensor = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
   std::copy(values.begin(), values.end(), tensor.data_ptr<int64_t>());
   return tensor;
+}
+
+// Latent attention reads kv_b's matrix itself (LatentAttention::extend), so an adapter beside it is added to the
+// matrix.
+void fold_into_matrix(const UnitDeclaration& unit, UnitWeights& weights) {
+  const std::string name = unit.name + ".attention.kv_b";
+  if (!has_adapter(unit, name)) return;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (unit.parameters[i].name != name) continue;
+    const LowRank adapter = LowRankAdapter(name, 0, unit).matrices(weights);
+    const at::ScalarType dtype = weights[i].scalar_type();
+    weights[i] = weights[i].clone();
+    linear_backward_input_add(weights[i], adapter.b_NP.to(dtype) * adapter.scale, adapter.a_PM.to(dtype));
+  }
 }
 
 }  // namespace
@@ -58,6 +74,7 @@ void CachedModel::gather_once() {
     unit->finish_unshard();
     UnitWeights& weights = gathered_.emplace_back(unit->weights());
     for (at::Tensor& weight : weights) weight = weight.to(model_.options().compute_dtype);
+    fold_into_matrix(model_.declarations()[gathered_.size() - 1], weights);
     unit->reshard();  // which lets the tensors go; they live on here
     for (FlatParameter& group : unit->groups()) group.parameter_shard.reset();
   }
@@ -72,7 +89,10 @@ void CachedModel::begin_pass() {
 }
 
 UnitWeights CachedModel::begin(size_t unit) {
-  return schedule_ ? schedule_->begin(unit).weights() : gathered_[unit];
+  if (!schedule_) return gathered_[unit];
+  UnitWeights weights = schedule_->begin(unit).weights();
+  fold_into_matrix(model_.declarations()[unit], weights);
+  return weights;
 }
 
 void CachedModel::end(size_t unit) {

@@ -1,11 +1,13 @@
 #include "run/run_record.h"
 
 #include <ATen/ATen.h>
+#include <fmt/format.h>
 
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "model/parameters.h"
 #include "run/run_folder.h"
 #include "step/compute_precision.h"
 
@@ -101,6 +103,16 @@ std::vector<std::pair<std::string, double>> losses_of(const Blend& blend, const 
   for (size_t s = 0; s < report.sources.size(); ++s)
     if (report.sources[s].targets > 0) losses.emplace_back(blend.sources()[s].name, report.sources[s].mean());
   return losses;
+}
+
+std::string what_is_computed(const ParallelJob& job, const std::vector<UnitDeclaration>& declared) {
+  const int64_t parameters = count_parameters(declared), trained = count_trained_parameters(declared);
+  return fmt::format(
+      "{} parameters{}, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}", parameters,
+      trained < parameters ? fmt::format(", of which {} are trained", trained) : "",
+      count_parameters_per_token(declared, job.model_config()), job.tokens_per_step(), job.micro_steps(),
+      precision_name(job.compute()),
+      job.job().precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "", job.device().str());
 }
 
 void append_start(MetricsRecord& record, const ParallelJob& job, int64_t started_after) {

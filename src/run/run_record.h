@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/parameter_declaration.h"
 #include "config/model_config.h"
 #include "metrics/record.h"
 #include "moe/dead_experts.h"
@@ -37,6 +38,9 @@ void append_load(MetricsRecord& record, const ModelConfig& model, const LoadStat
 void append_sources(MetricsRecord& record, const Blend& blend, int64_t samples, const StepReport& report);
 // Names and mean losses of the step's sources, for people; empty: there is one source.
 std::vector<std::pair<std::string, double>> losses_of(const Blend& blend, const StepReport& report);
+
+// The model's size, a step's, and in what it is computed, for the log.
+std::string what_is_computed(const ParallelJob& job, const std::vector<UnitDeclaration>& declared);
 
 // Of the first step after a start: after which step it went on (0: from the beginning), on what, with which versions.
 void append_start(MetricsRecord& record, const ParallelJob& job, int64_t started_after);

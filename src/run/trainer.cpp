@@ -14,7 +14,6 @@
 #include "data/fingerprint.h"
 #include "device/device.h"
 #include "metrics/running_memory.h"
-#include "model/parameters.h"
 #include "optim/learning_rate.h"
 #include "run/abandoned_history.h"
 #include "run/checkpoint_values.h"
@@ -76,14 +75,7 @@ void Trainer::start(std::unique_ptr<TextCoder> coder) {
   forward_backward_.take_parameters();
   first_step_ = position_.step + 1;
 
-  const std::vector<UnitDeclaration>& declared = job_.model().declarations();
-  const int64_t parameters = count_parameters(declared), trained = count_trained_parameters(declared);
-  spdlog::info("{} parameters{}, {} used by each token; {} tokens a step in {} micro-steps; computing in {}{} on {}",
-               parameters, trained < parameters ? fmt::format(", of which {} are trained", trained) : "",
-               count_parameters_per_token(declared, job_.model_config()), job_.tokens_per_step(), job_.micro_steps(),
-               precision_name(job_.compute()),
-               job.precision.experts == ExpertPrecision::fp8 ? ", the experts' products in fp8," : "",
-               job_.device().str());
+  spdlog::info(what_is_computed(job_, job_.model().declarations()));
   if (job_.is_first())
     log_reading(*training_, position_.samples, job.run.steps - position_.step, job_.sequences_per_step());
   spdlog::info(what_is_kept(job));

@@ -40,7 +40,7 @@ void read_selection_bias(ParallelModel& model, ExpertSelection& selection) {
 }
 
 void write_selection_bias(ParallelModel& model, const ExpertSelection& selection) {
-  if (!has_bias(model)) return;
+  if (!has_bias(model) || !selection.bias_LE().defined()) return;  // on paper nobody has read one
   for_each_part(model, ParallelModel::Replicas::all, selection.bias_LE(),
                 [](const at::Tensor& part, const at::Tensor& of_bias) { part.copy_(of_bias); });
 }

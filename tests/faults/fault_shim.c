@@ -1,7 +1,8 @@
 // Faults of the system's file calls, for a program that knows nothing of them: LD_PRELOAD puts these functions before
 // the C library's. FAULT says when and what, as "operation:path:first:last:action":
 //
-//   operation  write, flush (fsync), reserve (posix_fallocate), rename (by its target) or read; with a position or without
+//   operation  write, flush (fsync), reserve (posix_fallocate), rename (by its target) or read; with a position or without;
+//              or start, of "the program" itself, before its main()
 //   path       part of the file's path
 //   first      the first such call that fails, counted from 1
 //   last       the last one
@@ -9,6 +10,8 @@
 //              tear       half of a write is done, then SIGKILL
 //              short      half of a write is done, which the call tells
 //              EIO, ENOSPC  the call fails with this error
+//              hang       the call never returns, and nor does the thread
+//              leave      the process ends at once, with code 0
 //              arm        the call is done, and the program gets SIGKILL where it next enters the function at FAULT_FUNCTION
 //
 // FAULT_FUNCTION: the function's address in the program's file (nm), in hexadecimal.
@@ -32,12 +35,16 @@ static struct {
 } fault;
 static atomic_long calls;
 
+enum verdict { go_on, half, fail };
+static enum verdict decide(const char* operation, const char* path);
+
 __attribute__((constructor)) static void read_fault(void) {
   const char* text = getenv("FAULT");
   if (text == NULL) return;
   if (sscanf(text, "%15[^:]:%255[^:]:%ld:%ld:%15s", fault.operation, fault.path, &fault.first, &fault.last,
              fault.action) != 5)
     abort();
+  decide("start", "the program");
 }
 
 static void die(void) { kill(getpid(), SIGKILL); }
@@ -69,8 +76,6 @@ static void arm(void) {
 #endif
 }
 
-enum verdict { go_on, half, fail };
-
 // Decides about one call. Does not return from a kill.
 static enum verdict decide(const char* operation, const char* path) {
   if (strcmp(operation, fault.operation) != 0 || strstr(path, fault.path) == NULL) return go_on;
@@ -78,6 +83,8 @@ static enum verdict decide(const char* operation, const char* path) {
   if (call < fault.first || call > fault.last) return go_on;
   if (strcmp(fault.action, "kill") == 0) die();
   if (strcmp(fault.action, "arm") == 0) arm();
+  if (strcmp(fault.action, "leave") == 0) _exit(0);
+  while (strcmp(fault.action, "hang") == 0) pause();
   if (strcmp(fault.action, "tear") == 0 || strcmp(fault.action, "short") == 0) return half;
   if (strcmp(fault.action, "EIO") == 0) return errno = EIO, fail;
   if (strcmp(fault.action, "ENOSPC") == 0) return errno = ENOSPC, fail;

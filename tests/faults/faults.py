@@ -22,6 +22,10 @@ class Shim:
         """`action` at the calls `first` to `last` (one call when it is not given) of `operation` on files whose path contains `path`."""
         return {"LD_PRELOAD": str(self.library), "FAULT": f"{operation}:{path}:{first}:{first if last is None else last}:{action}"}
 
+    def death_at_first(self, function: str) -> dict[str, str]:
+        """SIGKILL where the program enters `function` for the first time."""
+        return self.death_in(function, "start", "the program")
+
     def death_in(self, function: str, operation: str, path: str) -> dict[str, str]:
         """SIGKILL where the program enters `function` next after the first `operation` on such a file."""
         return {**self.fault(operation, path, "arm"), "FAULT_FUNCTION": f"{address_of(function):x}"}

@@ -4,7 +4,6 @@ Oracle: a run of the same job that nothing disturbed. After each fault the same 
 bit; or refuse, naming what is damaged, on all ranks alike. Faults come from outside (faults.py): nothing in the program knows of them.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,56 +11,15 @@ import signal
 import subprocess
 
 import pytest
-from faults import MANY, Shim
+from faults import MANY
 from small_job import SmallJob
-
-RANKS = 2
-SAVED = [2, 4, 6]
-KEYS = {"run.steps": 6, "checkpoint.every": 2, "checkpoint.keep": 3, "parallel.expert_parallel_degree": 2}
-
-
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory):
-    return Shim(tmp_path_factory.mktemp("shim"))
-
-
-def names(steps):
-    return [f"step-{step:08}" for step in steps]
-
-
-def losses(job):
-    return [(record["step"], record["loss"], record["grad_norm"]) for record in job.metrics()]
-
-
-def weights(job):
-    """A hash over the weights of the newest checkpoint, in the export's order: not of the layout's files."""
-    job.must_export(job.folder / "export")
-    return hashlib.sha256((job.folder / "export/model.safetensors").read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    job = SmallJob(tmp_path_factory.mktemp("undisturbed"), KEYS)
-    job.must_run(RANKS)
-    assert job.checkpoints == names(SAVED)
-    return job, losses(job), weights(job)
-
+from undisturbed import KEYS, RANKS, SAVED, assert_like_undisturbed, names
 
 @pytest.fixture
 def finished(undisturbed, tmp_path):
     """A copy of the undisturbed run, to be damaged."""
     shutil.copytree(undisturbed[0].folder, tmp_path / "run")
     return SmallJob(tmp_path / "run", KEYS)
-
-
-def assert_like_undisturbed(job, undisturbed, steps=SAVED):
-    _, expected_losses, expected_weights = undisturbed
-    assert losses(job) == expected_losses
-    assert job.checkpoints == names(steps)
-    left = {path.name for path in (job.output / "checkpoints").iterdir()} - set(names(steps)) - {"latest"}
-    assert not left, f"left behind: {left}"
-    assert (job.output / "checkpoints/latest").read_text() == names(steps)[-1] + "\n"
-    assert weights(job) == expected_weights
 
 
 # ---- SIGKILL at every stage of a save

@@ -35,23 +35,6 @@ def test_a_killed_rank_is_named_and_the_other_ends(victim, tmp_path):
     assert len(lines) == 1 and f"rank {victim} is lost" in lines[0], ended.text
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_stopped_rank_is_named_and_the_other_ends(victim, tmp_path):
-    job = SmallJob(tmp_path, {**ENDLESS, "parallel.expert_parallel_degree": 2})
-    ranks = job.start(2)
-    ranks.wait_until(job.has_steps(3), "step 3")
-    ranks.processes[victim].send_signal(signal.SIGSTOP)
-    other = ranks.processes[1 - victim]
-    try:
-        other.wait(120)
-    finally:
-        ranks.kill()
-    ended = ranks.wait()
-    assert ended.codes[1 - victim] == 3, ended.text
-    lines = ended.error_lines
-    assert len(lines) == 1 and re.search(rf"rank {victim} (is lost|hangs)", lines[0]), ended.text
-
-
 @pytest.mark.parametrize("absent", [0, 1])
 def test_a_rank_that_never_comes_is_named(absent, tmp_path):
     ranks = SmallJob(tmp_path, {"run.timeout_seconds": 5}).start(2)

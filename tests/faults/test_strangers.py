@@ -197,18 +197,3 @@ def test_a_python_that_lacks_what_is_needed_is_named(python, words, tmp_path):
     done = subprocess.run([PROGRAM, "report", job.output], env={**os.environ, "CONCLAVE_PYTHON": str(python)}, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and words in done.stderr and "CONCLAVE_PYTHON" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
-
-
-# ---- a process that somebody has stopped
-
-
-def test_a_stopped_rank_is_said_to_be_stopped(tmp_path):
-    job = SmallJob(tmp_path, {**ENDLESS, "run.timeout_seconds": 10})
-    ranks = job.start(2)
-    ranks.wait_until(job.has_steps(3), "step 3")
-    ranks.processes[1].send_signal(signal.SIGSTOP)
-    ranks.processes[0].wait(120)
-    ended = ranks.output(0)[1]
-    ranks.kill()
-    assert f"its process ({ranks.processes[1].pid}) is stopped" in ended, ended
-    assert re.search(r"(last in|after|reached it is) \w+ #\d+ of the \w+ axis", ended), ended

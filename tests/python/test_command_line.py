@@ -31,7 +31,7 @@ def assert_refused(ended, *facts):
     pytest.param([], ["conclave needs a command", "train, validate"], id="nothing"),
     pytest.param(["trian", "job.yaml"], ["unknown command conclave trian", "Did you mean conclave train?"], id="command"),
     pytest.param(["valdate", "job.yaml", "--world", "2"], ["Did you mean conclave validate?"], id="command-with-options"),
-    pytest.param(["generate", "--help"], ["unknown command conclave generate", "The commands are init, train, validate"], id="command-with-help"),
+    pytest.param(["serve", "--help"], ["unknown command conclave serve", "The commands are init, train, validate"], id="command-with-help"),
     pytest.param(["ckpt"], ["conclave ckpt needs a command", "list, show"], id="no-inner-command"),
     pytest.param(["ckpt", "exprot", "run", "folder"], ["unknown command conclave ckpt exprot", "Did you mean conclave ckpt export?"], id="inner-command"),
     pytest.param(["bench", "stpe", "--help"], ["Did you mean conclave bench step?"], id="inner-command-with-help"),

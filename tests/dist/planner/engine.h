@@ -116,7 +116,7 @@ inline std::vector<Case> cases_of_routing() {
        .shard = 4,
        .expert = 4,
        .moe = {.overload = OverloadPolicy::spill, .spill_threshold = 1.01, .spill_least_rows = 1},
-       .adapter = AdapterShape{.rank = 8, .experts = true, .router = true}},
+       .adapter = AdapterShape{.rank = 8, .targets = {}, .experts = true, .router = true}},
       {.name = "lent_experts",
        .world = 4,
        .rank = 1,

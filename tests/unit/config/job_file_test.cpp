@@ -98,8 +98,16 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e, f, g);
   }
   {
-    const auto& [a, b, c, d, e] = job.data;
-    count.expect_described(a, b, c, d, e);
+    const auto& [a] = job.train;
+    count.expect_described(a);
+  }
+  {
+    const auto& [a, b, c, d, e, f, g, h, i] = job.adapter;
+    count.expect_described(a, b, c, d, e, f, g, h, i);
+  }
+  {
+    const auto& [a, b, c, d, e, f] = job.data;
+    count.expect_described(a, b, c, d, e, f);
   }
   {
     const auto& [a, b, c, d, e] = job.parallel;
@@ -130,16 +138,16 @@ TEST(JobDescription, has_every_member_of_every_struct) {
     count.expect_described(a, b, c, d, e, f, g, h, i, j, k);
   }
   {
-    const auto& [a, b] = job.validation;
-    count.expect_described(a, b);
+    const auto& [a, b, c, d, e, f] = job.validation;
+    count.expect_described(a, b, c, d, e, f);
   }
   {
     const auto& [a, b, c] = job.metrics;
     count.expect_described(a, b, c);
   }
   // No section is forgotten either.
-  [[maybe_unused]] const auto& [run, model, data, parallel, memory, moe, precision, optimizer, schedule, checkpoint,
-                                validation, metrics, origins] = job;
+  [[maybe_unused]] const auto& [run, model, train, adapter, data, parallel, memory, moe, precision, optimizer, schedule,
+                                checkpoint, validation, metrics, origins] = job;
   EXPECT_EQ(fields.sections().size(), count.section);
 }
 

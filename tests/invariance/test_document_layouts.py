@@ -87,7 +87,7 @@ def test_the_plan_takes_documents_as_the_data_has_them(trained):
     arguments = ["--world", 1, "--device", "cpu"]
     assert "documents of 4 tokens" in trained.must_run(1, "plan", [*arguments, "--document-tokens", 4]).text
     assert "tokens, of which none sees another" in trained.must_run(1, "plan", arguments).text
-    elsewhere = trained.with_keys({"data.train": "nowhere", "data.validation": None})
+    elsewhere = trained.with_keys({"data.train": "nowhere", "data.validation": None, "validation.every": 0})
     assert "documents of 16 tokens" in elsewhere.must_run(1, "plan", arguments).text
     assert "cannot be read" in elsewhere.must_run(1, "plan", arguments).text
     for key, value, said in [("data.document_mask", False, "documents see each other"), ("data.sequence_length", 3, "Use at most 3")]:
