@@ -213,7 +213,7 @@ def trained(prepared, tmp_path_factory) -> tuple[Prepared, SmallJob]:
 def test_a_checkpoint_holds_the_adapter_alone(trained):
     _, job = trained
     manifest = json.loads(next((job.output / "checkpoints").glob("step-*/manifest.json")).read_text())
-    names = [name.split("/", 1) for name in (manifest.get("manifest") or manifest)["tensors"]]
+    names = [name.split("/", 1) for name in manifest["content"]["tensors"]]
     assert {kind for kind, _ in names} == {"parameter", "exp_avg", "exp_avg_sq"}
     assert all(name.endswith((".lora_a", ".lora_b")) for _, name in names) and len(names) == 3 * 2 * 2 * (4 + 2)
 
