@@ -52,7 +52,7 @@ TEST(JobDifference, places_differ_between_hosts_but_not_what_a_blend_is_of) {
   EXPECT_EQ(values_but_places_of(job), values_but_places_of(elsewhere));
   job.data.train.sets = {{"a", "here/a", 0.7}, {"b", "here/b", 2}};
   elsewhere.data.train.sets = {{"a", "there/c", 0.7}, {"b", "there/d", 2}};
-  EXPECT_EQ(values_but_places_of(job).at("data.train"), "a with weight 0.7, b with weight 2");
+  EXPECT_EQ(values_but_places_of(job).at("data.train"), "a with weight 0.7, b with weight 2.0");
   EXPECT_EQ(values_but_places_of(job), values_but_places_of(elsewhere));
   elsewhere.data.train.sets[1].weight = 3;
   EXPECT_NE(values_but_places_of(job), values_but_places_of(elsewhere));

@@ -252,7 +252,21 @@ TEST(JobFile, every_key_is_printed_and_reads_back) {
       {"model.shrink_vocabulary=true", "model.resize_vocabulary=512", "model.init_from=weights"},
       {"model.upcycle_from=dense"},
       {"model.upcycle_noise=0.5", "model.upcycle_from=dense"},
-      {"model.upcycle_reinit_fraction=0.5", "model.upcycle_from=dense"}};
+      {"model.upcycle_reinit_fraction=0.5", "model.upcycle_from=dense"},
+      {"train.freeze=[\"a.*\"]"},
+      {"adapter.rank=3"},
+      {"adapter.alpha=4.5", "adapter.rank=3"},
+      {"adapter.dropout=0.25", "adapter.rank=3"},
+      {"adapter.targets=[\"mlp\"]", "adapter.rank=3"},
+      {"adapter.experts=false", "adapter.rank=3"},
+      {"adapter.router=adapted", "adapter.rank=3"},
+      {"adapter.use_rslora=true", "adapter.rank=3"},
+      {"adapter.init_from=folder", "adapter.rank=3"},
+      {"data.document_mask=true"},
+      {"validation.prompts=[\"a\"]", "validation.every=2", "data.validation=v", "validation.tokenizer=t"},
+      {"validation.prompt_tokens=3"},
+      {"validation.temperature=0.5"},
+      {"validation.tokenizer=folder"}};
   EXPECT_EQ(changed, described.keys.size() - described.only.size() - of_another_job.size());
   for (const std::vector<std::string>& overrides : of_another_job) {
     const std::string with = print_job(job_from_overrides(overrides));
@@ -262,7 +276,7 @@ TEST(JobFile, every_key_is_printed_and_reads_back) {
     EXPECT_THAT(
         with, testing::AnyOf(testing::HasSubstr(key + ": " + value), testing::HasSubstr(key + ": \"" + value + "\"")));
   }
-  EXPECT_THAT(described.only, testing::UnorderedElementsAre("run.deterministic"));
+  EXPECT_THAT(described.only, testing::UnorderedElementsAre("run.deterministic", "adapter.use_dora"));
 }
 
 TEST(JobFile, json_is_yaml) {

@@ -39,14 +39,14 @@ TEST(JobRefusal, unknown_names_get_the_nearest) {
   EXPECT_EQ(refusal_of_job("metrics: {a_thing: 3}\n"),
             "unknown key metrics.a_thing.\n       The keys of metrics are tensorboard, log_every, record_routing.   "
             "(job.yaml, line 3)");
-  EXPECT_EQ(
-      refusal_of_job("zzzzzz: {a_thing: 3}\n"),
-      "unknown section zzzzzz.\n       The sections are run, model, data, parallel, memory, moe, precision, optimizer, "
-      "schedule, checkpoint, validation, metrics.   (job.yaml, line 3)");
-  EXPECT_EQ(
-      refusal_of_job("[a]: 3\n"),
-      "unknown section a list.\n       The sections are run, model, data, parallel, memory, moe, precision, optimizer, "
-      "schedule, checkpoint, validation, metrics.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_job("zzzzzz: {a_thing: 3}\n"),
+            "unknown section zzzzzz.\n       The sections are run, model, train, adapter, data, parallel, memory, moe, "
+            "precision, optimizer, "
+            "schedule, checkpoint, validation, metrics.   (job.yaml, line 3)");
+  EXPECT_EQ(refusal_of_job("[a]: 3\n"),
+            "unknown section a list.\n       The sections are run, model, train, adapter, data, parallel, memory, moe, "
+            "precision, optimizer, "
+            "schedule, checkpoint, validation, metrics.   (job.yaml, line 3)");
 }
 
 TEST(JobRefusal, wrong_types) {
@@ -307,7 +307,8 @@ TEST(JobRefusal, files_that_are_no_job) {
             "the job file holds 2 YAML documents, but it must be one.\n"
             "       Remove the lines `---` and what follows the first document.   (job.yaml)");
   EXPECT_EQ(refusal_of_job("- a\n", {}, ""),
-            "the job file is a list, but it must be a group of sections.\n       The sections are run, model, data, "
+            "the job file is a list, but it must be a group of sections.\n       The sections are run, model, train, "
+            "adapter, data, "
             "parallel, "
             "memory, moe, precision, optimizer, schedule, checkpoint, validation, metrics.   (job.yaml)");
   EXPECT_NE(refusal_of_job("", {}, ""), "accepted");  // an empty file misses its required keys

@@ -1,4 +1,5 @@
 #include "kernels/linear.h"
+#include "kernels/kernels.h"
 
 #include <ATen/core/grad_mode.h>
 
@@ -110,6 +111,10 @@ TEST(Linear, rounds_a_weight_in_fp32_as_it_reads_it) {
     }
 }
 
+bool cpu_multiplies() {
+  return kernels_of(at::kCPU).multiply == cpu_kernels().multiply;
+}
+
 bool same_bits(const at::Tensor& a, const at::Tensor& b) {
   const at::ScalarType bits = a.scalar_type() == at::kFloat ? at::kInt : at::kShort;
   return at::equal(a.contiguous().view(bits), b.contiguous().view(bits));
@@ -118,6 +123,7 @@ bool same_bits(const at::Tensor& a, const at::Tensor& b) {
 // Oracle: the same rows among many, whose product with a weight is computed another way round on CPUs
 // (turned_product.h). Partial blocks and panels in every direction, and numbers of terms that cannot be turned.
 TEST(Linear, few_rows_have_the_bits_that_they_have_among_many) {
+  if (!cpu_multiplies()) GTEST_SKIP() << "products of another device";
   constexpr int64_t many = 700;
   for (const auto& [dtype, of_weight] :
        {std::pair{at::kFloat, at::kFloat}, {at::kBFloat16, at::kBFloat16}, {at::kBFloat16, at::kFloat}}) {
@@ -145,6 +151,7 @@ TEST(Linear, few_rows_have_the_bits_that_they_have_among_many) {
 
 // Oracle: its parts, one after the other. Of few rows, a large one is written past the caches.
 TEST(Linear, a_large_weight_gradient_has_the_bits_of_its_parts) {
+  if (!cpu_multiplies()) GTEST_SKIP() << "products of another device";
   constexpr int64_t n = 520, m = 300, part = 104;
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     if (!cpu::multiplies_in_blocks(dtype)) continue;
