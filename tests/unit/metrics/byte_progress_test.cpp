@@ -1,13 +1,10 @@
 #include "metrics/byte_progress.h"
 
 #include <gtest/gtest.h>
-#include <poll.h>
-#include <pty.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <array>
 #include <string>
+
+#include "terminal.h"
 
 namespace conclave {
 namespace {
@@ -30,33 +27,15 @@ TEST(ByteProgress, says_how_far_how_fast_and_how_long_yet) {
   EXPECT_EQ(format_byte_progress("verify", 0, 0, 1.0), "verify  0 bytes of 0 bytes  100 %");
 }
 
-std::string shown_on(int terminal) {
-  std::string text;
-  std::array<char, 4096> buffer{};
-  pollfd readable{terminal, POLLIN, 0};
-  while (::poll(&readable, 1, /*milliseconds=*/200) > 0) {  // what was written may come in parts
-    const ssize_t count = ::read(terminal, buffer.data(), buffer.size());
-    if (count <= 0) break;
-    text.append(buffer.data(), static_cast<size_t>(count));
-  }
-  return text;
-}
-
 TEST(ByteProgress, is_shown_on_a_terminal_and_taken_away_in_the_end) {
-  int terminal = -1, program = -1;
-  ASSERT_EQ(::openpty(&terminal, &program, nullptr, nullptr, nullptr), 0);
-  std::FILE* out = ::fdopen(program, "w");
-  {
+  const std::string text = printed_on_terminal(80, [](std::FILE* out) {
     ByteProgress progress("export", 100, ByteProgress::Show::on_terminal, out);
     progress.add(40);
     progress.add(1);  // too soon after the first to be shown
-  }
-  const std::string text = shown_on(terminal);
+  });
   EXPECT_NE(text.find("export  40 bytes of 100 bytes"), std::string::npos) << text;
   EXPECT_EQ(text.find("41 bytes"), std::string::npos);
   EXPECT_EQ(text.substr(text.size() - 4), "\r\x1b[K");
-  std::fclose(out);
-  ::close(terminal);
 }
 
 TEST(ByteProgress, is_not_shown_elsewhere_or_unasked) {
@@ -64,15 +43,12 @@ TEST(ByteProgress, is_not_shown_elsewhere_or_unasked) {
   { ByteProgress("export", 100, ByteProgress::Show::on_terminal, file).add(40); }
   EXPECT_EQ(std::ftell(file), 0);
   std::fclose(file);
-  int terminal = -1, program = -1;
-  ASSERT_EQ(::openpty(&terminal, &program, nullptr, nullptr, nullptr), 0);
-  std::FILE* out = ::fdopen(program, "w");
-  { ByteProgress("export", 100, ByteProgress::Show::never, out).add(40); }
-  std::fputs("end", out);
-  std::fflush(out);
-  EXPECT_EQ(shown_on(terminal), "end");
-  std::fclose(out);
-  ::close(terminal);
+  EXPECT_EQ(printed_on_terminal(80,
+                                [](std::FILE* out) {
+                                  { ByteProgress("export", 100, ByteProgress::Show::never, out).add(40); }
+                                  std::fputs("end", out);
+                                }),
+            "end");
 }
 
 }  // namespace

@@ -1,12 +1,8 @@
 #include "metrics/panel.h"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <pty.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <functional>
 #include <limits>
@@ -14,6 +10,7 @@
 #include <vector>
 
 #include "metrics/progress_line.h"
+#include "terminal.h"
 
 namespace conclave {
 namespace {
@@ -143,19 +140,10 @@ std::string shown_on_terminal(const std::function<void(ProgressLine&, std::FILE*
   ::setenv("TERM", "xterm", 1);
   ::setenv("NO_COLOR", "1", 1);
   ::setenv("LC_ALL", "C.UTF-8", 1);
-  int terminal = -1, program = -1;
-  winsize size{.ws_row = 24, .ws_col = 80, .ws_xpixel = 0, .ws_ypixel = 0};
-  EXPECT_EQ(::openpty(&terminal, &program, nullptr, nullptr, &size), 0);
-  std::FILE* out = ::fdopen(program, "w");
-  {
+  return printed_on_terminal(80, [&](std::FILE* out) {
     ProgressLine line(3, 1, out);
     play(line, out);
-  }
-  std::array<char, 16384> buffer{};
-  const ssize_t count = ::read(terminal, buffer.data(), buffer.size());
-  std::fclose(out);
-  ::close(terminal);
-  return {buffer.data(), static_cast<size_t>(std::max<ssize_t>(count, 0))};
+  });
 }
 
 TEST(Panel, stays_in_place_on_a_terminal_and_makes_room_for_messages) {

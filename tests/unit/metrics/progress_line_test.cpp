@@ -1,13 +1,12 @@
 #include "metrics/progress_line.h"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <pty.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <limits>
+
+#include "terminal.h"
 
 namespace conclave {
 namespace {
@@ -75,26 +74,15 @@ TEST(ProgressLine, gives_a_file_every_nth_line_and_the_last) {
 // A pseudo terminal of 40 columns: every step rewrites one line, which never reaches the last column (there it would
 // wrap).
 TEST(ProgressLine, rewrites_one_line_on_a_terminal) {
-  int terminal = -1;
-  int program = -1;
-  winsize size{.ws_row = 24, .ws_col = 40, .ws_xpixel = 0, .ws_ypixel = 0};
-  ASSERT_EQ(::openpty(&terminal, &program, nullptr, nullptr, &size), 0);
-  std::FILE* out = ::fdopen(program, "w");
-  {
+  const std::string printed = printed_on_terminal(40, [](std::FILE* out) {
     ProgressLine line(20, 10, out);
     line.show(progress_at(1));
     line.show(progress_at(2));
-  }
-  std::array<char, 4096> buffer{};
-  const ssize_t count = ::read(terminal, buffer.data(), buffer.size());
-  std::fclose(out);
-  ::close(terminal);
-  ASSERT_GT(count, 0);
+  });
   const std::string line_1 = "step  1/20  loss 3.4123  grad norm 0.81";
   const std::string line_2 = "step  2/20  loss 3.4123  grad norm 0.81";
   ASSERT_EQ(line_1.size(), 39u);
-  EXPECT_EQ(std::string(buffer.data(), static_cast<size_t>(count)),
-            "\r" + line_1 + "\x1b[K" + "\r" + line_2 + "\x1b[K" + "\r\n");
+  EXPECT_EQ(printed, "\r" + line_1 + "\x1b[K" + "\r" + line_2 + "\x1b[K" + "\r\n");
 }
 
 TEST(TimeLeft, of_equal_steps_is_exact_from_the_first_on) {
