@@ -144,13 +144,7 @@ CheckedJob SpeakingSource::job_for(int world) const {
     most.expert_parallel_degree = world;
     job.parallel.expert_parallel_degree = fitting_degrees(most, world, model.experts()).expert_parallel_degree;
   }
-  CheckedJob checked = base_ ? check_job_and_model(std::move(job), world) : check_job(std::move(job), model, world);
-  if (checked.model.adapter)
-    if (const std::string because = kept_from_generating(*checked.model.adapter); !because.empty())
-      user_error(
-          "no text can be generated with {}: {}.\n       Fold the adapter into its model with conclave ckpt merge.",
-          shown_path(options_.source), because);
-  return checked;
+  return base_ ? check_job_and_model(std::move(job), world) : check_job(std::move(job), model, world);
 }
 
 GenerationOptions SpeakingSource::generation(const ModelConfig& model) const {

@@ -87,21 +87,11 @@ AdapterShape adapter_shape(const AdapterConfig& adapter, const ModelConfig& mode
   return shape;
 }
 
-std::string kept_from_generating(const AdapterShape& adapter) {
-  if (!adapter.targets.contains("attention.kv_b")) return "";
-  return "there is an adapter beside kv_b_proj, and generation computes with the latents that kv_b_proj would expand";
-}
-
 std::optional<AdapterShape> adapter_shape(const Job& job, const ModelConfig& model) {
   if (!job.adapter.exists()) return std::nullopt;
   check_combinations(job, model);
   const char* key = job.adapter.dropout > 0 ? "adapter.dropout" : "adapter.targets";
-  AdapterShape shape = adapter_shape(job.adapter, model, static_cast<uint64_t>(job.run.seed), job.origins.of(key));
-  if (const std::string because = kept_from_generating(shape); !because.empty() && job.validation.prompts)
-    refuse(fmt::format("validation.prompts is given, but {}.", because),
-           "Name other modules than kv_b_proj in adapter.targets, or leave validation.prompts out.",
-           job.origins.of("validation.prompts"));
-  return shape;
+  return adapter_shape(job.adapter, model, static_cast<uint64_t>(job.run.seed), job.origins.of(key));
 }
 
 std::set<std::string> frozen_beside(const AdapterConfig& adapter, const ModelConfig& model) {

@@ -18,10 +18,6 @@ std::optional<AdapterShape> adapter_shape(const Job& job, const ModelConfig& mod
 AdapterShape adapter_shape(const AdapterConfig& adapter, const ModelConfig& model, uint64_t seed,
                            const std::string& place = "");
 
-// Why texts cannot be generated with the adapter; empty: they can. Generation computes with the latents of latent
-// attention as they are cached, where what lies beside kv_b_proj is not added.
-std::string kept_from_generating(const AdapterShape& adapter);
-
 // The parameters of the model itself that are not trained beside the adapter.
 std::set<std::string> frozen_beside(const AdapterConfig& adapter, const ModelConfig& model);
 
