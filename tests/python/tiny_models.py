@@ -32,9 +32,15 @@ def tiny_config(family: str, **changes):
 
 
 def tiny_model(family: str, seed: int = 1, **changes) -> PreTrainedModel:
-    """The same weights on every rank. Larger than the default's, so that routing and losses differ visibly."""
+    """The same weights on every rank. Larger than the default's, so that routing and losses differ visibly. Biases are drawn, too: from zero, the first steps
+    of AdamW would make them of gradients' rounding alone where the gradient is nearly zero, as that of the keys' biases is."""
     torch.manual_seed(seed)
-    return AutoModelForCausalLM.from_config(tiny_config(family, initializer_range=0.1, **changes), attn_implementation="eager").train()
+    model = AutoModelForCausalLM.from_config(tiny_config(family, initializer_range=0.1, **changes), attn_implementation="eager").train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    return model
 
 
 def batches(steps: int, ranks: int, sequences: int = 2, length: int = 12, seed: int = 5, vocabulary: int = 64) -> torch.Tensor:
