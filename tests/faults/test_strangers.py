@@ -101,7 +101,7 @@ STORE = """
 import sys, time, torch.distributed as dist
 store = dist.TCPStore("127.0.0.1", int(sys.argv[1]), is_master=False, wait_for_workers=False)
 try:
-    for _ in range(200):  # a rank writes its report anew once a second
+    for _ in range(3000):  # a rank writes its report anew once a second
         store.set(f"conclave/0/2/{sys.argv[2]}", bytes.fromhex(sys.argv[3]))
         time.sleep(0.02)
 except dist.DistNetworkError:
