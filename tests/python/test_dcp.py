@@ -189,8 +189,11 @@ def config_file(folder, **changes):
     return folder / "config.json"
 
 
-@pytest.mark.parametrize("tied, dtype", [(False, torch.float32), (True, torch.float32), (False, torch.bfloat16)], ids=["fp32", "tied", "bf16"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form, tied, dtype", [
+    pytest.param(form, tied, dtype, id=f"{form}-{name}", marks=[] if is_fast else pytest.mark.slow)
+    for number, form in enumerate(FORMS)
+    for kind, (name, tied, dtype) in enumerate([("fp32", False, torch.float32), ("tied", True, torch.float32), ("bf16", False, torch.bfloat16)])
+    for is_fast in [number % 3 == kind]])  # each form and each kind is in the fast set, not each pair
 def test_what_pytorch_saved_becomes_a_checkpoint_bit_by_bit(form, tied, dtype, tmp_path):
     model, optimizer = trained(2, tied=tied, dtype=dtype)
     state = FORMS[form](model, optimizer)

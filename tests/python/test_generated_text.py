@@ -84,7 +84,7 @@ def answer_of_transformers(model, ids: list[int], tokens: int) -> list[int]:
 PROMPTS = ["The cat", "def f(x):\n", "na\u00efve \u6587"]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_texts_equal_those_of_transformers(model, world, tmp_path):
     plain, folder = model
     file = tmp_path / "prompts.jsonl"
@@ -133,7 +133,7 @@ def conversation(model, messages: list[dict], lines: list[str]) -> str:
     return shown
 
 
-@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize("ranks", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_chat_from_a_pipe_equals_transformers(model, ranks):
     plain, folder = model
     ended = chat(folder, ["The cat?", "", "And the dog?", "/reset", "def"], "--ranks", ranks)

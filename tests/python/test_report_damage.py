@@ -216,7 +216,7 @@ def value_replaced(generator, content):
     return b"\n".join(lines)
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 4))])
 def test_random_damage(part, tmp_path):
     """240 damaged folders: each is read, one in eight is drawn; none ends otherwise than by a page or the refusal of a folder without a whole record."""
     drawn = 0
