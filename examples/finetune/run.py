@@ -1,6 +1,6 @@
 """From twenty chats to a model that answers in their manner: tokens, an adapter trained on 2 ranks, PEFT's folder, the merged model, and an answer.
 
-    python examples/finetune/run.py
+    .venv/bin/python examples/finetune/run.py
 
 It begins with the model that `./dev quickstart` leaves in runs/quickstart/export; --base gives another one of the same kind.
 """
@@ -19,7 +19,7 @@ QUESTION = "How do I boil an egg?"
 
 def run(*command: str) -> None:
     """Run a command in the root of the checkout, shown as one would type it."""
-    shown = shlex.join(command).replace(sys.executable, "python")
+    shown = shlex.join(command)
     print(f"$ {shown}", flush=True)
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise SystemExit(f"error: `{shown}` failed")
@@ -51,7 +51,7 @@ def main() -> int:
     if not (ROOT / base / "config.json").exists():
         print(f"error: there is no model in {base}. Run ./dev quickstart first, or give --base.", file=sys.stderr)
         return 2
-    run(sys.executable, "-m", "conclave.data", "build", f"{HERE}/chats.jsonl", "--chats", "--chat-template", f"{HERE}/chat_template.jinja",
+    run("build/conclave", "data", "build", f"{HERE}/chats.jsonl", "--chats", "--chat-template", f"{HERE}/chat_template.jinja",
         "--tokenizer", base, "--output", str(output / "chats"), "--overwrite")
     keys = [f"run.output_dir={output / 'training'}", f"model.config={base}", f"model.init_from={base}", f"data.train={output / 'chats'}", *options.set]
     run("build/conclave", "train", f"{HERE}/job.yaml", "--ranks", "2", *(part for key in keys for part in ("--set", key)))

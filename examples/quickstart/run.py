@@ -36,7 +36,7 @@ NEXT = f"""
 Next:
   look at the run         build/conclave report {TRAINING}
   let it write            build/conclave generate {TRAINING} --tokenizer {TOKENIZER} --prompt "{PROMPT}"
-  make it answer          python examples/finetune/run.py
+  make it answer          .venv/bin/python examples/finetune/run.py
   bring your own text     build/conclave data build TEXT --tokenizer {TOKENIZER}/tokenizer.json --output runs/mine/data --validation-fraction 0.05
   write a job for it      build/conclave init --data runs/mine/data --output runs/mine/job.yaml
   plan a large one        build/conclave plan examples/mixtral-8x7b.yaml --world 64 --device h100-80
