@@ -57,8 +57,8 @@ def help_of(*command: str) -> str:
 
 
 def subcommands_of(text: str) -> list[str]:
-    """The names under SUBCOMMANDS of a --help."""
-    _, _, listed = text.partition("SUBCOMMANDS:\n")
+    """The names under Subcommands of a --help."""
+    _, _, listed = text.partition("Subcommands:\n")
     return re.findall(r"^  (\w[\w-]*)", listed.partition("\n\n")[0], re.MULTILINE)
 
 
